@@ -1,0 +1,126 @@
+"""DIAYN on top of DrQ: skills, the discriminator that tells them apart, and the reward it pays.
+
+Paper: Diversity Is All You Need (Eysenbach, Gupta, Ibarz, Levine; ICLR 2019), https://arxiv.org/abs/1802.06070
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from drq import DrQAgent, Encoder, Metrics, Views, make_head
+from utils import mlp, weight_init
+
+DISCRIMINATOR_ENCODERS = ("shared", "separate")
+
+
+class Discriminator(nn.Module):
+    """q_phi(z | s'): which skill led to this observation. It sees the stacked next observation, never an action.
+
+    `encoder` None: it reads the convolutional features that it is handed (shared, detached). Otherwise it has
+    convolutions of its own, trained by its own loss.
+    """
+
+    def __init__(
+        self,
+        conv_dim: int,
+        num_skills: int,
+        *,
+        encoder_feature_dim: int,
+        hidden_dim: int,
+        hidden_depth: int,
+        encoder: Encoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = make_head(conv_dim, encoder_feature_dim)
+        self.classifier = mlp(encoder_feature_dim, hidden_dim, num_skills, hidden_depth)
+        self.apply(weight_init)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits (N, num_skills) from convolutional features (N, conv_dim)."""
+        return self.classifier(self.head(features))
+
+
+class DIAYNAgent(DrQAgent):
+    """DrQ whose actor and critic are conditioned on a skill and whose reward is the discriminator's.
+
+    Args:
+        num_skills: K; p(z) is uniform and stays so.
+        lr_discriminator: Adam's learning rate for the discriminator.
+        discriminator_encoder: "shared" reads the critic's convolutional features, "separate" has its own.
+        diayn_intrinsic_reward_coeff, extrinsic_reward_coeff: weights of r_int and of the task's reward.
+        drq: everything else as `DrQAgent` takes it.
+    """
+
+    def __init__(
+        self,
+        obs_shape: tuple[int, int, int],
+        action_dim: int,
+        *,
+        num_skills: int,
+        lr_discriminator: float,
+        discriminator_encoder: str = "shared",
+        diayn_intrinsic_reward_coeff: float = 1.0,
+        extrinsic_reward_coeff: float = 0.0,
+        encoder_feature_dim: int = 50,
+        hidden_dim: int = 1024,
+        hidden_depth: int = 2,
+        **drq: Any,
+    ) -> None:
+        sizes = {"encoder_feature_dim": encoder_feature_dim, "hidden_dim": hidden_dim, "hidden_depth": hidden_depth}
+        super().__init__(obs_shape, action_dim, num_skills=num_skills, **sizes, **drq)
+        self.num_skills = num_skills
+        self.intrinsic_coeff, self.extrinsic_coeff = diayn_intrinsic_reward_coeff, extrinsic_reward_coeff
+        own_encoder = Encoder(obs_shape) if discriminator_encoder == "separate" else None
+        conv_dim = self.critic.encoder.feature_dim
+        self.discriminator = Discriminator(conv_dim, num_skills, encoder=own_encoder, **sizes).to(self.device)
+        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr_discriminator)
+
+    def skills(self) -> list[int]:
+        return list(range(self.num_skills))
+
+    def sample_skill(self, rng: np.random.Generator) -> int:
+        """z ~ p(z), uniform (paper, section 3.2: learning p(z) would let it collapse)."""
+        return int(rng.integers(self.num_skills))
+
+    @torch.no_grad()
+    def intrinsic_reward(self, next_obs: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
+        """log q_phi(z|s') - log p(z) (eq. 3): 0 at chance, at most log K; nats, (N,)."""
+        log_q = -F.cross_entropy(self.discriminator_logits(next_obs), skill, reduction="none")
+        return log_q + math.log(self.num_skills)
+
+    def discriminator_logits(self, next_obs: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K) for images (N, C, H, W). No gradient reaches the critic's encoder."""
+        if self.discriminator.encoder is not None:
+            return self.discriminator(self.discriminator.encoder(next_obs))
+        with torch.no_grad():
+            features = self.critic.encoder(next_obs)
+        return self.discriminator(features)
+
+    def learn(self, views: Views) -> Metrics:
+        """Update the discriminator, relabel the reward with what it says now, and let DrQ learn from that."""
+        next_obs = views.next_obs[: len(views.reward)]
+        metrics = self.update_discriminator(next_obs, views.skill)
+        intrinsic = self.intrinsic_reward(next_obs, views.skill)
+        metrics["intrinsic_reward"] = intrinsic.mean()
+        reward = self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic
+        return metrics | super().learn(views._replace(reward=reward))
+
+    def update_discriminator(self, next_obs: torch.Tensor, skill: torch.Tensor) -> Metrics:
+        """One step on the cross-entropy of q_phi(z | s'); accuracy is of before the step."""
+        logits = self.discriminator_logits(next_obs)
+        loss = F.cross_entropy(logits, skill)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.discriminator_optimizer.step()
+        accuracy = (logits.detach().argmax(dim=1) == skill).float().mean()
+        return {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {**super().modules(), "discriminator": self.discriminator}

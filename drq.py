@@ -1,0 +1,438 @@
+"""DrQ: soft actor-critic from pixels, regularized by image augmentation.
+
+Paper: Image Augmentation Is All You Need (Yarats, Kostrikov, Fergus; ICLR 2021), https://arxiv.org/abs/2004.13649
+SAC:   Soft Actor-Critic Algorithms and Applications (Haarnoja et al., 2018), https://arxiv.org/abs/1812.05905
+
+Everything here is written for a policy conditioned on a skill z. Without DIAYN the skill has width 0: nothing is
+concatenated, and no parameter and no random number belongs to it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from replay_buffer import NO_SKILL, Batch
+from utils import frozen, mlp, soft_update, weight_init
+
+Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device: nobody waits for them here
+
+NUM_FILTERS = 32
+STRIDES = (2, 1, 1, 1)
+AUGMENTATIONS = ("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none")
+NUM_VIEWS = 2  # the paper's M (views of obs) and K (views of next_obs)
+
+
+class RandomShift:
+    """Pad by replication, then crop back at a random offset per image, the same for all channels (paper, section 3.1).
+
+    Takes and returns uint8 (N, C, H, W), channels_last in memory. Padding and crop are one gather of whole pixels:
+    output (i, j) is input (i + dy - pad, j + dx - pad) with both clamped into the image, exact to the bit.
+    """
+
+    def __init__(self, pad: int, generator: torch.Generator) -> None:
+        self.pad, self._generator = pad, generator
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        size = (len(images), 2)
+        offsets = torch.randint(2 * self.pad + 1, size, generator=self._generator, device=images.device)
+        return self.crop(images, offsets)
+
+    def crop(self, images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """The crop at given offsets: int64 (N, 2), rows (dy, dx), each from 0 to 2 * pad."""
+        n, channels, height, width = images.shape
+        rows, columns = (
+            (offsets[:, axis, None] - self.pad + torch.arange(length, device=images.device)).clamp(0, length - 1)
+            for axis, length in enumerate((height, width))
+        )
+        image = torch.arange(n, device=images.device)[:, None, None]
+        pixel = (image * height + rows[:, :, None]) * width + columns[:, None, :]  # (N, H, W)
+        pixels = images.permute(0, 2, 3, 1).reshape(n * height * width, channels)
+        return pixels.index_select(0, pixel.flatten()).view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def make_augmentation(name: str, pad: int, generator: torch.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
+    """One of AUGMENTATIONS as a function of (N, C, H, W) images with values 0 to 255.
+
+    Random shift is ours. The others are the paper's comparison (appendix E) by kornia, with its settings; they return
+    float32 and draw from torch's global generator, as kornia does.
+    """
+    if name == "shift":
+        return RandomShift(pad, generator)
+    if name == "none":
+        return lambda images: images
+    from kornia import augmentation as K
+
+    augmentations: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "cutout": K.RandomErasing(p=0.5),
+        "hflip": K.RandomHorizontalFlip(p=0.1),
+        "vflip": K.RandomVerticalFlip(p=0.1),
+        "rotation": K.RandomRotation(degrees=5.0),
+        "intensity": _intensity,
+    }
+    return lambda images: augmentations[name](images.float())
+
+
+def _intensity(images: torch.Tensor) -> torch.Tensor:
+    """Scale each image by 1 + 0.05 * noise, the Gaussian noise clamped into [-2, 2]."""
+    noise = torch.randn(len(images), 1, 1, 1, device=images.device).clamp(-2.0, 2.0)
+    return images * (1.0 + 0.05 * noise)
+
+
+class SkillEmbedding(nn.Module):
+    """Skill ids, int64 (N,), to vectors (N, width): a learned table, a one-hot code, or nothing.
+
+    `num_skills` 0 gives width 0 and has no parameter; `embedding_dim` 0 gives the one-hot vector of width num_skills.
+    """
+
+    def __init__(self, num_skills: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.num_skills = num_skills
+        self.width = (embedding_dim or num_skills) if num_skills else 0
+        self.table = nn.Embedding(num_skills, embedding_dim) if num_skills and embedding_dim else None
+
+    def forward(self, skill: torch.Tensor) -> torch.Tensor:
+        if self.table is not None:
+            return self.table(skill)
+        if self.num_skills:
+            return F.one_hot(skill, self.num_skills).float()
+        return torch.empty(len(skill), 0, device=skill.device)
+
+
+class Encoder(nn.Module):
+    """Four 3x3 convolutions of 32 filters: (N, C, H, W) with values 0 to 255 to flat float32 features (N, feature_dim).
+
+    The features are flattened as they lie in memory (height, width, filter), which costs no copy; the heads learn
+    on any order. 39,200 of them at 84 pixels.
+    """
+
+    def __init__(self, obs_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = obs_shape
+        layers: list[nn.Module] = []
+        for stride in STRIDES:
+            layers += [nn.Conv2d(channels, NUM_FILTERS, kernel_size=3, stride=stride), nn.ReLU()]
+            channels = NUM_FILTERS
+            height, width = ((length - 3) // stride + 1 for length in (height, width))
+        self.convs = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.feature_dim = NUM_FILTERS * height * width
+        self.apply(weight_init)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.to(torch.float32, memory_format=torch.channels_last) / 255.0
+        return self.convs(x).permute(0, 2, 3, 1).flatten(1)
+
+
+def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
+    """The bottleneck behind the convolutions: linear, LayerNorm, tanh. One each for actor, critic, target critic."""
+    return nn.Sequential(nn.Linear(conv_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
+
+
+class Critic(nn.Module):
+    """The convolutional encoder, which it owns, and two Q functions of (feature, skill, action).
+
+    The skill joins behind the bottleneck: beside 39,200 convolutional features it would drown.
+    """
+
+    def __init__(
+        self,
+        obs_shape: tuple[int, int, int],
+        action_dim: int,
+        *,
+        encoder_feature_dim: int,
+        hidden_dim: int,
+        hidden_depth: int,
+        num_skills: int,
+        skill_embedding_dim: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(obs_shape)
+        self.head = make_head(self.encoder.feature_dim, encoder_feature_dim)
+        self.skill = SkillEmbedding(num_skills, skill_embedding_dim)
+        width = encoder_feature_dim + self.skill.width + action_dim
+        self.q1 = mlp(width, hidden_dim, 1, hidden_depth)
+        self.q2 = mlp(width, hidden_dim, 1, hidden_depth)
+        self.apply(weight_init)
+
+    def forward(
+        self, features: torch.Tensor, skill: torch.Tensor, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Q1 and Q2, each (N,), from the encoder's features (N, feature_dim)."""
+        x = torch.cat([self.head(features), self.skill(skill), action], dim=1)
+        return self.q1(x).squeeze(1), self.q2(x).squeeze(1)
+
+
+class SquashedGaussian(NamedTuple):
+    """A Gaussian behind a tanh: the policy's distribution over actions, each field (N, action_dim)."""
+
+    mean: torch.Tensor
+    log_std: torch.Tensor
+
+    def mode(self) -> torch.Tensor:
+        """The deterministic policy: tanh of the mean."""
+        return self.mean.tanh()
+
+    def sample(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The action that standard normal `noise` selects, and its log-probability (N,), both differentiable.
+
+        log det of tanh is the stable 2 (log 2 - x - softplus(-2x)), which never takes the log of a rounded zero.
+        """
+        x = self.mean + self.log_std.exp() * noise
+        gaussian = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        log_det = 2.0 * (math.log(2.0) - x - F.softplus(-2.0 * x))
+        return x.tanh(), (gaussian - log_det).sum(dim=1)
+
+
+class Actor(nn.Module):
+    """The policy on the critic's convolutional features, which it is handed detached."""
+
+    def __init__(
+        self,
+        conv_dim: int,
+        action_dim: int,
+        *,
+        encoder_feature_dim: int,
+        hidden_dim: int,
+        hidden_depth: int,
+        log_std_bounds: tuple[float, float],
+        num_skills: int,
+        skill_embedding_dim: int,
+    ) -> None:
+        super().__init__()
+        self.log_std_bounds = log_std_bounds
+        self.head = make_head(conv_dim, encoder_feature_dim)
+        self.skill = SkillEmbedding(num_skills, skill_embedding_dim)
+        self.policy = mlp(encoder_feature_dim + self.skill.width, hidden_dim, 2 * action_dim, hidden_depth)
+        self.apply(weight_init)
+
+    def forward(self, features: torch.Tensor, skill: torch.Tensor) -> SquashedGaussian:
+        x = torch.cat([self.head(features), self.skill(skill)], dim=1)
+        mean, log_std = self.policy(x).chunk(2, dim=1)
+        low, high = self.log_std_bounds
+        return SquashedGaussian(mean, low + 0.5 * (high - low) * (log_std.tanh() + 1.0))
+
+
+class Views(NamedTuple):
+    """A batch as one update sees it: augmented, with all of the update's random numbers. B = batch size.
+
+    Views lie one after the other: rows 0 to B - 1 are the first view of each transition, B to 2B - 1 the second.
+    """
+
+    obs: torch.Tensor  # (M * B, C, H, W)
+    action: torch.Tensor  # (B, action_dim)
+    reward: torch.Tensor  # (B,)
+    next_obs: torch.Tensor  # (K * B, C, H, W)
+    terminated: torch.Tensor  # (B,)
+    skill: torch.Tensor  # (B,)
+    next_noise: torch.Tensor  # (K * B, action_dim), standard normal: selects the next actions of the target
+    noise: torch.Tensor  # (B, action_dim), standard normal: selects the actions of the actor's step
+
+
+class DrQAgent:
+    """DrQ. `update` takes one gradient step on a batch, `act` chooses one action.
+
+    The critic owns the encoder and alone trains it. Its target is a deep copy, encoder included. All randomness
+    comes from one generator on the agent's device (and, for kornia's augmentations, torch's global one).
+
+    Args:
+        obs_shape: (C, H, W) of the stacked uint8 observation.
+        learn_temperature: False keeps alpha at `init_temperature`.
+        num_skills, skill_embedding_dim: width of the skill, 0 without DIAYN.
+        seed: of the agent's own generator. Weights come from torch's global one.
+    """
+
+    def __init__(
+        self,
+        obs_shape: tuple[int, int, int],
+        action_dim: int,
+        *,
+        device: torch.device | str,
+        seed: int,
+        augmentation: str = "shift",
+        image_pad: int = 4,
+        lr: float = 1e-3,
+        discount: float = 0.99,
+        init_temperature: float = 0.1,
+        learn_temperature: bool = True,
+        actor_update_frequency: int = 2,
+        critic_tau: float = 0.01,
+        critic_target_update_frequency: int = 2,
+        encoder_feature_dim: int = 50,
+        hidden_dim: int = 1024,
+        hidden_depth: int = 2,
+        log_std_bounds: tuple[float, float] = (-10.0, 2.0),
+        num_skills: int = 0,
+        skill_embedding_dim: int = 0,
+    ) -> None:
+        self.device = torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.augment = make_augmentation(augmentation, image_pad, self.generator)
+        self.discount, self.critic_tau = discount, critic_tau
+        self.actor_update_frequency = actor_update_frequency
+        self.critic_target_update_frequency = critic_target_update_frequency
+        self.action_dim, self.target_entropy = action_dim, -float(action_dim)
+        self.num_updates = 0
+
+        self.critic = Critic(
+            obs_shape,
+            action_dim,
+            encoder_feature_dim=encoder_feature_dim,
+            hidden_dim=hidden_dim,
+            hidden_depth=hidden_depth,
+            num_skills=num_skills,
+            skill_embedding_dim=skill_embedding_dim,
+        ).to(self.device)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor = Actor(
+            self.critic.encoder.feature_dim,
+            action_dim,
+            encoder_feature_dim=encoder_feature_dim,
+            hidden_dim=hidden_dim,
+            hidden_depth=hidden_depth,
+            log_std_bounds=log_std_bounds,
+            num_skills=num_skills,
+            skill_embedding_dim=skill_embedding_dim,
+        ).to(self.device)
+        self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
+
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=lr)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr)
+        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr) if learn_temperature else None
+
+    # -- acting ---------------------------------------------------------------------------------------------------
+
+    def skills(self) -> list[int]:
+        """The skills to evaluate: one that stands for none."""
+        return [NO_SKILL]
+
+    def sample_skill(self, rng: np.random.Generator) -> int:
+        """The skill of a new episode. Plain DrQ draws no random number for it."""
+        return NO_SKILL
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:
+        """One action, float32 (action_dim,) in [-1, 1], for one observation: drawn, or the policy's mode."""
+        features = self.critic.encoder(self._to_device(obs[None]))
+        policy = self.actor(features, torch.tensor([skill], device=self.device))
+        action = policy.sample(self._normal(1))[0] if sample else policy.mode()
+        return action[0].cpu().numpy()
+
+    @torch.no_grad()
+    def intrinsic_reward(self, next_obs: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
+        """The intrinsic reward (N,) of arriving at uint8 `next_obs` (N, C, H, W) with `skill` (N,): none in DrQ."""
+        return torch.zeros(len(next_obs), device=self.device)
+
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch) -> Metrics:
+        """One update (paper, algorithm 1). Returns detached scalars; the actor's are there when it was updated."""
+        metrics = {"batch_reward": batch.reward.mean(), **self.learn(self.make_views(batch))}
+        self.num_updates += 1
+        return metrics
+
+    def make_views(self, batch: Batch) -> Views:
+        """Augment a batch, M = K = 2 independent views of each observation, and draw the update's noise."""
+        return Views(
+            obs=self.augment(batch.obs.repeat(NUM_VIEWS, 1, 1, 1)),
+            action=batch.action,
+            reward=batch.reward,
+            next_obs=self.augment(batch.next_obs.repeat(NUM_VIEWS, 1, 1, 1)),
+            terminated=batch.terminated,
+            skill=batch.skill,
+            next_noise=self._normal(NUM_VIEWS * len(batch.reward)),
+            noise=self._normal(len(batch.reward)),
+        )
+
+    def learn(self, views: Views) -> Metrics:
+        """The update itself, a function of the weights and the views only."""
+        metrics = self.update_critic(views)
+        if self.num_updates % self.actor_update_frequency == 0:
+            metrics |= self.update_actor_and_alpha(views)
+        if self.num_updates % self.critic_target_update_frequency == 0:
+            soft_update(self.critic, self.critic_target, self.critic_tau)
+        return metrics
+
+    @torch.no_grad()
+    def target_q(self, views: Views) -> torch.Tensor:
+        """y = r + gamma (1 - terminated) mean over K views of [min Q'(s', a') - alpha log pi(a'|s')] (eq. 2); (B,)."""
+        skill = views.skill.repeat(NUM_VIEWS)
+        policy = self.actor(self.critic.encoder(views.next_obs), skill)
+        next_action, log_prob = policy.sample(views.next_noise)
+        q1, q2 = self.critic_target(self.critic_target.encoder(views.next_obs), skill, next_action)
+        value = torch.min(q1, q2) - self.log_alpha.exp() * log_prob
+        return views.reward + self.discount * (1.0 - views.terminated) * value.view(NUM_VIEWS, -1).mean(dim=0)
+
+    def critic_loss(self, views: Views) -> torch.Tensor:
+        """Mean squared error to y, summed over both Qs and the M views (eq. 3; DrQ's code sums the views)."""
+        target = self.target_q(views).repeat(NUM_VIEWS)
+        skill, action = views.skill.repeat(NUM_VIEWS), views.action.repeat(NUM_VIEWS, 1)
+        q1, q2 = self.critic(self.critic.encoder(views.obs), skill, action)
+        return NUM_VIEWS * (F.mse_loss(q1, target) + F.mse_loss(q2, target))
+
+    def update_critic(self, views: Views) -> Metrics:
+        loss = self.critic_loss(views)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimizer.step()
+        return {"critic_loss": loss.detach()}
+
+    def actor_loss(self, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
+        """mean(alpha log pi - min Q) on the first view of obs, and log pi (B,). Only the actor gets gradient."""
+        batch_size = len(views.reward)
+        with torch.no_grad():  # the critic's encoder after its step; one pass serves actor and critic
+            features = self.critic.encoder(views.obs[:batch_size])
+        action, log_prob = self.actor(features, views.skill).sample(views.noise)
+        with frozen(self.critic):
+            q1, q2 = self.critic(features, views.skill, action)
+        return (self.log_alpha.detach().exp() * log_prob - torch.min(q1, q2)).mean(), log_prob
+
+    def alpha_loss(self, log_prob: torch.Tensor) -> torch.Tensor:
+        """mean(alpha (-log pi - target entropy)): only the temperature gets gradient (SAC, eq. 18)."""
+        return (self.log_alpha.exp() * (-log_prob.detach() - self.target_entropy)).mean()
+
+    def update_actor_and_alpha(self, views: Views) -> Metrics:
+        loss, log_prob = self.actor_loss(views)
+        self.actor_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.actor_optimizer.step()
+
+        alpha_loss = self.alpha_loss(log_prob)
+        if self.alpha_optimizer is not None:
+            self.alpha_optimizer.zero_grad(set_to_none=True)
+            alpha_loss.backward()
+            self.alpha_optimizer.step()
+        return {
+            "actor_loss": loss.detach(),
+            "actor_entropy": -log_prob.detach().mean(),
+            "actor_target_entropy": torch.tensor(self.target_entropy),
+            "alpha_loss": alpha_loss.detach(),
+            "alpha_value": self.log_alpha.detach().exp(),
+        }
+
+    # -- what others may look at ----------------------------------------------------------------------------------
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The trained networks by name."""
+        return {"actor": self.actor, "critic": self.critic}
+
+    def histograms(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every trained weight, and its newest gradient where there is one, by name."""
+        for name, module in self.modules().items():
+            for parameter_name, parameter in module.named_parameters():
+                path = f"{name}/{parameter_name.replace('.', '_')}"
+                yield path, parameter.detach()
+                if parameter.grad is not None:
+                    yield f"{path}_grad", parameter.grad
+
+    def _normal(self, rows: int) -> torch.Tensor:
+        return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)
+
+    def _to_device(self, images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(images).to(self.device)

@@ -1,0 +1,149 @@
+"""The replay buffer: every frame stored once, stacks put together when a batch is drawn."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+NO_SKILL = -1  # the skill id of runs without DIAYN, here and in every file
+
+
+class Batch(NamedTuple):
+    """B transitions, as `ReplayBuffer.sample` returns them, all on one device."""
+
+    obs: torch.Tensor  # uint8 (B, channels * frame_stack, H, W), channels_last in memory
+    action: torch.Tensor  # float32 (B, action_dim)
+    reward: torch.Tensor  # float32 (B,), summed over the action repeat
+    next_obs: torch.Tensor  # like obs
+    terminated: torch.Tensor  # float32 (B,): 1 where the episode really ended, 0 at time limits
+    skill: torch.Tensor  # int64 (B,), NO_SKILL without DIAYN
+
+
+class ReplayBuffer:
+    """A ring of the newest transitions with uniform sampling over exactly those that are complete.
+
+    An episode of T transitions has T + 1 frames: `start_episode` stores the first and `add` one more each. Every
+    frame has a running number and lives in slot number % frame_capacity. Each transition keeps the numbers of the
+    `frame_stack + 1` frames that its two stacks are made of, so an episode's edge (its first frame repeated) needs
+    no rule at sampling. The ring holds capacity / 64 frames more than transitions, which pays for the first frames
+    of episodes of 64 steps or longer; where episodes are shorter, the oldest transitions are dropped as soon as one
+    of their frames is overwritten.
+
+    Args:
+        capacity: transitions held at most.
+        frame_shape: one frame, (channels, H, W); uint8.
+        frame_stack: frames in an observation.
+        action_dim: length of an action.
+        device: where sampled batches go.
+        seed: of the stream that picks the batches.
+
+    Raises:
+        MemoryError: the frames do not fit; the message says how much is needed.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        frame_shape: tuple[int, int, int],
+        frame_stack: int,
+        action_dim: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.capacity, self.frame_stack, self.device = capacity, frame_stack, torch.device(device)
+        self.frame_capacity = _frame_capacity(capacity, frame_stack)
+        self._rng = np.random.default_rng(seed)
+        try:
+            # Not zeroed, so the system hands pages out only as the ring fills.
+            self._frames = torch.empty((self.frame_capacity, *frame_shape), dtype=torch.uint8)
+        except RuntimeError as error:
+            needed = self.bytes_needed(capacity, frame_shape, frame_stack, action_dim)
+            raise MemoryError(f"the replay buffer needs {needed / 1e9:.2f} GB") from error
+        self._stacks = np.zeros((capacity, frame_stack + 1), np.int64)  # frame numbers, oldest first
+        self._action = np.zeros((capacity, action_dim), np.float32)
+        self._reward = np.zeros(capacity, np.float32)
+        self._terminated = np.zeros(capacity, np.float32)
+        self._skill = np.zeros(capacity, np.int64)
+        self._written = 0  # frames so far, over the whole run
+        self._added = 0  # transitions so far, over the whole run
+        self._size = 0  # transitions held: numbers _added - _size to _added - 1
+        self._current: list[int] = []  # frame numbers of the running episode's newest stack
+
+    @staticmethod
+    def bytes_needed(capacity: int, frame_shape: tuple[int, int, int], frame_stack: int, action_dim: int) -> int:
+        """Memory of a full buffer, in bytes."""
+        frames = _frame_capacity(capacity, frame_stack) * int(np.prod(frame_shape))
+        return frames + capacity * (8 * (frame_stack + 1) + 4 * action_dim + 4 + 4 + 8)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def start_episode(self, obs: np.ndarray) -> None:
+        """Take in the observation that a reset returned: uint8 (channels * frame_stack, H, W), one frame repeated."""
+        self._current = [self._store_frame(obs)] * self.frame_stack
+
+    def add(
+        self, action: np.ndarray, reward: float, next_obs: np.ndarray, terminated: bool, skill: int = NO_SKILL
+    ) -> None:
+        """Take in one step of the running episode. Of `next_obs` only the newest frame is stored."""
+        numbers = [*self._current, self._store_frame(next_obs)]
+        self._current = numbers[1:]
+        row = self._added % self.capacity
+        self._stacks[row] = numbers
+        self._action[row], self._reward[row] = action, reward
+        self._terminated[row], self._skill[row] = terminated, skill
+        self._added += 1
+        self._size = min(self._size + 1, self.capacity)
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draw a batch uniformly and with replacement."""
+        if not self._size:
+            raise ValueError("the replay buffer is empty")
+        return self._gather(self._added - self._size + self._rng.integers(self._size, size=batch_size))
+
+    def recent(self, count: int) -> Batch:
+        """The newest `count` transitions, oldest first; draws no random number."""
+        if count > self._size:
+            raise ValueError(f"{count} transitions asked for, {self._size} held")
+        return self._gather(np.arange(self._added - count, self._added))
+
+    def _store_frame(self, obs: np.ndarray) -> int:
+        channels = self._frames.shape[1]
+        self._frames[self._written % self.frame_capacity] = torch.from_numpy(obs[-channels:])
+        self._written += 1
+        # The oldest frame still there is number _written - frame_capacity. Drop the transitions that need an older one.
+        while self._size and self._stacks[(self._added - self._size) % self.capacity, 0] < self._oldest_frame:
+            self._size -= 1
+        return self._written - 1
+
+    @property
+    def _oldest_frame(self) -> int:
+        return self._written - self.frame_capacity
+
+    def _gather(self, numbers: np.ndarray) -> Batch:
+        rows = numbers % self.capacity
+        slots = torch.from_numpy(self._stacks[rows] % self.frame_capacity)
+        flat = self._frames.view(self.frame_capacity, -1).index_select(0, slots.flatten())
+        frames = flat.view(len(rows), self.frame_stack + 1, *self._frames.shape[1:])  # (B, S + 1, C, H, W)
+
+        def to(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array[rows]).to(self.device)
+
+        def stack(part: torch.Tensor) -> torch.Tensor:
+            return part.flatten(1, 2).contiguous(memory_format=torch.channels_last).to(self.device)
+
+        return Batch(
+            obs=stack(frames[:, :-1]),
+            action=to(self._action),
+            reward=to(self._reward),
+            next_obs=stack(frames[:, 1:]),
+            terminated=to(self._terminated),
+            skill=to(self._skill),
+        )
+
+
+def _frame_capacity(capacity: int, frame_stack: int) -> int:
+    return capacity + capacity // 64 + frame_stack + 1
