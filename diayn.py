@@ -6,6 +6,7 @@ Paper: Diversity Is All You Need (Eysenbach, Gupta, Ibarz, Levine; ICLR 2019), h
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from drq import DrQAgent, Encoder, Metrics, Views, make_head
-from utils import mlp, weight_init
+from replay_buffer import Batch
+from utils import mlp, to_channels_last, weight_init
 
 DISCRIMINATOR_ENCODERS = ("shared", "separate")
 
@@ -54,32 +56,35 @@ class DIAYNAgent(DrQAgent):
         num_skills: K; p(z) is uniform and stays so.
         lr_discriminator: Adam's learning rate for the discriminator.
         discriminator_encoder: "shared" reads the critic's convolutional features, "separate" has its own.
-        diayn_intrinsic_reward_coeff, extrinsic_reward_coeff: weights of r_int and of the task's reward.
+        diayn_intrinsic_reward_coeff: weight of r_int, which is added to the weighted environment's reward.
         drq: everything else as `DrQAgent` takes it.
     """
 
     def __init__(
         self,
-        obs_shape: tuple[int, int, int],
+        obs_shape: tuple[int, ...],
         action_dim: int,
         *,
         num_skills: int,
         lr_discriminator: float,
         discriminator_encoder: str = "shared",
         diayn_intrinsic_reward_coeff: float = 1.0,
-        extrinsic_reward_coeff: float = 0.0,
         encoder_feature_dim: int = 50,
         hidden_dim: int = 1024,
         hidden_depth: int = 2,
         **drq: Any,
     ) -> None:
-        sizes = {"encoder_feature_dim": encoder_feature_dim, "hidden_dim": hidden_dim, "hidden_depth": hidden_depth}
+        sizes: dict[str, Any] = {
+            "encoder_feature_dim": encoder_feature_dim,
+            "hidden_dim": hidden_dim,
+            "hidden_depth": hidden_depth,
+        }
         super().__init__(obs_shape, action_dim, num_skills=num_skills, **sizes, **drq)
-        self.num_skills = num_skills
-        self.intrinsic_coeff, self.extrinsic_coeff = diayn_intrinsic_reward_coeff, extrinsic_reward_coeff
+        self.num_skills, self.intrinsic_coeff = num_skills, diayn_intrinsic_reward_coeff
         own_encoder = Encoder(obs_shape) if discriminator_encoder == "separate" else None
         conv_dim = self.critic.encoder.feature_dim
-        self.discriminator = Discriminator(conv_dim, num_skills, encoder=own_encoder, **sizes).to(self.device)
+        self.discriminator = Discriminator(conv_dim, num_skills, encoder=own_encoder, **sizes)
+        to_channels_last(self.discriminator.to(self.device))
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr_discriminator)
 
     def skills(self) -> list[int]:
@@ -90,10 +95,19 @@ class DIAYNAgent(DrQAgent):
         return int(rng.integers(self.num_skills))
 
     @torch.no_grad()
-    def intrinsic_reward(self, next_obs: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
+    def judge(self, next_obs: np.ndarray, skill: int) -> tuple[float, bool]:
+        logits = self.discriminator_logits(self._to_device(next_obs[None]))
+        reward = self.intrinsic_reward(logits, torch.tensor([skill], device=self.device))
+        return float(reward), int(logits.argmax()) == skill
+
+    @torch.no_grad()
+    def intrinsic_return(self, episode: Iterable[Batch]) -> float:
+        rewards = (self.intrinsic_reward(self.discriminator_logits(part.next_obs), part.skill) for part in episode)
+        return float(sum(reward.sum() for reward in rewards))
+
+    def intrinsic_reward(self, logits: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
         """log q_phi(z|s') - log p(z) (eq. 3): 0 at chance, at most log K; nats, (N,)."""
-        log_q = -F.cross_entropy(self.discriminator_logits(next_obs), skill, reduction="none")
-        return log_q + math.log(self.num_skills)
+        return math.log(self.num_skills) - F.cross_entropy(logits, skill, reduction="none")
 
     def discriminator_logits(self, next_obs: torch.Tensor) -> torch.Tensor:
         """Logits (N, K) for images (N, C, H, W). No gradient reaches the critic's encoder."""
@@ -107,10 +121,10 @@ class DIAYNAgent(DrQAgent):
         """Update the discriminator, relabel the reward with what it says now, and let DrQ learn from that."""
         next_obs = views.next_obs[: len(views.reward)]
         metrics = self.update_discriminator(next_obs, views.skill)
-        intrinsic = self.intrinsic_reward(next_obs, views.skill)
+        with torch.no_grad():
+            intrinsic = self.intrinsic_reward(self.discriminator_logits(next_obs), views.skill)
         metrics["intrinsic_reward"] = intrinsic.mean()
-        reward = self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic
-        return metrics | super().learn(views._replace(reward=reward))
+        return metrics | super().learn(views._replace(reward=views.reward + self.intrinsic_coeff * intrinsic))
 
     def update_discriminator(self, next_obs: torch.Tensor, skill: torch.Tensor) -> Metrics:
         """One step on the cross-entropy of q_phi(z | s'); accuracy is of before the step."""

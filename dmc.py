@@ -132,6 +132,8 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
     render_mode = "rgb_array"
+    observation_space: gymnasium.spaces.Box
+    action_space: gymnasium.spaces.Box
 
     def __init__(
         self,
@@ -225,9 +227,7 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if height > buffer.offheight or width > buffer.offwidth:  # the model's offscreen buffer, 640 x 480 as a rule
             buffer.offheight, buffer.offwidth = max(height, buffer.offheight), max(width, buffer.offwidth)
             with physics.contexts.gl.make_current() as context:
-                context.call(
-                    mujoco.mjr_resizeOffscreen, buffer.offwidth, buffer.offheight, physics.contexts.mujoco.ptr
-                )
+                context.call(mujoco.mjr_resizeOffscreen, buffer.offwidth, buffer.offheight, physics.contexts.mujoco.ptr)
         return engine.Camera(physics, height, width, self._camera_id)
 
     def _frame(self) -> np.ndarray:

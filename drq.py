@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from replay_buffer import NO_SKILL, Batch
-from utils import frozen, mlp, soft_update, weight_init
+from utils import frozen, mlp, soft_update, to_channels_last, weight_init
 
 Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device: nobody waits for them here
 
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
     on any order. 39,200 of them at 84 pixels.
     """
 
-    def __init__(self, obs_shape: tuple[int, int, int]) -> None:
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
         super().__init__()
         channels, height, width = obs_shape
         layers: list[nn.Module] = []
@@ -121,9 +121,8 @@ class Encoder(nn.Module):
             layers += [nn.Conv2d(channels, NUM_FILTERS, kernel_size=3, stride=stride), nn.ReLU()]
             channels = NUM_FILTERS
             height, width = ((length - 3) // stride + 1 for length in (height, width))
-        self.convs = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.convs = nn.Sequential(*layers)
         self.feature_dim = NUM_FILTERS * height * width
-        self.apply(weight_init)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images.to(torch.float32, memory_format=torch.channels_last) / 255.0
@@ -143,7 +142,7 @@ class Critic(nn.Module):
 
     def __init__(
         self,
-        obs_shape: tuple[int, int, int],
+        obs_shape: tuple[int, ...],
         action_dim: int,
         *,
         encoder_feature_dim: int,
@@ -243,6 +242,7 @@ class DrQAgent:
 
     Args:
         obs_shape: (C, H, W) of the stacked uint8 observation.
+        extrinsic_reward_coeff: weight of the environment's reward.
         learn_temperature: False keeps alpha at `init_temperature`.
         num_skills, skill_embedding_dim: width of the skill, 0 without DIAYN.
         seed: of the agent's own generator. Weights come from torch's global one.
@@ -250,7 +250,7 @@ class DrQAgent:
 
     def __init__(
         self,
-        obs_shape: tuple[int, int, int],
+        obs_shape: tuple[int, ...],
         action_dim: int,
         *,
         device: torch.device | str,
@@ -259,6 +259,7 @@ class DrQAgent:
         image_pad: int = 4,
         lr: float = 1e-3,
         discount: float = 0.99,
+        extrinsic_reward_coeff: float = 1.0,
         init_temperature: float = 0.1,
         learn_temperature: bool = True,
         actor_update_frequency: int = 2,
@@ -275,6 +276,7 @@ class DrQAgent:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.augment = make_augmentation(augmentation, image_pad, self.generator)
         self.discount, self.critic_tau = discount, critic_tau
+        self.extrinsic_coeff = extrinsic_reward_coeff
         self.actor_update_frequency = actor_update_frequency
         self.critic_target_update_frequency = critic_target_update_frequency
         self.action_dim, self.target_entropy = action_dim, -float(action_dim)
@@ -288,7 +290,8 @@ class DrQAgent:
             hidden_depth=hidden_depth,
             num_skills=num_skills,
             skill_embedding_dim=skill_embedding_dim,
-        ).to(self.device)
+        )
+        to_channels_last(self.critic.to(self.device))
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor = Actor(
             self.critic.encoder.feature_dim,
@@ -324,10 +327,13 @@ class DrQAgent:
         action = policy.sample(self._normal(1))[0] if sample else policy.mode()
         return action[0].cpu().numpy()
 
-    @torch.no_grad()
-    def intrinsic_reward(self, next_obs: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
-        """The intrinsic reward (N,) of arriving at uint8 `next_obs` (N, C, H, W) with `skill` (N,): none in DrQ."""
-        return torch.zeros(len(next_obs), device=self.device)
+    def judge(self, next_obs: np.ndarray, skill: int) -> tuple[float, bool]:
+        """The intrinsic reward of arriving at one observation with `skill`, and whether the skill was recognised."""
+        return 0.0, False
+
+    def intrinsic_return(self, episode: Iterable[Batch]) -> float:
+        """Sum of the intrinsic rewards of an episode, which comes in batches. Plain DrQ doesn't even draw them."""
+        return 0.0
 
     # -- learning -------------------------------------------------------------------------------------------------
 
@@ -342,7 +348,7 @@ class DrQAgent:
         return Views(
             obs=self.augment(batch.obs.repeat(NUM_VIEWS, 1, 1, 1)),
             action=batch.action,
-            reward=batch.reward,
+            reward=self.extrinsic_coeff * batch.reward,
             next_obs=self.augment(batch.next_obs.repeat(NUM_VIEWS, 1, 1, 1)),
             terminated=batch.terminated,
             skill=batch.skill,
@@ -411,7 +417,7 @@ class DrQAgent:
         return {
             "actor_loss": loss.detach(),
             "actor_entropy": -log_prob.detach().mean(),
-            "actor_target_entropy": torch.tensor(self.target_entropy),
+            "actor_target_entropy": torch.full_like(alpha_loss.detach(), self.target_entropy),
             "alpha_loss": alpha_loss.detach(),
             "alpha_value": self.log_alpha.detach().exp(),
         }

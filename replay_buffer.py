@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ class ReplayBuffer:
     def __init__(
         self,
         capacity: int,
-        frame_shape: tuple[int, int, int],
+        frame_shape: tuple[int, ...],
         frame_stack: int,
         action_dim: int,
         *,
@@ -73,7 +74,7 @@ class ReplayBuffer:
         self._current: list[int] = []  # frame numbers of the running episode's newest stack
 
     @staticmethod
-    def bytes_needed(capacity: int, frame_shape: tuple[int, int, int], frame_stack: int, action_dim: int) -> int:
+    def bytes_needed(capacity: int, frame_shape: tuple[int, ...], frame_stack: int, action_dim: int) -> int:
         """Memory of a full buffer, in bytes."""
         frames = _frame_capacity(capacity, frame_stack) * int(np.prod(frame_shape))
         return frames + capacity * (8 * (frame_stack + 1) + 4 * action_dim + 4 + 4 + 8)
@@ -104,11 +105,12 @@ class ReplayBuffer:
             raise ValueError("the replay buffer is empty")
         return self._gather(self._added - self._size + self._rng.integers(self._size, size=batch_size))
 
-    def recent(self, count: int) -> Batch:
-        """The newest `count` transitions, oldest first; draws no random number."""
+    def recent(self, count: int, batch_size: int) -> Iterator[Batch]:
+        """The newest `count` transitions, oldest first, in batches of at most `batch_size`; draws no random number."""
         if count > self._size:
             raise ValueError(f"{count} transitions asked for, {self._size} held")
-        return self._gather(np.arange(self._added - count, self._added))
+        for start in range(self._added - count, self._added, batch_size):
+            yield self._gather(np.arange(start, min(start + batch_size, self._added)))
 
     def _store_frame(self, obs: np.ndarray) -> int:
         channels = self._frames.shape[1]

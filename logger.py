@@ -1,0 +1,276 @@
+"""What a run writes down while it goes: three CSV files, TensorBoard, console lines, a progress bar.
+
+`step` counts frames (control steps of the task) in every file, tag and line. A metric enters as a detached tensor,
+adds up on its device, and is read once per training episode.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from replay_buffer import NO_SKILL
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+UPDATE_METRICS = (
+    "batch_reward",
+    "actor_loss",
+    "actor_entropy",
+    "actor_target_entropy",
+    "critic_loss",
+    "alpha_loss",
+    "alpha_value",
+)
+SKILL_UPDATE_METRICS = ("discriminator_loss", "discriminator_accuracy", "intrinsic_reward")
+EPISODE_COLUMNS = (
+    "type",
+    "episode",
+    "step",
+    "duration",
+    "episode_extrinsic_reward",
+    "skill_id",
+    "episode_intrinsic_reward_sum",
+)
+TRAIN_COLUMNS = ("episode", "step", "episode_reward", "duration", *UPDATE_METRICS, "fps")
+TRAIN_SKILL_COLUMNS = ("skill_id", "episode_intrinsic_reward_sum", *SKILL_UPDATE_METRICS)
+EVAL_COLUMNS = ("episode", "step", "episode_reward")
+EVAL_SKILL_COLUMNS = ("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound")
+
+# (column, label, format) of the console lines: DrQ's, and DIAYN's appended.
+TRAIN_LINE = (
+    ("episode", "E", "d"),
+    ("step", "S", "d"),
+    ("episode_reward", "R", ".4f"),
+    ("duration", "D", ".1f"),
+    ("batch_reward", "BR", ".4f"),
+    ("actor_loss", "ALOSS", ".4f"),
+    ("critic_loss", "CLOSS", ".4f"),
+    ("alpha_loss", "TLOSS", ".4f"),
+    ("alpha_value", "TVAL", ".4f"),
+    ("actor_entropy", "AENT", ".4f"),
+    ("skill_id", "SKILL", "d"),
+    ("episode_intrinsic_reward_sum", "IR", ".4f"),
+    ("discriminator_loss", "DLOSS", ".4f"),
+    ("discriminator_accuracy", "DACC", ".4f"),
+)
+EVAL_LINE = (
+    ("episode", "E", "d"),
+    ("step", "S", "d"),
+    ("episode_reward", "R", ".4f"),
+    ("episode_intrinsic_reward_sum", "IR", ".4f"),
+    ("discriminator_accuracy", "DACC", ".4f"),
+    ("mutual_information_bound", "MI", ".4f"),
+)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode."""
+
+    duration: float  # seconds
+    extrinsic_reward: float  # the environment's return
+    skill: int = NO_SKILL
+    intrinsic_reward_sum: float = 0.0
+    discriminator_accuracy: float = 0.0  # fraction of its steps; evaluation only
+    mutual_information_bound: float = 0.0  # nats, mean over its steps; evaluation only
+    length: int = 0  # agent steps
+
+
+class CsvFile:
+    """A CSV with its columns fixed at the start: a metric that is missing, or comes late, leaves its cell empty.
+
+    Each row is written and flushed in one piece, so the file is whole at any moment and after a kill.
+    """
+
+    def __init__(self, path: Path, columns: Iterable[str]) -> None:
+        self.columns = tuple(columns)
+        self._file = path.open("w", newline="")
+        self._write(self.columns)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._write([row.get(column, "") for column in self.columns])
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, cells: Iterable[Any]) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        self._file.write(line.getvalue())
+        self._file.flush()
+
+
+class Meters:
+    """Means of metrics since the last reading. Sums stay on the metrics' device until then."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, torch.Tensor]) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """The means, and start afresh. This waits for the device."""
+        if not self._sums:
+            return {}
+        totals = torch.stack(list(self._sums.values())).tolist()
+        means = {name: total / self._counts[name] for name, total in zip(self._sums, totals, strict=True)}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+class Logger:
+    """Writes a run's train.csv, eval.csv, episodes.csv and tb/, prints its console lines, draws its progress bar.
+
+    Args:
+        folder: the run's folder, which exists.
+        with_skills: add DIAYN's columns and tags.
+        tensorboard: write tb/.
+        total_frames: the run's budget, for the progress bar, which is drawn only on a terminal.
+    """
+
+    def __init__(self, folder: Path, *, with_skills: bool, tensorboard: bool, total_frames: int) -> None:
+        self._with_skills = with_skills
+        self._train = CsvFile(folder / "train.csv", TRAIN_COLUMNS + TRAIN_SKILL_COLUMNS * with_skills)
+        self._eval = CsvFile(folder / "eval.csv", EVAL_COLUMNS + EVAL_SKILL_COLUMNS * with_skills)
+        self._episodes = CsvFile(folder / "episodes.csv", EPISODE_COLUMNS)
+        self._writer = _summary_writer(folder / "tb") if tensorboard else None
+        self._meters = Meters()
+        self._bar = tqdm(total=total_frames, unit=" frames", disable=not sys.stderr.isatty(), leave=False)
+
+    def update(self, metrics: Mapping[str, torch.Tensor]) -> None:
+        """Take in the metrics of one update."""
+        self._meters.add(metrics)
+
+    def progress(self, step: int) -> None:
+        """Move the progress bar."""
+        self._bar.update(step - self._bar.n)
+
+    def status(self, text: str) -> None:
+        """Say beside the progress bar what is going on."""
+        self._bar.set_description(text)
+
+    def train_episode(self, number: int, step: int, result: Episode, frames: int) -> None:
+        """Log a finished training episode of `frames` frames, with the means of the updates made during it."""
+        row: Row = {
+            "episode": number,
+            "step": step,
+            "episode_reward": result.extrinsic_reward,
+            "duration": result.duration,
+            "fps": frames / max(result.duration, 1e-9),
+            **self._meters.read(),
+        }
+        if self._with_skills:
+            row |= {"skill_id": result.skill, "episode_intrinsic_reward_sum": result.intrinsic_reward_sum}
+        self._train.write(row)
+        self._episode("train", number, step, result)
+        self._scalars("train", {k: v for k, v in row.items() if k not in ("episode", "step", "skill_id")}, step)
+        self._console("train", TRAIN_LINE, row)
+
+    def evaluation(self, episode: int, step: int, results: list[Episode]) -> None:
+        """Log an evaluation: all its episodes, with `episode` training episodes behind it."""
+        for result in results:
+            self._episode("eval", episode, step, result)
+        steps = sum(result.length for result in results)
+
+        def over_steps(field: str) -> float:
+            return sum(getattr(result, field) * result.length for result in results) / max(steps, 1)
+
+        row: Row = {"episode": episode, "step": step, "episode_reward": _mean(r.extrinsic_reward for r in results)}
+        if self._with_skills:
+            row |= {
+                "episode_intrinsic_reward_sum": _mean(r.intrinsic_reward_sum for r in results),
+                "discriminator_accuracy": over_steps("discriminator_accuracy"),
+                "mutual_information_bound": over_steps("mutual_information_bound"),
+            }
+        self._eval.write(row)
+        self._scalars("eval", {k: v for k, v in row.items() if k not in ("episode", "step")}, step)
+        self._scalars("eval", {"duration": sum(r.duration for r in results)}, step)
+        if self._with_skills:
+            for skill in sorted({result.skill for result in results}):
+                own = [result for result in results if result.skill == skill]
+                self._scalars(
+                    "eval",
+                    {
+                        f"episode_reward/skill_{skill}": _mean(r.extrinsic_reward for r in own),
+                        f"episode_intrinsic_reward_sum/skill_{skill}": _mean(r.intrinsic_reward_sum for r in own),
+                    },
+                    step,
+                )
+        self._console("eval ", EVAL_LINE, row)
+        self.flush()
+
+    def clip(self, name: str, gif: bytes, height: int, width: int, *, step: int) -> None:
+        """Show an animation in TensorBoard, under Images. Its own add_video would need an old moviepy."""
+        if self._writer is None or self._writer.file_writer is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        summary = Summary(value=[Summary.Value(tag=f"video/{name}", image=image)])
+        self._writer.file_writer.add_summary(summary, step)
+
+    def histograms(self, values: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+        if self._writer is not None:
+            for name, value in values:
+                self._writer.add_histogram(name, value, step)
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+        for file in (self._train, self._eval, self._episodes):
+            file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _episode(self, kind: str, number: int, step: int, result: Episode) -> None:
+        cells = (kind, number, step, result.duration, result.extrinsic_reward, result.skill)
+        self._episodes.write(dict(zip(EPISODE_COLUMNS, (*cells, result.intrinsic_reward_sum), strict=True)))
+        if kind == "train" and self._with_skills:
+            tag = f"episode_intrinsic_reward_sum/skill_{result.skill}"
+            self._scalars("train", {tag: result.intrinsic_reward_sum}, step)
+
+    def _scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{prefix}/{name}", value, step)
+
+    def _console(self, kind: str, line: Iterable[tuple[str, str, str]], row: Row) -> None:
+        parts = [f"| {kind}"]
+        for column, label, form in line:
+            if column in row:
+                unit = " s" if column == "duration" else ""
+                parts.append(f"{label}: {row[column]:{form}}{unit}")
+            elif column in UPDATE_METRICS or (self._with_skills and column in SKILL_UPDATE_METRICS):
+                parts.append(f"{label}: -")  # no update yet
+        tqdm.write(" | ".join(parts), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def _summary_writer(folder: Path) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))

@@ -1,0 +1,187 @@
+"""Videos of evaluation episodes: recorded frame by frame, written over, tiled, and turned into clips for TensorBoard.
+
+Files are H.264 in mp4, which every browser plays, written through imageio-ffmpeg while the episode runs, so a clip
+never lies in memory. OpenCV draws the text, reads frames back and encodes the animated GIFs. A video that fails gives
+a warning and nothing else: training goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+VIDEO_SIZE = 256  # pixels, height and width of a recorded frame
+GRID_WIDTH = 1280  # pixels, at most, of the picture of all skills
+CLIP_SIZE, CLIP_FRAMES = 128, 64  # TensorBoard clips: tile size in pixels and number of frames, at most
+_FAILURES = (OSError, RuntimeError, ImportError, cv2.error)
+
+
+class VideoRecorder:
+    """Writes one mp4 at a time into `folder`; without a folder every call does nothing.
+
+    Args:
+        folder: where the videos go (made when the first one is written), or None.
+        fps: playback speed, frames per second.
+    """
+
+    def __init__(self, folder: Path | None, fps: float) -> None:
+        self.folder, self.fps = folder, fps
+        self._path: Path | None = None
+        self._writer: Any = None
+
+    @property
+    def recording(self) -> bool:
+        return self._path is not None
+
+    def start(self, name: str) -> None:
+        """Begin `<name>.mp4`."""
+        if self.folder is not None:
+            self._path, self._writer = self.folder / f"{name}.mp4", None
+
+    def record(self, frame: np.ndarray, text: Sequence[str] = ()) -> None:
+        """Append a frame, uint8 RGB (H, W, 3), with lines of text written over it."""
+        if self._path is None:
+            return
+        try:
+            if self._writer is None:
+                self._writer = _open_writer(_partial(self._path), frame.shape, self.fps)
+            self._writer.send(overlay(frame, text) if text else np.ascontiguousarray(frame))
+        except _FAILURES as error:
+            self._give_up(error)
+
+    def stop(self) -> Path | None:
+        """Finish the file; its path, or None where nothing was recorded."""
+        path, writer = self._path, self._writer
+        self._path = self._writer = None
+        if path is None or writer is None:
+            return None
+        try:
+            writer.close()
+            os.replace(_partial(path), path)
+        except _FAILURES as error:
+            _warn(path, error)
+            return None
+        return path
+
+    def tile(self, name: str, videos: Sequence[Path]) -> Path | None:
+        """Write `<name>.mp4` with the given videos side by side; one that ends early holds its last frame."""
+        if self.folder is None or not videos:
+            return None
+        columns = math.ceil(math.sqrt(len(videos)))
+        size = min(VIDEO_SIZE, GRID_WIDTH // columns // 2 * 2)  # even, as H.264 wants it
+        self.start(name)
+        try:
+            for frames in _together([read_video(path) for path in videos]):
+                tiles = [cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for frame in frames]
+                tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+                rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+                self.record(np.concatenate(rows))
+        except _FAILURES as error:
+            self._give_up(error)
+        return self.stop()
+
+    def _give_up(self, error: BaseException) -> None:
+        path, writer = self._path, self._writer
+        self._path = self._writer = None
+        _warn(path, error)
+        try:
+            if writer is not None:
+                writer.close()
+            if path is not None:
+                _partial(path).unlink(missing_ok=True)
+        except _FAILURES:
+            return  # it has been warned about already
+
+
+def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """A copy of the frame with the lines written into its upper left corner, white on black edges."""
+    image = np.ascontiguousarray(frame).copy()
+    scale = image.shape[0] / 512
+    for number, line in enumerate(lines, start=1):
+        where = (int(8 * scale), int(30 * scale * number))
+        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            cv2.putText(image, line, where, cv2.FONT_HERSHEY_SIMPLEX, 0.85 * scale, colour, thickness, cv2.LINE_AA)
+    return image
+
+
+def read_video(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a video, uint8 RGB (H, W, 3). Raises OSError where it can't be read."""
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise OSError(f"{path} can't be read")
+        while True:
+            ok, frame = capture.read()
+            if not ok:
+                return
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    finally:
+        capture.release()
+
+
+def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
+    """A video as a small animated GIF with its height and width; None, and a warning, where that fails.
+
+    It plays as long as the video does, with at most CLIP_FRAMES of its frames, shrunk to CLIP_SIZE per tile.
+    """
+    try:
+        frames = list(read_video(path))
+        stride = math.ceil(len(frames) / CLIP_FRAMES)
+        height, width = (length * CLIP_SIZE // VIDEO_SIZE for length in frames[0].shape[:2])
+        animation = cv2.Animation()
+        animation.frames = [
+            cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+            for frame in frames[::stride]
+        ]
+        animation.durations = [max(20, round(1000 * stride / fps))] * len(animation.frames)
+        encoded, data = cv2.imencodeanimation(".gif", animation)
+        if not encoded:
+            raise OSError("OpenCV could not encode the animation")
+    except (*_FAILURES, IndexError) as error:
+        _warn(path, error)
+        return None
+    return data.tobytes(), height, width
+
+
+def _open_writer(path: Path, shape: tuple[int, ...], fps: float) -> Any:
+    import imageio_ffmpeg
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (shape[1], shape[0]),
+        fps=fps,
+        codec="libx264",
+        pix_fmt_out="yuv420p",  # the one that browsers play
+        macro_block_size=2,
+        output_params=["-preset", "veryfast", "-movflags", "+faststart"],
+        ffmpeg_log_level="error",
+    )
+    writer.send(None)  # the generator runs up to its first frame
+    return writer
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial.mp4")
+
+
+def _together(videos: Sequence[Iterator[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """Step through several videos at once until the longest ends; the others hold their last frame."""
+    current = [next(video) for video in videos]
+    while True:
+        yield current
+        following = [next(video, None) for video in videos]
+        if all(frame is None for frame in following):
+            return
+        current = [old if new is None else new for old, new in zip(current, following, strict=True)]
+
+
+def _warn(path: Path | None, error: BaseException) -> None:
+    print(f"warning: the video {path} was not written: {error}", file=sys.stderr)
