@@ -1,0 +1,90 @@
+"""Shared by all tests: the repository root on the path, small sizes, and a fake pixel environment."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+IMAGE_SIZE = 24
+
+
+class FakePixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """As DMCEnv looks from outside, but instant: it writes what it is into its pixels.
+
+    Every frame is constant per channel: channel 0 holds the episode's number, channel 1 the step within the episode,
+    channel 2 a random number drawn from the seeded stream (all modulo 256). The reward is the first action component
+    plus that random number / 256, so that a run depends on actions and on the environment's own randomness.
+
+    Args:
+        episode_length: agent steps until the time limit (`truncated`).
+        terminate_at: agent step at which every episode really ends instead (`terminated`), or None.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20.0}  # noqa: RUF012
+    render_mode = "rgb_array"
+
+    def __init__(
+        self,
+        *,
+        episode_length: int = 10,
+        terminate_at: int | None = None,
+        image_size: int = IMAGE_SIZE,
+        frame_stack: int = 3,
+        action_dim: int = 2,
+    ) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 255, (3 * frame_stack, image_size, image_size), np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
+        self.max_episode_steps = episode_length
+        self.terminate_at = terminate_at
+        self.image_size = image_size
+        self.frames: deque[np.ndarray] = deque(maxlen=frame_stack)
+        self.episode = -1
+        self.steps = 0
+        self.random = np.random.default_rng()
+        self.seeds: list[int | None] = []  # what reset was called with
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.seeds.append(seed)
+        if seed is not None:
+            self.random = np.random.default_rng(seed)
+        self.episode += 1
+        self.steps = 0
+        frame = self._frame()
+        self.frames.extend([frame] * (self.frames.maxlen or 1))
+        return np.concatenate(list(self.frames)), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self.steps += 1
+        self.frames.append(self._frame())
+        reward = float(action[0]) + float(self.frames[-1][2, 0, 0]) / 256
+        terminated = self.steps == self.terminate_at
+        truncated = not terminated and self.steps >= self.max_episode_steps
+        return np.concatenate(list(self.frames)), reward, terminated, truncated, {}
+
+    def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
+        image = np.zeros((height or self.image_size, width or self.image_size, 3), np.uint8)
+        image[:] = self.frames[-1][:, 0, 0]
+        return image
+
+    def close(self) -> None:
+        pass
+
+    def _frame(self) -> np.ndarray:
+        values = np.array([self.episode % 256, self.steps % 256, self.random.integers(256)], np.uint8)
+        return np.broadcast_to(values[:, None, None], (3, self.image_size, self.image_size)).copy()
+
+
+@pytest.fixture
+def fake_env() -> type[FakePixelEnv]:
+    """The class itself: tests choose their sizes."""
+    return FakePixelEnv
