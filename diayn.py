@@ -72,6 +72,7 @@ class DIAYNAgent(DrQAgent):
         encoder_feature_dim: int = 50,
         hidden_dim: int = 1024,
         hidden_depth: int = 2,
+        precision: str = "fp32",
         **drq: Any,
     ) -> None:
         sizes: dict[str, Any] = {
@@ -79,13 +80,13 @@ class DIAYNAgent(DrQAgent):
             "hidden_dim": hidden_dim,
             "hidden_depth": hidden_depth,
         }
-        super().__init__(obs_shape, action_dim, num_skills=num_skills, **sizes, **drq)
+        super().__init__(obs_shape, action_dim, num_skills=num_skills, precision=precision, **sizes, **drq)
         self.num_skills, self.intrinsic_coeff = num_skills, diayn_intrinsic_reward_coeff
-        own_encoder = Encoder(obs_shape) if discriminator_encoder == "separate" else None
+        own_encoder = Encoder(obs_shape, precision) if discriminator_encoder == "separate" else None
         conv_dim = self.critic.encoder.feature_dim
         self.discriminator = Discriminator(conv_dim, num_skills, encoder=own_encoder, **sizes)
         to_channels_last(self.discriminator.to(self.device))
-        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr_discriminator)
+        self.discriminator_optimizer = self.make_optimizer(self.discriminator.parameters(), lr_discriminator)
 
     def skills(self) -> list[int]:
         return list(range(self.num_skills))
@@ -96,39 +97,44 @@ class DIAYNAgent(DrQAgent):
 
     @torch.no_grad()
     def judge(self, next_obs: np.ndarray, skill: int) -> tuple[float, bool]:
-        logits = self.discriminator_logits(self._to_device(next_obs[None]))
+        logits = self.classify(self._to_device(next_obs[None]))
         reward = self.intrinsic_reward(logits, torch.tensor([skill], device=self.device))
         return float(reward), int(logits.argmax()) == skill
 
     @torch.no_grad()
     def intrinsic_return(self, episode: Iterable[Batch]) -> float:
-        rewards = (self.intrinsic_reward(self.discriminator_logits(part.next_obs), part.skill) for part in episode)
+        rewards = (self.intrinsic_reward(self.classify(part.next_obs), part.skill) for part in episode)
         return float(sum(reward.sum() for reward in rewards))
 
     def intrinsic_reward(self, logits: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
         """log q_phi(z|s') - log p(z) (eq. 3): 0 at chance, at most log K; nats, (N,)."""
         return math.log(self.num_skills) - F.cross_entropy(logits, skill, reduction="none")
 
-    def discriminator_logits(self, next_obs: torch.Tensor) -> torch.Tensor:
-        """Logits (N, K) for images (N, C, H, W). No gradient reaches the critic's encoder."""
+    def classify(self, images: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        """q_phi's logits (N, K) for images (N, C, H, W). No gradient reaches the critic's encoder.
+
+        A shared discriminator takes the critic's features of these images where they are there already.
+        """
         if self.discriminator.encoder is not None:
-            return self.discriminator(self.discriminator.encoder(next_obs))
-        with torch.no_grad():
-            features = self.critic.encoder(next_obs)
+            features = self.discriminator.encoder(images)
+        elif features is None:
+            with torch.no_grad():
+                features = self.critic.encoder(images)
         return self.discriminator(features)
 
-    def learn(self, views: Views) -> Metrics:
+    def learn_from(self, views: Views, next_features: torch.Tensor) -> Metrics:
         """Update the discriminator, relabel the reward with what it says now, and let DrQ learn from that."""
-        next_obs = views.next_obs[: len(views.reward)]
-        metrics = self.update_discriminator(next_obs, views.skill)
+        first = slice(len(views.reward))  # the first view of each next observation
+        next_obs, features = views.next_obs[first], next_features[first]
+        metrics = self.update_discriminator(self.classify(next_obs, features), views.skill)
         with torch.no_grad():
-            intrinsic = self.intrinsic_reward(self.discriminator_logits(next_obs), views.skill)
+            intrinsic = self.intrinsic_reward(self.classify(next_obs, features), views.skill)
         metrics["intrinsic_reward"] = intrinsic.mean()
-        return metrics | super().learn(views._replace(reward=views.reward + self.intrinsic_coeff * intrinsic))
+        views = views._replace(reward=views.reward + self.intrinsic_coeff * intrinsic)
+        return metrics | super().learn_from(views, next_features)
 
-    def update_discriminator(self, next_obs: torch.Tensor, skill: torch.Tensor) -> Metrics:
+    def update_discriminator(self, logits: torch.Tensor, skill: torch.Tensor) -> Metrics:
         """One step on the cross-entropy of q_phi(z | s'); accuracy is of before the step."""
-        logits = self.discriminator_logits(next_obs)
         loss = F.cross_entropy(logits, skill)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()

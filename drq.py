@@ -110,11 +110,13 @@ class Encoder(nn.Module):
     """Four 3x3 convolutions of 32 filters: (N, C, H, W) with values 0 to 255 to flat float32 features (N, feature_dim).
 
     The features are flattened as they lie in memory (height, width, filter), which costs no copy; the heads learn
-    on any order. 39,200 of them at 84 pixels.
+    on any order. 39,200 of them at 84 pixels. With `precision` "bf16" the convolutions compute in bfloat16, on
+    float32 weights and to float32 features and gradients: nothing outside them changes.
     """
 
-    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+    def __init__(self, obs_shape: tuple[int, ...], precision: str = "fp32") -> None:
         super().__init__()
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         channels, height, width = obs_shape
         layers: list[nn.Module] = []
         for stride in STRIDES:
@@ -125,8 +127,9 @@ class Encoder(nn.Module):
         self.feature_dim = NUM_FILTERS * height * width
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.to(torch.float32, memory_format=torch.channels_last) / 255.0
-        return self.convs(x).permute(0, 2, 3, 1).flatten(1)
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            x = images.to(self.dtype, memory_format=torch.channels_last) / 255.0
+            return self.convs(x).permute(0, 2, 3, 1).flatten(1).float()
 
 
 def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
@@ -150,9 +153,10 @@ class Critic(nn.Module):
         hidden_depth: int,
         num_skills: int,
         skill_embedding_dim: int,
+        precision: str,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(obs_shape)
+        self.encoder = Encoder(obs_shape, precision)
         self.head = make_head(self.encoder.feature_dim, encoder_feature_dim)
         self.skill = SkillEmbedding(num_skills, skill_embedding_dim)
         width = encoder_feature_dim + self.skill.width + action_dim
@@ -245,6 +249,7 @@ class DrQAgent:
         extrinsic_reward_coeff: weight of the environment's reward.
         learn_temperature: False keeps alpha at `init_temperature`.
         num_skills, skill_embedding_dim: width of the skill, 0 without DIAYN.
+        precision: "fp32" or "bf16", of the convolutions alone.
         seed: of the agent's own generator. Weights come from torch's global one.
     """
 
@@ -271,6 +276,7 @@ class DrQAgent:
         log_std_bounds: tuple[float, float] = (-10.0, 2.0),
         num_skills: int = 0,
         skill_embedding_dim: int = 0,
+        precision: str = "fp32",
     ) -> None:
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -290,6 +296,7 @@ class DrQAgent:
             hidden_depth=hidden_depth,
             num_skills=num_skills,
             skill_embedding_dim=skill_embedding_dim,
+            precision=precision,
         )
         to_channels_last(self.critic.to(self.device))
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -305,9 +312,13 @@ class DrQAgent:
         ).to(self.device)
         self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
 
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=lr)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr)
-        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr) if learn_temperature else None
+        self.critic_optimizer = self.make_optimizer(self.critic.parameters(), lr)
+        self.actor_optimizer = self.make_optimizer(self.actor.parameters(), lr)
+        self.alpha_optimizer = self.make_optimizer([self.log_alpha], lr) if learn_temperature else None
+
+    def make_optimizer(self, parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Adam:
+        """Adam in one fused kernel; on CUDA with its step count on the device, so that a graph can hold it."""
+        return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=self.device.type == "cuda")
 
     # -- acting ---------------------------------------------------------------------------------------------------
 
@@ -358,7 +369,13 @@ class DrQAgent:
 
     def learn(self, views: Views) -> Metrics:
         """The update itself, a function of the weights and the views only."""
-        metrics = self.update_critic(views)
+        with torch.no_grad():  # before the critic's step; one pass serves the next actions and a shared discriminator
+            next_features = self.critic.encoder(views.next_obs)
+        return self.learn_from(views, next_features)
+
+    def learn_from(self, views: Views, next_features: torch.Tensor) -> Metrics:
+        """`learn`, given the critic's convolutional features (K * B, conv_dim) of the next observations."""
+        metrics = self.update_critic(views, next_features)
         if self.num_updates % self.actor_update_frequency == 0:
             metrics |= self.update_actor_and_alpha(views)
         if self.num_updates % self.critic_target_update_frequency == 0:
@@ -366,24 +383,24 @@ class DrQAgent:
         return metrics
 
     @torch.no_grad()
-    def target_q(self, views: Views) -> torch.Tensor:
+    def target_q(self, views: Views, next_features: torch.Tensor) -> torch.Tensor:
         """y = r + gamma (1 - terminated) mean over K views of [min Q'(s', a') - alpha log pi(a'|s')] (eq. 2); (B,)."""
         skill = views.skill.repeat(NUM_VIEWS)
-        policy = self.actor(self.critic.encoder(views.next_obs), skill)
+        policy = self.actor(next_features, skill)
         next_action, log_prob = policy.sample(views.next_noise)
         q1, q2 = self.critic_target(self.critic_target.encoder(views.next_obs), skill, next_action)
         value = torch.min(q1, q2) - self.log_alpha.exp() * log_prob
         return views.reward + self.discount * (1.0 - views.terminated) * value.view(NUM_VIEWS, -1).mean(dim=0)
 
-    def critic_loss(self, views: Views) -> torch.Tensor:
+    def critic_loss(self, views: Views, next_features: torch.Tensor) -> torch.Tensor:
         """Mean squared error to y, summed over both Qs and the M views (eq. 3; DrQ's code sums the views)."""
-        target = self.target_q(views).repeat(NUM_VIEWS)
+        target = self.target_q(views, next_features).repeat(NUM_VIEWS)
         skill, action = views.skill.repeat(NUM_VIEWS), views.action.repeat(NUM_VIEWS, 1)
         q1, q2 = self.critic(self.critic.encoder(views.obs), skill, action)
         return NUM_VIEWS * (F.mse_loss(q1, target) + F.mse_loss(q2, target))
 
-    def update_critic(self, views: Views) -> Metrics:
-        loss = self.critic_loss(views)
+    def update_critic(self, views: Views, next_features: torch.Tensor) -> Metrics:
+        loss = self.critic_loss(views, next_features)
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.critic_optimizer.step()

@@ -12,6 +12,7 @@ import difflib
 import errno
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -38,7 +39,7 @@ BENCHMARK_BATCH_SIZE = 512
 AGENT_FLAGS = (  # passed on as they are, under the same names
     *("device", "seed", "augmentation", "image_pad", "lr", "discount", "extrinsic_reward_coeff", "init_temperature"),
     *("actor_update_frequency", "critic_tau", "critic_target_update_frequency", "encoder_feature_dim"),
-    *("hidden_dim", "hidden_depth", "log_std_bounds"),
+    *("hidden_dim", "hidden_depth", "log_std_bounds", "precision"),
 )
 RECORDED_PACKAGES = ("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard")
 
@@ -118,6 +119,7 @@ class Config:
     batch_size: int = flag("DrQ", 128, "transitions per update (the DrQ paper: 512)", low=1)
     discount: float = flag("DrQ", 0.99, "discount factor per agent step", low=0, high=1)
     lr: float = flag("DrQ", 1e-3, "learning rate of actor, critic and temperature", above=0)
+    precision: str = flag("DrQ", "fp32", "arithmetic of the convolutions; all else is fp32", choices=("fp32", "bf16"))
     augmentation: str = flag(
         "DrQ",
         "shift",
@@ -160,6 +162,7 @@ def make_config(given: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
     values |= _benchmark_settings(given)
     values |= given
+    values["env"] = values["env"].removeprefix("dmc_")
     for field in dataclasses.fields(Config):
         _check(field, values[field.name])
 
@@ -195,7 +198,7 @@ def _benchmark_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if benchmark == "dreamer":
         return {"batch_size": BENCHMARK_BATCH_SIZE, "action_repeat": DREAMER_ACTION_REPEAT}
-    task = str(given.get("env", Config.env)).removeprefix("dmc_")
+    task = str(given.get("env", "cartpole_swingup")).removeprefix("dmc_")
     for domain, repeat in PLANET_ACTION_REPEATS.items():
         if task.startswith(f"{domain}_"):
             return {"batch_size": BENCHMARK_BATCH_SIZE, "action_repeat": repeat}
@@ -477,9 +480,10 @@ def setup(config: Config) -> Run:
 
     from logger import Logger
     from replay_buffer import ReplayBuffer
-    from utils import seed_everything
+    from utils import keep_freed_memory, seed_everything
     from video import VideoRecorder
 
+    keep_freed_memory()
     seed_everything(config.seed)
     env.action_space.seed(config.seed)
     agent = make_agent(config, obs_shape, action_dim)
@@ -627,6 +631,8 @@ def rollout(agent: DrQAgent, env: DMCEnv, skill: int, seed: int, recorder: Video
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, set up, train. Returns the exit code: 2 for bad input, after one line that says what to mend."""
     config = parse_args(argv)
+    # Before torch is imported: its idle threads would spin on the cores that the software renderer needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         run = setup(config)
     except UserError as error:
