@@ -144,3 +144,6 @@ class DIAYNAgent(DrQAgent):
 
     def modules(self) -> dict[str, nn.Module]:
         return {**super().modules(), "discriminator": self.discriminator}
+
+    def optimizers(self) -> dict[str, torch.optim.Adam]:
+        return {**super().optimizers(), "discriminator": self.discriminator_optimizer}

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from graphs import Graphed
 from replay_buffer import NO_SKILL, Batch
-from utils import frozen, mlp, soft_update, to_channels_last, weight_init
+from utils import frozen, mlp, soft_update, to_channels_last, to_device, weight_init
 
 Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device: nobody waits for them here
 
@@ -312,6 +313,8 @@ class DrQAgent:
         ).to(self.device)
         self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
 
+        self._learn: Callable[..., Metrics] = lambda **tensors: self.learn(Views(**tensors))
+        self._policy: Callable[..., Metrics] = self.policy
         self.critic_optimizer = self.make_optimizer(self.critic.parameters(), lr)
         self.actor_optimizer = self.make_optimizer(self.actor.parameters(), lr)
         self.alpha_optimizer = self.make_optimizer([self.log_alpha], lr) if learn_temperature else None
@@ -319,6 +322,17 @@ class DrQAgent:
     def make_optimizer(self, parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Adam:
         """Adam in one fused kernel; on CUDA with its step count on the device, so that a graph can hold it."""
         return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=self.device.type == "cuda")
+
+    def use_cuda_graphs(self) -> None:
+        """Replay `learn` and `policy` from CUDA graphs from now on: the same kernels, launched at once."""
+        self._learn = Graphed(
+            lambda **tensors: self.learn(Views(**tensors)),
+            kind=self.due,
+            modules=[*self.modules().values(), self.critic_target],
+            optimizers=list(self.optimizers().values()),
+            extra=[self.log_alpha],
+        )
+        self._policy = Graphed(self.policy)
 
     # -- acting ---------------------------------------------------------------------------------------------------
 
@@ -330,13 +344,17 @@ class DrQAgent:
         """The skill of a new episode. Plain DrQ draws no random number for it."""
         return NO_SKILL
 
-    @torch.no_grad()
     def act(self, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:
         """One action, float32 (action_dim,) in [-1, 1], for one observation: drawn, or the policy's mode."""
-        features = self.critic.encoder(self._to_device(obs[None]))
-        policy = self.actor(features, torch.tensor([skill], device=self.device))
-        action = policy.sample(self._normal(1))[0] if sample else policy.mode()
-        return action[0].cpu().numpy()
+        noise = self._normal(1) if sample else torch.zeros(1, self.action_dim, device=self.device)
+        outputs = self._policy(obs=self._to_device(obs[None]), skill=self._to_device(np.array([skill])), noise=noise)
+        return outputs["sample" if sample else "mode"][0].cpu().numpy()
+
+    @torch.no_grad()
+    def policy(self, obs: torch.Tensor, skill: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The actions (N, action_dim) for images (N, C, H, W): the mode, and the ones that the noise selects."""
+        distribution = self.actor(self.critic.encoder(obs), skill)
+        return {"mode": distribution.mode(), "sample": distribution.sample(noise)[0]}
 
     def judge(self, next_obs: np.ndarray, skill: int) -> tuple[float, bool]:
         """The intrinsic reward of arriving at one observation with `skill`, and whether the skill was recognised."""
@@ -350,7 +368,7 @@ class DrQAgent:
 
     def update(self, batch: Batch) -> Metrics:
         """One update (paper, algorithm 1). Returns detached scalars; the actor's are there when it was updated."""
-        metrics = {"batch_reward": batch.reward.mean(), **self.learn(self.make_views(batch))}
+        metrics = {"batch_reward": batch.reward.mean(), **self._learn(**self.make_views(batch)._asdict())}
         self.num_updates += 1
         return metrics
 
@@ -375,12 +393,20 @@ class DrQAgent:
 
     def learn_from(self, views: Views, next_features: torch.Tensor) -> Metrics:
         """`learn`, given the critic's convolutional features (K * B, conv_dim) of the next observations."""
+        actor_is_due, target_is_due = self.due()
         metrics = self.update_critic(views, next_features)
-        if self.num_updates % self.actor_update_frequency == 0:
+        if actor_is_due:
             metrics |= self.update_actor_and_alpha(views)
-        if self.num_updates % self.critic_target_update_frequency == 0:
+        if target_is_due:
             soft_update(self.critic, self.critic_target, self.critic_tau)
         return metrics
+
+    def due(self) -> tuple[bool, bool]:
+        """Whether the next update also steps actor and temperature, and whether it moves the target."""
+        return (
+            self.num_updates % self.actor_update_frequency == 0,
+            self.num_updates % self.critic_target_update_frequency == 0,
+        )
 
     @torch.no_grad()
     def target_q(self, views: Views, next_features: torch.Tensor) -> torch.Tensor:
@@ -445,6 +471,11 @@ class DrQAgent:
         """The trained networks by name."""
         return {"actor": self.actor, "critic": self.critic}
 
+    def optimizers(self) -> dict[str, torch.optim.Adam]:
+        """The optimizers by name."""
+        optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
+        return optimizers | ({"alpha": self.alpha_optimizer} if self.alpha_optimizer is not None else {})
+
     def histograms(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every trained weight, and its newest gradient where there is one, by name."""
         for name, module in self.modules().items():
@@ -457,5 +488,5 @@ class DrQAgent:
     def _normal(self, rows: int) -> torch.Tensor:
         return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)
 
-    def _to_device(self, images: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(images).to(self.device)
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return to_device(array, self.device)

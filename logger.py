@@ -120,8 +120,12 @@ class Meters:
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, torch.Tensor]) -> None:
+        known = [name for name in metrics if name in self._sums]
+        if known:
+            torch._foreach_add_([self._sums[name] for name in known], [metrics[name] for name in known])
         for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            if name not in self._sums:
+                self._sums[name] = value.clone()  # the tensor may be a graph's output, which the next replay overwrites
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:

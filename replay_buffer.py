@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from utils import to_device
+
 NO_SKILL = -1  # the skill id of runs without DIAYN, here and in every file
 
 
@@ -38,6 +40,7 @@ class ReplayBuffer:
         frame_stack: frames in an observation.
         action_dim: length of an action.
         device: where sampled batches go.
+        storage: where the frames lie: `device` itself, or the CPU for a CUDA device with too little memory.
         seed: of the stream that picks the batches.
 
     Raises:
@@ -52,14 +55,16 @@ class ReplayBuffer:
         action_dim: int,
         *,
         device: torch.device | str = "cpu",
+        storage: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        self.capacity, self.frame_stack, self.device = capacity, frame_stack, torch.device(device)
+        self.capacity, self.frame_stack = capacity, frame_stack
+        self.device, self.storage = torch.device(device), torch.device(storage)
         self.frame_capacity = _frame_capacity(capacity, frame_stack)
         self._rng = np.random.default_rng(seed)
         try:
-            # Not zeroed, so the system hands pages out only as the ring fills.
-            self._frames = torch.empty((self.frame_capacity, *frame_shape), dtype=torch.uint8)
+            # Not zeroed: in host memory the system hands pages out only as the ring fills.
+            self._frames = torch.empty((self.frame_capacity, *frame_shape), dtype=torch.uint8, device=self.storage)
         except RuntimeError as error:
             needed = self.bytes_needed(capacity, frame_shape, frame_stack, action_dim)
             raise MemoryError(f"the replay buffer needs {needed / 1e9:.2f} GB") from error
@@ -114,7 +119,7 @@ class ReplayBuffer:
 
     def _store_frame(self, obs: np.ndarray) -> int:
         channels = self._frames.shape[1]
-        self._frames[self._written % self.frame_capacity] = torch.from_numpy(obs[-channels:])
+        self._frames[self._written % self.frame_capacity] = to_device(obs[-channels:], self.storage)
         self._written += 1
         # The oldest frame still there is number _written - frame_capacity. Drop the transitions that need an older one.
         while self._size and self._stacks[(self._added - self._size) % self.capacity, 0] < self._oldest_frame:
@@ -127,15 +132,15 @@ class ReplayBuffer:
 
     def _gather(self, numbers: np.ndarray) -> Batch:
         rows = numbers % self.capacity
-        slots = torch.from_numpy(self._stacks[rows] % self.frame_capacity)
+        slots = to_device(self._stacks[rows] % self.frame_capacity, self.storage)
         flat = self._frames.view(self.frame_capacity, -1).index_select(0, slots.flatten())
         frames = flat.view(len(rows), self.frame_stack + 1, *self._frames.shape[1:])  # (B, S + 1, C, H, W)
 
         def to(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array[rows]).to(self.device)
+            return to_device(array[rows], self.device)
 
         def stack(part: torch.Tensor) -> torch.Tensor:
-            return part.flatten(1, 2).contiguous(memory_format=torch.channels_last).to(self.device)
+            return part.to(self.device).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
         return Batch(
             obs=stack(frames[:, :-1]),

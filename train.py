@@ -41,6 +41,10 @@ AGENT_FLAGS = (  # passed on as they are, under the same names
     *("actor_update_frequency", "critic_tau", "critic_target_update_frequency", "encoder_feature_dim"),
     *("hidden_dim", "hidden_depth", "log_std_bounds", "precision"),
 )
+DIAYN_FLAGS = (
+    *("num_skills", "skill_embedding_dim", "lr_discriminator", "discriminator_encoder"),
+    "diayn_intrinsic_reward_coeff",
+)
 RECORDED_PACKAGES = ("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard")
 
 
@@ -119,6 +123,7 @@ class Config:
     batch_size: int = flag("DrQ", 128, "transitions per update (the DrQ paper: 512)", low=1)
     discount: float = flag("DrQ", 0.99, "discount factor per agent step", low=0, high=1)
     lr: float = flag("DrQ", 1e-3, "learning rate of actor, critic and temperature", above=0)
+    cuda_graphs: bool = flag("DrQ", True, "on CUDA: launch an update as one recorded graph; false runs it step by step")
     precision: str = flag("DrQ", "fp32", "arithmetic of the convolutions; all else is fp32", choices=("fp32", "bf16"))
     augmentation: str = flag(
         "DrQ",
@@ -332,18 +337,14 @@ def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> D
         "learn_temperature": config.temperature == "learned",
         **{name: getattr(config, name) for name in AGENT_FLAGS},
     }
-    if not config.num_skills:
-        return DrQAgent(obs_shape, action_dim, **settings)
-    return DIAYNAgent(
-        obs_shape,
-        action_dim,
-        num_skills=config.num_skills,
-        skill_embedding_dim=config.skill_embedding_dim,
-        lr_discriminator=config.lr_discriminator,
-        discriminator_encoder=config.discriminator_encoder,
-        diayn_intrinsic_reward_coeff=config.diayn_intrinsic_reward_coeff,
-        **settings,
-    )
+    agent: DrQAgent
+    if config.num_skills:
+        agent = DIAYNAgent(obs_shape, action_dim, **settings, **{name: getattr(config, name) for name in DIAYN_FLAGS})
+    else:
+        agent = DrQAgent(obs_shape, action_dim, **settings)
+    if config.device != "cpu" and config.cuda_graphs:
+        agent.use_cuda_graphs()
+    return agent
 
 
 def choose_device(wanted: str | None) -> str:

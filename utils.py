@@ -36,6 +36,12 @@ def to_channels_last(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
 
 
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array on the device. A CUDA device gets it from pinned memory, so that nobody waits for what it is doing."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @torch.no_grad()
 def soft_update(online: nn.Module, target: nn.Module, tau: float) -> None:
     """target <- tau * online + (1 - tau) * target, for all parameters in one fused call."""
