@@ -96,10 +96,12 @@ class DIAYNAgent(DrQAgent):
         return int(rng.integers(self.num_skills))
 
     @torch.no_grad()
-    def judge(self, next_obs: np.ndarray, skill: int) -> tuple[float, bool]:
-        logits = self.classify(self._to_device(next_obs[None]))
-        reward = self.intrinsic_reward(logits, torch.tensor([skill], device=self.device))
-        return float(reward), int(logits.argmax()) == skill
+    def assess_features(
+        self, obs: torch.Tensor, features: torch.Tensor, skill: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        action, _, _ = super().assess_features(obs, features, skill)
+        logits = self.classify(obs, features)
+        return action, self.intrinsic_reward(logits, skill), logits.argmax(dim=1) == skill
 
     @torch.no_grad()
     def intrinsic_return(self, episode: Iterable[Batch]) -> float:

@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -159,6 +160,7 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._image_size, self._action_repeat = image_size, action_repeat
         self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
         self._frame_count = 0
+        self.render_seconds = 0.0  # spent drawing, since the environment was made
 
         # dm_control keeps its limit as a number of control steps; infinite where there is none.
         limit = self._frame_limit if time_limit is not None else self._env._step_limit
@@ -212,7 +214,10 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         height, width = height or self._image_size, width or self._image_size
         if (height, width) not in self._cameras:
             self._cameras[height, width] = self._new_camera(height, width)
-        return np.array(self._cameras[height, width].render())  # a copy: the camera draws into one buffer
+        started = time.perf_counter()
+        picture = np.array(self._cameras[height, width].render())  # a copy: the camera draws into one buffer
+        self.render_seconds += time.perf_counter() - started
+        return picture
 
     def close(self) -> None:
         self._cameras.clear()

@@ -239,6 +239,14 @@ class Views(NamedTuple):
     noise: torch.Tensor  # (B, action_dim), standard normal: selects the actions of the actor's step
 
 
+class Assessment(NamedTuple):
+    """What an agent says of N observations in evaluation."""
+
+    action: np.ndarray  # float32 (N, action_dim), deterministic
+    intrinsic_reward: np.ndarray  # float32 (N,), of having arrived here; 0 without DIAYN
+    recognised: np.ndarray  # bool (N,): the discriminator names the right skill
+
+
 class DrQAgent:
     """DrQ. `update` takes one gradient step on a batch, `act` chooses one action.
 
@@ -314,7 +322,8 @@ class DrQAgent:
         self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
 
         self._learn: Callable[..., Metrics] = lambda **tensors: self.learn(Views(**tensors))
-        self._policy: Callable[..., Metrics] = self.policy
+        self._policy: Callable[..., dict[str, torch.Tensor]] = self.policy
+        self._assess: Callable[..., dict[str, torch.Tensor]] = self.assess_tensors
         self.critic_optimizer = self.make_optimizer(self.critic.parameters(), lr)
         self.actor_optimizer = self.make_optimizer(self.actor.parameters(), lr)
         self.alpha_optimizer = self.make_optimizer([self.log_alpha], lr) if learn_temperature else None
@@ -333,6 +342,7 @@ class DrQAgent:
             extra=[self.log_alpha],
         )
         self._policy = Graphed(self.policy)
+        self._assess = Graphed(self.assess_tensors)
 
     # -- acting ---------------------------------------------------------------------------------------------------
 
@@ -356,9 +366,33 @@ class DrQAgent:
         distribution = self.actor(self.critic.encoder(obs), skill)
         return {"mode": distribution.mode(), "sample": distribution.sample(noise)[0]}
 
-    def judge(self, next_obs: np.ndarray, skill: int) -> tuple[float, bool]:
-        """The intrinsic reward of arriving at one observation with `skill`, and whether the skill was recognised."""
-        return 0.0, False
+    def assess(self, obs: np.ndarray, skill: np.ndarray) -> Assessment:
+        """What evaluation asks for: the deterministic actions in, and the judgement of, observations (N, C, H, W).
+
+        A row's result does not depend on the rows beside it.
+        """
+        outputs = self._assess(obs=self._to_device(obs), skill=self._to_device(skill))
+        return Assessment(*(value.cpu().numpy() for value in outputs.values()))
+
+    @torch.no_grad()
+    def assess_features(
+        self, obs: torch.Tensor, features: torch.Tensor, skill: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """An `Assessment` as tensors, given the critic's features. Plain DrQ judges nothing."""
+        nothing = torch.zeros(len(features), device=self.device)
+        return self.actor(features, skill).mode(), nothing, nothing.bool()
+
+    @torch.no_grad()
+    def assess_tensors(self, obs: torch.Tensor, skill: torch.Tensor) -> dict[str, torch.Tensor]:
+        """An `Assessment` as a dict of tensors.
+
+        The networks work on a multiple of 4 rows: with fewer, the CPU's matrix product would take another order of
+        summation, and the last bits would tell how many episodes were played at once.
+        """
+        rows = torch.arange(-(-len(obs) // 4) * 4, device=self.device).clamp_max(len(obs) - 1)
+        images = obs[rows]
+        outputs = self.assess_features(images, self.critic.encoder(images), skill[rows])
+        return {name: value[: len(obs)] for name, value in zip(Assessment._fields, outputs, strict=True)}
 
     def intrinsic_return(self, episode: Iterable[Batch]) -> float:
         """Sum of the intrinsic rewards of an episode, which comes in batches. Plain DrQ doesn't even draw them."""

@@ -219,6 +219,15 @@ class Logger:
         self._console("eval ", EVAL_LINE, row)
         self.flush()
 
+    def time_shares(self, shares: Mapping[str, float], step: int) -> None:
+        """What share of the time each part of the loop took so far."""
+        self._scalars("time", shares, step)
+
+    def finish(self, step: int, seconds: float, shares: Mapping[str, float]) -> None:
+        """The last line: how long it took, and what took it."""
+        parts = ", ".join(f"{part} {share:.1%}" for part, share in sorted(shares.items(), key=lambda p: -p[1]))
+        tqdm.write(f"done: {step} frames in {seconds:.0f} s, {step / max(seconds, 1e-9):.0f} fps; {parts}", sys.stdout)
+
     def clip(self, name: str, gif: bytes, height: int, width: int, *, step: int) -> None:
         """Show an animation in TensorBoard, under Images. Its own add_video would need an old moviepy."""
         if self._writer is None or self._writer.file_writer is None:

@@ -21,6 +21,7 @@ import time
 import typing
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
 
     from dmc import DMCEnv, RendererInfo
     from drq import DrQAgent
-    from logger import Episode, Logger
+    from logger import Logger
     from replay_buffer import ReplayBuffer
-    from video import VideoRecorder
+    from rollouts import Lanes
+    from utils import Stopwatch
 
 PLANET_ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "cheetah": 4, "finger": 2, "ball_in_cup": 4, "walker": 2}
 DREAMER_ACTION_REPEAT = 2
 BENCHMARK_BATCH_SIZE = 512
+CUDA_HEADROOM = 6 << 30  # bytes of device memory left to networks and activations, at a batch of 512
 AGENT_FLAGS = (  # passed on as they are, under the same names
     *("device", "seed", "augmentation", "image_pad", "lr", "discount", "extrinsic_reward_coeff", "init_temperature"),
     *("actor_update_frequency", "critic_tau", "critic_target_update_frequency", "encoder_feature_dim"),
@@ -149,7 +152,12 @@ class Config:
     log_std_bounds: tuple[float, float] = flag("DrQ", (-10.0, 2.0), "range of the policy's log standard deviation")
 
     eval_frequency: int = flag("outputs", 5000, "agent steps between evaluations; 0 never evaluates", low=0)
-    num_eval_episodes: int = flag("outputs", 10, "episodes per evaluation, for each skill", low=1)
+    num_eval_episodes: int = flag(
+        "outputs", None, "episodes per evaluation, for each skill", low=1, derived="10 without skills, 1 with"
+    )
+    eval_workers: int = flag(
+        "outputs", 0, "processes that play evaluation episodes side by side; 0 plays them in the training one", low=0
+    )
     log_frequency_step: int = flag("outputs", 10_000, "agent steps between histograms in TensorBoard", low=1)
     log_save_tb: bool = flag("outputs", True, "write TensorBoard logs")
     save_video: bool = flag("outputs", True, "write a video of each skill at each evaluation")
@@ -176,6 +184,7 @@ def make_config(given: Mapping[str, Any]) -> Config:
         values["temperature"] = "fixed" if with_skills else "learned"
     for name, default in (
         ("lr_discriminator", values["lr"]),
+        ("num_eval_episodes", 1 if with_skills else 10),
         ("diayn_intrinsic_reward_coeff", 1.0 if with_skills else 0.0),
         ("extrinsic_reward_coeff", 0.0 if with_skills else 1.0),
     ):
@@ -319,13 +328,14 @@ class Run:
     """The parts that the loop plays together."""
 
     config: Config
+    folder: Path
     agent: DrQAgent
     env: DMCEnv
-    eval_env: DMCEnv
+    lanes: Lanes  # evaluation's own environments
     buffer: ReplayBuffer
     logger: Logger
-    recorder: VideoRecorder
     skill_rng: np.random.Generator
+    stopwatch: Stopwatch
 
 
 def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> DrQAgent:
@@ -377,17 +387,31 @@ def free_memory() -> int:
         return int(free)
 
 
-def check_replay_memory(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> None:
-    """Print what the replay buffer will need and what is free. Raises UserError where it won't fit."""
+def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> str:
+    """Print what the replay buffer will need and what is free, and name the device to keep its frames on.
+
+    That is the CUDA device where the frames leave it room for the networks. Raises UserError where nothing has room.
+    """
+    import torch
+
     from replay_buffer import ReplayBuffer
 
     needed = ReplayBuffer.bytes_needed(config.replay_buffer_capacity, frame_shape, config.frame_stack, action_dim)
+    if config.device != "cpu":
+        free, _ = torch.cuda.mem_get_info(config.device)
+        if needed + CUDA_HEADROOM <= free:
+            print(f"replay buffer: {needed / 1e9:.2f} GB on the device, of {free / 1e9:.2f} GB free")
+            return config.device
+        print(
+            f"replay buffer: {needed / 1e9:.2f} GB; too much for the device ({free / 1e9:.2f} GB free), so on the host"
+        )
     free = free_memory()
     figures = f"{config.replay_buffer_capacity} transitions need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
     if needed > free:
         fitting = int(config.replay_buffer_capacity * free / needed * 0.8)
         raise UserError(f"--replay_buffer_capacity: {figures}; {fitting} would leave some room")
     print(f"replay buffer: {figures}")
+    return "cpu"
 
 
 def make_run_folder(config: Config) -> Path:
@@ -445,19 +469,19 @@ def _git_commit() -> str | None:
         return None
 
 
-def make_environments(config: Config) -> tuple[DMCEnv, DMCEnv]:
-    """The training and the evaluation environment, apart from each other. Raises UserError."""
+def make_environment(config: Config) -> DMCEnv:
+    """The task as pixels. Raises UserError."""
     from dmc import DMCEnv, TaskError
 
     settings = {name: getattr(config, name) for name in ("image_size", "frame_stack", "action_repeat", "time_limit")}
     try:
-        env, eval_env = DMCEnv(config.env, **settings), DMCEnv(config.env, **settings)
+        env = DMCEnv(config.env, **settings)
     except TaskError as error:
         raise UserError(f"--env: {error}") from error
     longest = env.max_episode_steps
     if longest is not None and config.replay_buffer_capacity < longest:
         raise UserError(f"--replay_buffer_capacity must hold one episode, which is {longest} agent steps")
-    return env, eval_env
+    return env
 
 
 def setup(config: Config) -> Run:
@@ -474,26 +498,29 @@ def setup(config: Config) -> Run:
     print(f"device: {config.device}; renderer: {renderer.backend}, {renderer.name}")
     if renderer.is_software and config.device != "cpu":
         print("warning: pictures are rendered in software beside a GPU; MUJOCO_GL=egl is faster", file=sys.stderr)
-    env, eval_env = make_environments(config)
+    env = make_environment(config)
     obs_shape, action_dim = env.observation_space.shape, env.action_space.shape[0]
     frame_shape = (3, *obs_shape[1:])
-    check_replay_memory(config, frame_shape, action_dim)
+    storage = place_replay_buffer(config, frame_shape, action_dim)
 
     from logger import Logger
     from replay_buffer import ReplayBuffer
-    from utils import keep_freed_memory, seed_everything
-    from video import VideoRecorder
+    from rollouts import make_lanes
+    from utils import Stopwatch, keep_freed_memory, seed_everything
 
     keep_freed_memory()
     seed_everything(config.seed)
     env.action_space.seed(config.seed)
     agent = make_agent(config, obs_shape, action_dim)
+    episodes = len(agent.skills()) * config.num_eval_episodes
+    lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
     buffer = ReplayBuffer(
         config.replay_buffer_capacity,
         frame_shape,
         config.frame_stack,
         action_dim,
         device=config.device,
+        storage=storage,
         seed=config.seed,
     )
     folder = None
@@ -512,8 +539,7 @@ def setup(config: Config) -> Run:
         reason = error.strerror or error
         raise UserError(f"--work_dir {config.work_dir}: {reason}; name a folder on a disk with room") from error
     print(f"outputs: {folder}")
-    recorder = VideoRecorder(folder / "video" if config.save_video else None, env.metadata["render_fps"])
-    return Run(config, agent, env, eval_env, buffer, logger, recorder, np.random.default_rng(config.seed))
+    return Run(config, folder, agent, env, lanes, buffer, logger, np.random.default_rng(config.seed), Stopwatch())
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -523,7 +549,7 @@ def train(run: Run) -> None:
     """The whole run: episodes of acting, updating, stepping and storing, with an evaluation whenever one is due."""
     from logger import Episode
 
-    config, agent, env, buffer, logger = run.config, run.agent, run.env, run.buffer, run.logger
+    config, agent, env, buffer, logger, clock = run.config, run.agent, run.env, run.buffer, run.logger, run.stopwatch
     step = episode = 0  # step counts agent steps; whatever is written down counts frames
     evaluate(run, episode, step)
     evaluated = step
@@ -535,34 +561,54 @@ def train(run: Run) -> None:
         skill = agent.sample_skill(run.skill_rng)
         buffer.start_episode(obs)
         while not done and step < config.num_train_steps:
-            action = env.action_space.sample() if step < config.num_seed_steps else agent.act(obs, skill, sample=True)
-            if step >= config.num_seed_steps and len(buffer):
+            with clock("act"):  # on CUDA this is where the last update is waited for
+                seeding = step < config.num_seed_steps
+                action = env.action_space.sample() if seeding else agent.act(obs, skill, sample=True)
+            if not seeding and len(buffer):
                 for _ in range(config.num_train_iters):
-                    logger.update(agent.update(buffer.sample(config.batch_size)))
-            obs, reward, terminated, truncated, _ = env.step(action)
+                    with clock("sample"):
+                        batch = buffer.sample(config.batch_size)
+                    with clock("update"):  # on CUDA it runs on while the environment steps
+                        logger.update(agent.update(batch))
+            with clock("environment"):
+                obs, reward, terminated, truncated, _ = env.step(action)
             buffer.add(action, reward, obs, terminated, skill)
             episode_return += reward
             done = terminated or truncated
             step += 1
-            if step % config.log_frequency_step == 0:
-                logger.histograms(agent.histograms(), step * config.action_repeat)
-            logger.progress(step * config.action_repeat)
+            with clock("log"):
+                if step % config.log_frequency_step == 0:
+                    logger.histograms(agent.histograms(), step * config.action_repeat)
+                logger.progress(step * config.action_repeat)
         if done:
             episode += 1
             steps = step - first_step
-            result = Episode(
-                duration=time.perf_counter() - started,
-                extrinsic_reward=episode_return,
-                skill=skill,
-                intrinsic_reward_sum=agent.intrinsic_return(buffer.recent(steps, config.batch_size)),
-                length=steps,
-            )
-            logger.train_episode(episode, step * config.action_repeat, result, steps * config.action_repeat)
+            with clock("log"):
+                result = Episode(
+                    duration=time.perf_counter() - started,
+                    extrinsic_reward=episode_return,
+                    skill=skill,
+                    intrinsic_reward_sum=agent.intrinsic_return(buffer.recent(steps, config.batch_size)),
+                    length=steps,
+                )
+                logger.train_episode(episode, step * config.action_repeat, result, steps * config.action_repeat)
+                logger.time_shares(time_shares(run), step * config.action_repeat)
             if config.eval_frequency and step // config.eval_frequency > evaluated // config.eval_frequency:
                 evaluate(run, episode, step)
                 evaluated = step
     if evaluated < step:
         evaluate(run, episode, step)
+    logger.finish(step * config.action_repeat, time.perf_counter() - clock.started, time_shares(run))
+
+
+def time_shares(run: Run) -> dict[str, float]:
+    """What share of the run's time each part took so far; drawing pictures is told apart from the rest of a step."""
+    shares = run.stopwatch.shares()
+    if "environment" in shares:
+        render = run.env.render_seconds / (time.perf_counter() - run.stopwatch.started)
+        shares["render"] = min(render, shares["environment"])
+        shares["environment"] -= shares["render"]
+    return shares
 
 
 def evaluate(run: Run, episode: int, step: int) -> None:
@@ -572,61 +618,34 @@ def evaluate(run: Run, episode: int, step: int) -> None:
     """
     import numpy as np
 
-    from video import gif_clip
+    from rollouts import Start, play
+    from video import VideoRecorder, gif_clip
 
-    config, recorder, logger = run.config, run.recorder, run.logger
+    config, logger = run.config, run.logger
     if not config.eval_frequency:
         return
-    frame = step * config.action_repeat
-    seeds = np.random.SeedSequence([config.seed, step]).generate_state(config.num_eval_episodes).tolist()
-    results, videos = [], {}
-    for skill in run.agent.skills():
-        name = f"skill{skill}" if config.num_skills else "policy"
-        logger.status(f"evaluating {name}")
-        recorder.start(f"{frame}_{name}" if config.num_skills else str(frame))
-        results.append(rollout(run.agent, run.eval_env, skill, seeds[0], recorder))
-        video = recorder.stop()
-        if video is not None:
-            videos[name] = video
-        results += [rollout(run.agent, run.eval_env, skill, seed) for seed in seeds[1:]]
-    if config.num_skills:
-        grid = recorder.tile(f"{frame}_skills", list(videos.values()))
-        if grid is not None:
-            videos["skills"] = grid
-    logger.status("")
-    logger.evaluation(episode, frame, results)
-    for name, video in videos.items() if config.log_save_tb else ():
-        clip = gif_clip(video, recorder.fps)
-        if clip is not None:
-            logger.clip(name, *clip, step=frame)
-
-
-def rollout(agent: DrQAgent, env: DMCEnv, skill: int, seed: int, recorder: VideoRecorder | None = None) -> Episode:
-    """One episode of the deterministic policy, recorded where a recorder is given and recording."""
-    from logger import Episode
-    from replay_buffer import NO_SKILL
-    from video import VIDEO_SIZE
-
-    started, length, recognised, extrinsic, intrinsic, done = time.perf_counter(), 0, 0, 0.0, 0.0, False
-    obs, _ = env.reset(seed=seed)
-    while not done:
-        obs, reward, terminated, truncated, _ = env.step(agent.act(obs, skill, sample=False))
-        r_int, correct = agent.judge(obs, skill)
-        done = terminated or truncated
-        length, recognised = length + 1, recognised + correct
-        extrinsic, intrinsic = extrinsic + reward, intrinsic + r_int
-        if recorder is not None and recorder.recording:
-            text = [f"skill {skill}  step {length}", f"r_int {r_int:.3f}  sum {intrinsic:.1f}"]
-            recorder.record(env.render(VIDEO_SIZE, VIDEO_SIZE), text if skill != NO_SKILL else ())
-    return Episode(
-        duration=time.perf_counter() - started,
-        extrinsic_reward=extrinsic,
-        skill=skill,
-        intrinsic_reward_sum=intrinsic,
-        discriminator_accuracy=recognised / length,
-        mutual_information_bound=intrinsic / length,
-        length=length,
-    )
+    with run.stopwatch("evaluate"):
+        frame = step * config.action_repeat
+        logger.status(f"evaluating at frame {frame}")
+        seeds = np.random.SeedSequence([config.seed, step]).generate_state(config.num_eval_episodes).tolist()
+        skills = run.agent.skills()
+        folder, fps = run.folder / "video" if config.save_video else None, run.env.metadata["render_fps"]
+        recorders = {f"skill{skill}" if config.num_skills else "policy": VideoRecorder(folder, fps) for skill in skills}
+        for name, recorder in recorders.items():
+            recorder.start(f"{frame}_{name}" if config.num_skills else str(frame))
+        starts = [Start(skill, seeds[0], recorder) for skill, recorder in zip(skills, recorders.values(), strict=True)]
+        starts += [Start(skill, seed) for seed in seeds[1:] for skill in skills]
+        results = play(run.agent, run.lanes, starts)
+        videos = {name: recorder.stop() for name, recorder in recorders.items()}
+        written = [video for video in videos.values() if video is not None]
+        if config.num_skills:
+            videos["skills"] = VideoRecorder(folder, fps).tile(f"{frame}_skills", written)
+        for name, video in videos.items():
+            clip = gif_clip(video, fps) if video is not None and config.log_save_tb else None
+            if clip is not None:
+                logger.clip(name, *clip, step=frame)
+        logger.status("")
+        logger.evaluation(episode, frame, results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -655,7 +674,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         run.logger.close()
         run.env.close()
-        run.eval_env.close()
+        run.lanes.close()
     return 0
 
 

@@ -5,12 +5,38 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
+
+
+class Stopwatch:
+    """Adds up the seconds that named parts of a loop take. `with stopwatch("update"): ...`"""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(part, time.perf_counter() - began)
+
+    def add(self, part: str, seconds: float) -> None:
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def shares(self) -> dict[str, float]:
+        """Each part's share of all the time since the start; "other" is the rest."""
+        total = max(time.perf_counter() - self.started, 1e-9)
+        shares = {part: seconds / total for part, seconds in self.seconds.items()}
+        return {**shares, "other": 1.0 - sum(shares.values())}
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int) -> nn.Sequential:

@@ -1,0 +1,135 @@
+"""Episodes of the deterministic policy, several at a time: one forward pass serves a step of all of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+
+from logger import Episode
+from replay_buffer import NO_SKILL
+from video import VIDEO_SIZE, VideoRecorder
+
+if TYPE_CHECKING:
+    from drq import DrQAgent
+
+Lanes = AsyncVectorEnv | SyncVectorEnv
+MAX_LANES = 16  # environments side by side in one process, each with a rendering context of its own
+
+
+class Start(NamedTuple):
+    """An episode to play. The recorder, where there is one, has been started and is stopped by `play`."""
+
+    skill: int
+    seed: int
+    recorder: VideoRecorder | None = None
+
+
+class Parked(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+    """An environment that waits, once its episode is over, for the others of its vector: nothing moves, reward 0.
+
+    `info["over"]` tells; neither `terminated` nor `truncated` does, as a vector would reset the environment then.
+    """
+
+    def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray]) -> None:
+        super().__init__(env)
+        self._last: np.ndarray | None = None  # the final observation, once there is one
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self._last = None
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self._last is not None:
+            return self._last, 0.0, False, False, {"over": True}
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        if terminated or truncated:
+            self._last = obs
+        return obs, float(reward), False, False, {"over": terminated or truncated}
+
+    def picture(self, height: int, width: int) -> np.ndarray:
+        """The scene as it is now, uint8 RGB (height, width, 3)."""
+        return self.env.render(height, width)  # type: ignore[call-arg, return-value]  # ours takes a size
+
+
+def make_lanes(factory: Callable[[], gymnasium.Env[Any, Any]], episodes: int, workers: int) -> Lanes:
+    """Environments for `episodes` episodes at a time, or an even part of that: at most MAX_LANES, or `workers`.
+
+    `workers` 0 steps them one after the other in this process; otherwise each has a process of its own, spawned, as a
+    process forked with a rendering context would hang.
+    """
+    rounds = math.ceil(episodes / (workers or MAX_LANES))
+    factories = [lambda: Parked(factory())] * math.ceil(episodes / rounds)
+    return AsyncVectorEnv(factories, context="spawn") if workers else SyncVectorEnv(factories)
+
+
+def play(agent: DrQAgent, lanes: Lanes, starts: Sequence[Start]) -> list[Episode]:
+    """Play every start to its end. The results don't depend on how many lanes there are.
+
+    An episode's duration is its share of the time that the episodes beside it took too.
+    """
+    results: list[Episode] = []
+    for first in range(0, len(starts), lanes.num_envs):
+        results += _play_round(agent, lanes, starts[first : first + lanes.num_envs])
+    return results
+
+
+def _play_round(agent: DrQAgent, lanes: Lanes, starts: Sequence[Start]) -> list[Episode]:
+    began, count = time.perf_counter(), len(starts)
+    # A round with fewer starts than lanes fills up with repetitions, whose results nobody asks for.
+    seeds = [starts[lane % count].seed for lane in range(lanes.num_envs)]
+    skills = np.array([starts[lane % count].skill for lane in range(lanes.num_envs)])
+    length, recognised, extrinsic, intrinsic = np.zeros((4, lanes.num_envs))
+    over = np.zeros(lanes.num_envs, bool)
+    obs, _ = lanes.reset(seed=seeds)  # type: ignore[arg-type]  # gymnasium's vectors take one each
+    action = agent.assess(obs, skills).action
+    while not over.all():
+        obs, reward, _, _, info = lanes.step(action)
+        action, r_int, correct = agent.assess(obs, skills)
+        length += ~over
+        extrinsic += reward
+        intrinsic += np.where(over, 0.0, r_int)
+        recognised += ~over & correct
+        _record(lanes, starts, over, length, r_int, intrinsic)
+        over |= info["over"]
+    duration = (time.perf_counter() - began) / count
+    return [
+        Episode(
+            duration=duration,
+            extrinsic_reward=float(extrinsic[lane]),
+            skill=start.skill,
+            intrinsic_reward_sum=float(intrinsic[lane]),
+            discriminator_accuracy=float(recognised[lane] / length[lane]),
+            mutual_information_bound=float(intrinsic[lane] / length[lane]),
+            length=int(length[lane]),
+        )
+        for lane, start in enumerate(starts)
+    ]
+
+
+def _record(
+    lanes: Lanes,
+    starts: Sequence[Start],
+    over: np.ndarray,
+    length: np.ndarray,
+    r_int: np.ndarray,
+    intrinsic: np.ndarray,
+) -> None:
+    """Add the scene as it is now to the videos of the episodes that are still going."""
+    recorders = [None if over[lane] else start.recorder for lane, start in enumerate(starts)]
+    if not any(recorder is not None and recorder.recording for recorder in recorders):
+        return
+    frames = lanes.call("picture", VIDEO_SIZE, VIDEO_SIZE)
+    for lane, recorder in enumerate(recorders):
+        if recorder is not None:
+            skill = starts[lane].skill
+            text = [
+                f"skill {skill}  step {length[lane]:.0f}",
+                f"r_int {r_int[lane]:.3f}  sum {intrinsic[lane]:.1f}",
+            ]
+            recorder.record(frames[lane], text if skill != NO_SKILL else ())
