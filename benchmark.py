@@ -150,7 +150,8 @@ def make_oracle(args: argparse.Namespace, *, fast_crop: bool = False) -> OracleA
         settings |= {"extrinsic_reward_coeff": 0.0, "learn_temperature": False}
     oracle = OracleAgent(OBS_SHAPE, args.action_dim, **settings).load(make_agent(args, graphs=False))
     if fast_crop:
-        oracle.augment = RandomShift(4, torch.Generator(args.device).manual_seed(0))
+        shift = RandomShift(4, torch.Generator(args.device).manual_seed(0))
+        oracle.augment = shift  # type: ignore[assignment]  # any function of images will do
     return oracle
 
 
@@ -241,7 +242,7 @@ def bench_replay(args: argparse.Namespace) -> Iterator[Row]:
         "frames once": ReplayBuffer.bytes_needed(100_000, (3, *OBS_SHAPE[1:]), 3, args.action_dim),
     }
     for batch_size in args.batch_size:
-        buffers = {"full stacks": plain, "frames once": ours}
+        buffers: dict[str, ReplayBuffer | FullStackReplay] = {"full stacks": plain, "frames once": ours}
         variants = {name: partial(buffer.sample, batch_size) for name, buffer in buffers.items()}
         for row in contest(args, f"sample {batch_size}", variants, steps=20):
             yield {**row, "remarks": f"{sizes[row['variant']] / 1e9:.2f} GB at 100,000 transitions"}

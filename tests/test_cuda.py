@@ -1,0 +1,63 @@
+"""What only a CUDA device can show: the graphs compute what the eager path computes. Skipped without one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from oracle import ACTION_DIM, OBS_SHAPE, random_batch, small_diayn, small_drq
+
+from drq import DrQAgent
+from replay_buffer import ReplayBuffer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def make_agent(num_skills: int, encoder: str, graphs: bool) -> DrQAgent:
+    settings = {"device": "cuda"}
+    agent = small_diayn(discriminator_encoder=encoder, **settings) if num_skills else small_drq(**settings)
+    if graphs:
+        agent.use_cuda_graphs()
+    return agent
+
+
+@pytest.mark.parametrize(("num_skills", "encoder"), [(0, "shared"), (4, "shared"), (4, "separate")])
+def test_graphs_equal_eager(num_skills: int, encoder: str) -> None:
+    """Weights and metrics after even and odd updates, from the same seeds and batches."""
+    eager, graphed = (make_agent(num_skills, encoder, graphs) for graphs in (False, True))
+    for update in range(6):
+        batch = random_batch(num_skills=num_skills, seed=update, device="cuda")
+        expected = eager.update(batch)
+        metrics = graphed.update(batch)
+        assert metrics.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(metrics[name], value, rtol=1e-4, atol=1e-5)
+    for name, module in eager.modules().items():
+        for expected_weight, weight in zip(module.parameters(), graphed.modules()[name].parameters(), strict=True):
+            torch.testing.assert_close(weight, expected_weight, rtol=1e-4, atol=1e-5)
+
+
+def test_acting_from_a_graph() -> None:
+    eager, graphed = (make_agent(4, "shared", graphs) for graphs in (False, True))
+    obs = random_batch(5, num_skills=4, device="cpu").obs.numpy()
+    for sample in (True, False, True):
+        for row in obs:
+            action = eager.act(row, 2, sample=sample)
+            np.testing.assert_allclose(graphed.act(row, 2, sample=sample), action, atol=1e-5)
+    for ours, theirs in zip(graphed.assess(obs, np.arange(5) % 4), eager.assess(obs, np.arange(5) % 4), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_frames_on_the_device_give_the_same_batches() -> None:
+    """A ring on the device, and one on the host, sample the same transitions."""
+    rings = [ReplayBuffer(20, (2, 8, 8), 3, ACTION_DIM, device="cuda", storage=storage) for storage in ("cuda", "cpu")]
+    rng = np.random.default_rng(0)
+    for ring in rings:
+        rng = np.random.default_rng(0)
+        ring.start_episode(rng.integers(256, size=(*OBS_SHAPE[:1], 8, 8), dtype=np.uint8))
+        for _ in range(50):
+            obs = rng.integers(256, size=(*OBS_SHAPE[:1], 8, 8), dtype=np.uint8)
+            ring.add(rng.normal(size=ACTION_DIM).astype(np.float32), rng.random(), obs, False, 1)
+    for ours, theirs in zip(rings[0].sample(16), rings[1].sample(16), strict=True):
+        assert ours.is_cuda
+        assert torch.equal(ours, theirs)

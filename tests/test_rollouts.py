@@ -1,0 +1,117 @@
+"""Evaluation episodes played side by side: the same results however many at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import IMAGE_SIZE, FakePixelEnv
+
+import dmc
+from diayn import DIAYNAgent
+from drq import DrQAgent
+from logger import Episode
+from rollouts import MAX_LANES, Start, make_lanes, play
+from video import VideoRecorder, read_video
+
+SMALL: dict[str, Any] = {"device": "cpu", "seed": 0, "encoder_feature_dim": 8, "hidden_dim": 16}
+
+
+class UnevenEnv(FakePixelEnv):
+    """A fake environment whose episodes are their reset seed's and nothing else's, and last 3 to 9 steps."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        assert seed is not None
+        self.max_episode_steps = 3 + seed % 7
+        self.episode = seed - 1
+        return super().reset(seed=seed, options=options)
+
+
+def make_diayn(image_size: int, action_dim: int, encoder: str = "shared") -> DIAYNAgent:
+    torch.manual_seed(0)
+    settings = {"num_skills": 3, "skill_embedding_dim": 4, "lr_discriminator": 1e-3, "discriminator_encoder": encoder}
+    return DIAYNAgent((9, image_size, image_size), action_dim, **settings, **SMALL)
+
+
+def played(
+    agent: DrQAgent, factory: Any, starts: list[Start], lanes: int, workers: int = 0
+) -> list[dict[str, float | int]]:
+    """The results without their durations."""
+    envs = make_lanes(factory, lanes, workers)
+    try:
+        episodes = play(agent, envs, starts)
+    finally:
+        envs.close()
+    assert all(isinstance(episode, Episode) and episode.duration > 0 for episode in episodes)
+    return [{**dataclasses.asdict(episode), "duration": 0.0} for episode in episodes]
+
+
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+def test_side_by_side_equals_one_after_the_other(encoder: str) -> None:
+    """To the bit, for episodes of different lengths and for rounds that the starts don't fill."""
+    agent = make_diayn(IMAGE_SIZE, 2, encoder)
+    starts = [Start(skill, seed) for seed in (0, 5, 3, 4) for skill in agent.skills()]
+    alone = played(agent, UnevenEnv, starts, lanes=1)
+    assert [episode["length"] for episode in alone] == [3] * 3 + [8] * 3 + [6] * 3 + [7] * 3
+    for lanes in (2, 3, 5, 12):
+        assert played(agent, UnevenEnv, starts, lanes) == alone
+
+
+def test_results_match_a_plain_loop() -> None:
+    """Return, intrinsic sum, accuracy and length of an episode, worked out with nothing side by side."""
+    agent, env = make_diayn(IMAGE_SIZE, 2), UnevenEnv()
+    obs, _ = env.reset(seed=5)
+    returns, rewards, hits, done = 0.0, [], [], False
+    while not done:
+        action = agent.act(obs, 1, sample=False)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        done = terminated or truncated
+        returns += reward
+        logits = agent.classify(torch.from_numpy(obs[None])).detach().double()
+        rewards.append(float(logits.log_softmax(1)[0, 1] + np.log(3)))
+        hits.append(int(logits.argmax()) == 1)
+    (episode,) = played(agent, UnevenEnv, [Start(1, 5)], lanes=1)
+    assert episode["length"] == len(rewards) == 8
+    assert episode["extrinsic_reward"] == pytest.approx(returns, rel=1e-5)
+    assert episode["intrinsic_reward_sum"] == pytest.approx(sum(rewards), abs=1e-4)
+    assert episode["mutual_information_bound"] == pytest.approx(np.mean(rewards), abs=1e-5)
+    assert episode["discriminator_accuracy"] == pytest.approx(np.mean(hits))
+
+
+def test_number_of_lanes() -> None:
+    """An even part of the episodes, within the bound."""
+    for episodes, workers, expected in ((1, 0, 1), (10, 0, 10), (MAX_LANES + 1, 0, 9), (100, 0, 15)):
+        envs = make_lanes(FakePixelEnv, episodes, workers)
+        assert envs.num_envs == expected
+        envs.close()
+
+
+def test_recorded_episodes_have_one_frame_a_step(tmp_path: Path) -> None:
+    agent = make_diayn(IMAGE_SIZE, 2)
+    recorders = [VideoRecorder(tmp_path, 10) for _ in range(3)]
+    for number, recorder in enumerate(recorders):
+        recorder.start(str(number))
+    envs = make_lanes(UnevenEnv, 3, 0)
+    starts = [
+        Start(skill, seed, recorder) for skill, seed, recorder in zip(range(3), (0, 5, 3), recorders, strict=True)
+    ]
+    play(agent, envs, starts)
+    paths = [recorder.stop() for recorder in recorders]
+    assert [len(list(read_video(path))) for path in paths if path] == [3, 8, 6]
+
+
+@pytest.mark.slow
+def test_processes_equal_this_process_on_real_pixels() -> None:
+    """Two spawned processes, each with a rendering context of its own, against lanes in this process."""
+    dmc.choose_renderer()
+    agent = make_diayn(84, 1)
+    starts = [Start(skill, 7) for skill in agent.skills()]
+    factory = partial(dmc.DMCEnv, "cartpole_swingup", action_repeat=8, time_limit=160)
+    alone = played(agent, factory, starts, lanes=1)
+    assert played(agent, factory, starts, lanes=3) == alone
+    assert played(agent, factory, starts, lanes=3, workers=2) == alone
