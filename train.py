@@ -325,7 +325,7 @@ def _integer(text: str) -> int:
 
 @dataclasses.dataclass
 class Run:
-    """The parts that the loop plays together."""
+    """The parts that the loop plays together, and how far it has come."""
 
     config: Config
     folder: Path
@@ -336,6 +336,14 @@ class Run:
     logger: Logger
     skill_rng: np.random.Generator
     stopwatch: Stopwatch
+    step: int = 0  # agent steps so far; whatever is written down counts frames
+    episode: int = 0  # finished training episodes
+    episode_over: bool = True
+    evaluated: int = -1  # agent step of the last evaluation
+
+    @property
+    def frame(self) -> int:
+        return self.step * self.config.action_repeat
 
 
 def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> DrQAgent:
@@ -546,59 +554,63 @@ def setup(config: Config) -> Run:
 
 
 def train(run: Run) -> None:
-    """The whole run: episodes of acting, updating, stepping and storing, with an evaluation whenever one is due."""
+    """The whole run: episodes, with an evaluation before the first, after the last, and whenever one is due."""
+    frequency = run.config.eval_frequency
+    evaluate(run)
+    while run.step < run.config.num_train_steps:
+        train_episode(run)
+        if frequency and run.episode_over and run.step // frequency > run.evaluated // frequency:
+            evaluate(run)
+    if run.evaluated < run.step:
+        evaluate(run)
+    seconds = time.perf_counter() - run.stopwatch.started
+    run.logger.finish(run.frame, seconds, time_shares(run))
+
+
+def train_episode(run: Run) -> None:
+    """One episode with one skill: act, update, step, store. The run's budget may cut it off, and then it has no row."""
+    config, agent, env, buffer, logger, clock = run.config, run.agent, run.env, run.buffer, run.logger, run.stopwatch
+    began, first_step, episode_return = time.perf_counter(), run.step, 0.0
+    obs, _ = env.reset(seed=config.seed if run.step == 0 else None)  # later episodes go on in the task's random stream
+    skill = agent.sample_skill(run.skill_rng)
+    buffer.start_episode(obs)
+    run.episode_over = False
+    while not run.episode_over and run.step < config.num_train_steps:
+        seeding = run.step < config.num_seed_steps
+        with clock("act"):  # on CUDA this is where the last update is waited for
+            action = env.action_space.sample() if seeding else agent.act(obs, skill, sample=True)
+        if not seeding and len(buffer):
+            for _ in range(config.num_train_iters):
+                with clock("sample"):
+                    batch = buffer.sample(config.batch_size)
+                with clock("update"):  # on CUDA it runs on while the environment steps
+                    logger.update(agent.update(batch))
+        with clock("environment"):
+            obs, reward, terminated, truncated, _ = env.step(action)
+        buffer.add(action, reward, obs, terminated, skill)
+        run.step += 1
+        run.episode_over = terminated or truncated
+        episode_return += reward
+        with clock("log"):
+            if run.step % config.log_frequency_step == 0:
+                logger.histograms(agent.histograms(), run.frame)
+            logger.progress(run.frame)
+    if run.episode_over:
+        with clock("log"):
+            run.episode += 1
+            log_episode(run, skill, episode_return, run.step - first_step, time.perf_counter() - began)
+
+
+def log_episode(run: Run, skill: int, episode_return: float, steps: int, duration: float) -> None:
+    """Write down the training episode that has just ended."""
     from logger import Episode
 
-    config, agent, env, buffer, logger, clock = run.config, run.agent, run.env, run.buffer, run.logger, run.stopwatch
-    step = episode = 0  # step counts agent steps; whatever is written down counts frames
-    evaluate(run, episode, step)
-    evaluated = step
-    env_seed: int | None = config.seed
-    while step < config.num_train_steps:
-        started, first_step, episode_return, done = time.perf_counter(), step, 0.0, False
-        obs, _ = env.reset(seed=env_seed)
-        env_seed = None  # the task's random stream goes on from here
-        skill = agent.sample_skill(run.skill_rng)
-        buffer.start_episode(obs)
-        while not done and step < config.num_train_steps:
-            with clock("act"):  # on CUDA this is where the last update is waited for
-                seeding = step < config.num_seed_steps
-                action = env.action_space.sample() if seeding else agent.act(obs, skill, sample=True)
-            if not seeding and len(buffer):
-                for _ in range(config.num_train_iters):
-                    with clock("sample"):
-                        batch = buffer.sample(config.batch_size)
-                    with clock("update"):  # on CUDA it runs on while the environment steps
-                        logger.update(agent.update(batch))
-            with clock("environment"):
-                obs, reward, terminated, truncated, _ = env.step(action)
-            buffer.add(action, reward, obs, terminated, skill)
-            episode_return += reward
-            done = terminated or truncated
-            step += 1
-            with clock("log"):
-                if step % config.log_frequency_step == 0:
-                    logger.histograms(agent.histograms(), step * config.action_repeat)
-                logger.progress(step * config.action_repeat)
-        if done:
-            episode += 1
-            steps = step - first_step
-            with clock("log"):
-                result = Episode(
-                    duration=time.perf_counter() - started,
-                    extrinsic_reward=episode_return,
-                    skill=skill,
-                    intrinsic_reward_sum=agent.intrinsic_return(buffer.recent(steps, config.batch_size)),
-                    length=steps,
-                )
-                logger.train_episode(episode, step * config.action_repeat, result, steps * config.action_repeat)
-                logger.time_shares(time_shares(run), step * config.action_repeat)
-            if config.eval_frequency and step // config.eval_frequency > evaluated // config.eval_frequency:
-                evaluate(run, episode, step)
-                evaluated = step
-    if evaluated < step:
-        evaluate(run, episode, step)
-    logger.finish(step * config.action_repeat, time.perf_counter() - clock.started, time_shares(run))
+    intrinsic = run.agent.intrinsic_return(run.buffer.recent(steps, run.config.batch_size))
+    episode = Episode(
+        duration=duration, extrinsic_reward=episode_return, skill=skill, intrinsic_reward_sum=intrinsic, length=steps
+    )
+    run.logger.train_episode(run.episode, run.frame, episode, steps * run.config.action_repeat)
+    run.logger.time_shares(time_shares(run), run.frame)
 
 
 def time_shares(run: Run) -> dict[str, float]:
@@ -611,7 +623,7 @@ def time_shares(run: Run) -> dict[str, float]:
     return shares
 
 
-def evaluate(run: Run, episode: int, step: int) -> None:
+def evaluate(run: Run) -> None:
     """Play every skill with the deterministic policy, from the same starts, and log it; a video of each one's first.
 
     The starts depend on the seed and the step only, and nothing that training uses is touched.
@@ -624,10 +636,10 @@ def evaluate(run: Run, episode: int, step: int) -> None:
     config, logger = run.config, run.logger
     if not config.eval_frequency:
         return
+    run.evaluated, frame = run.step, run.frame
     with run.stopwatch("evaluate"):
-        frame = step * config.action_repeat
         logger.status(f"evaluating at frame {frame}")
-        seeds = np.random.SeedSequence([config.seed, step]).generate_state(config.num_eval_episodes).tolist()
+        seeds = np.random.SeedSequence([config.seed, run.step]).generate_state(config.num_eval_episodes).tolist()
         skills = run.agent.skills()
         folder, fps = run.folder / "video" if config.save_video else None, run.env.metadata["render_fps"]
         recorders = {f"skill{skill}" if config.num_skills else "policy": VideoRecorder(folder, fps) for skill in skills}
@@ -645,7 +657,7 @@ def evaluate(run: Run, episode: int, step: int) -> None:
             if clip is not None:
                 logger.clip(name, *clip, step=frame)
         logger.status("")
-        logger.evaluation(episode, frame, results)
+        logger.evaluation(run.episode, frame, results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
