@@ -13,7 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from logger import Episode
 from replay_buffer import NO_SKILL
-from video import VIDEO_SIZE, VideoRecorder
+from video import FAILURES, VIDEO_SIZE, VideoRecorder
 
 if TYPE_CHECKING:
     from drq import DrQAgent
@@ -121,15 +121,19 @@ def _record(
     intrinsic: np.ndarray,
 ) -> None:
     """Add the scene as it is now to the videos of the episodes that are still going."""
-    recorders = [None if over[lane] else start.recorder for lane, start in enumerate(starts)]
-    if not any(recorder is not None and recorder.recording for recorder in recorders):
+    going = [
+        (lane, start.skill, start.recorder)
+        for lane, start in enumerate(starts)
+        if start.recorder is not None and start.recorder.recording and not over[lane]
+    ]
+    if not going:
         return
-    frames = lanes.call("picture", VIDEO_SIZE, VIDEO_SIZE)
-    for lane, recorder in enumerate(recorders):
-        if recorder is not None:
-            skill = starts[lane].skill
-            text = [
-                f"skill {skill}  step {length[lane]:.0f}",
-                f"r_int {r_int[lane]:.3f}  sum {intrinsic[lane]:.1f}",
-            ]
-            recorder.record(frames[lane], text if skill != NO_SKILL else ())
+    try:
+        frames = lanes.call("picture", VIDEO_SIZE, VIDEO_SIZE)
+    except FAILURES as error:
+        for _, _, recorder in going:
+            recorder.give_up(error)
+        return
+    for lane, skill, recorder in going:
+        text = [f"skill {skill}  step {length[lane]:.0f}", f"r_int {r_int[lane]:.3f}  sum {intrinsic[lane]:.1f}"]
+        recorder.record(frames[lane], text if skill != NO_SKILL else ())

@@ -20,7 +20,7 @@ import numpy as np
 VIDEO_SIZE = 256  # pixels, height and width of a recorded frame
 GRID_WIDTH = 1280  # pixels, at most, of the picture of all skills
 CLIP_SIZE, CLIP_FRAMES = 128, 64  # TensorBoard clips: tile size in pixels and number of frames, at most
-_FAILURES = (OSError, RuntimeError, ImportError, cv2.error)
+FAILURES = (OSError, RuntimeError, ImportError, cv2.error)
 
 
 class VideoRecorder:
@@ -53,8 +53,8 @@ class VideoRecorder:
             if self._writer is None:
                 self._writer = _open_writer(_partial(self._path), frame.shape, self.fps)
             self._writer.send(overlay(frame, text) if text else np.ascontiguousarray(frame))
-        except _FAILURES as error:
-            self._give_up(error)
+        except FAILURES as error:
+            self.give_up(error)
 
     def stop(self) -> Path | None:
         """Finish the file; its path, or None where nothing was recorded."""
@@ -65,7 +65,7 @@ class VideoRecorder:
         try:
             writer.close()
             os.replace(_partial(path), path)
-        except _FAILURES as error:
+        except FAILURES as error:
             _warn(path, error)
             return None
         return path
@@ -83,11 +83,12 @@ class VideoRecorder:
                 tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
                 rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
                 self.record(np.concatenate(rows))
-        except _FAILURES as error:
-            self._give_up(error)
+        except FAILURES as error:
+            self.give_up(error)
         return self.stop()
 
-    def _give_up(self, error: BaseException) -> None:
+    def give_up(self, error: BaseException) -> None:
+        """Warn, and drop what was written of the video."""
         path, writer = self._path, self._writer
         self._path = self._writer = None
         _warn(path, error)
@@ -96,7 +97,7 @@ class VideoRecorder:
                 writer.close()
             if path is not None:
                 _partial(path).unlink(missing_ok=True)
-        except _FAILURES:
+        except FAILURES:
             return  # it has been warned about already
 
 
@@ -144,7 +145,7 @@ def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
         encoded, data = cv2.imencodeanimation(".gif", animation)
         if not encoded:
             raise OSError("OpenCV could not encode the animation")
-    except (*_FAILURES, IndexError) as error:
+    except (*FAILURES, IndexError) as error:
         _warn(path, error)
         return None
     return data.tobytes(), height, width
