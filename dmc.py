@@ -24,6 +24,7 @@ import numpy as np
 
 BACKENDS = ("egl", "osmesa")  # tried in this order where MUJOCO_GL is unset
 SOFTWARE_RENDERERS = re.compile("llvmpipe|softpipe|swrast|osmesa", re.IGNORECASE)
+UNBOUNDED = 1e10  # mujoco.mjMAXVAL, how dm_control writes "no limit" of an actuator
 INSTALL_HINT = "apt-get install libegl1 libgl1 libgl1-mesa-dri (or libosmesa6), or a GPU driver with EGL"
 
 # Draws one frame in a process of its own: a broken OpenGL may abort the process that tries it. A box before a dark
@@ -149,7 +150,8 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         from dm_control import suite
 
         domain, task = resolve_task(name)
-        self._random = np.random.RandomState()  # the task draws from it; reset(seed=...) restarts it
+        # The task draws from it; reset(seed=...) restarts it. Its first seed is fixed, as LQR draws its model here.
+        self._random = np.random.RandomState(0)
         task_kwargs: dict[str, Any] = {"random": self._random}
         if time_limit is not None:
             task_kwargs["time_limit"] = math.inf  # counted here, so that it may also exceed the task's own
@@ -168,7 +170,7 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.metadata = {**self.metadata, "render_fps": 1 / (self._env.control_timestep() * action_repeat)}
 
         spec = self._env.action_spec()
-        bounded = np.isfinite(spec.minimum) & np.isfinite(spec.maximum)
+        bounded = (spec.minimum > -UNBOUNDED) & (spec.maximum < UNBOUNDED)
         self._low = np.where(bounded, spec.minimum, -1.0)
         self._high = np.where(bounded, spec.maximum, 1.0)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, spec.shape, np.float32)

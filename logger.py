@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,12 +91,12 @@ class Episode:
 class CsvFile:
     """A CSV with its columns fixed at the start: a metric that is missing, or comes late, leaves its cell empty.
 
-    Each row is written and flushed in one piece, so the file is whole at any moment and after a kill.
+    Each row is one unbuffered write, so the file is whole at any moment and after a kill.
     """
 
     def __init__(self, path: Path, columns: Iterable[str]) -> None:
         self.columns = tuple(columns)
-        self._file = path.open("w", newline="")
+        self._file = path.open("wb", buffering=0)
         self._write(self.columns)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -108,8 +108,7 @@ class CsvFile:
     def _write(self, cells: Iterable[Any]) -> None:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(cells)
-        self._file.write(line.getvalue())
-        self._file.flush()
+        self._file.write(line.getvalue().encode())
 
 
 class Meters:
@@ -217,7 +216,7 @@ class Logger:
                     step,
                 )
         self._console("eval ", EVAL_LINE, row)
-        self.flush()
+        self._board(lambda writer: writer.flush())
 
     def time_shares(self, shares: Mapping[str, float], step: int) -> None:
         """What share of the time each part of the loop took so far."""
@@ -230,29 +229,34 @@ class Logger:
 
     def clip(self, name: str, gif: bytes, height: int, width: int, *, step: int) -> None:
         """Show an animation in TensorBoard, under Images. Its own add_video would need an old moviepy."""
-        if self._writer is None or self._writer.file_writer is None:
-            return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         summary = Summary(value=[Summary.Value(tag=f"video/{name}", image=image)])
-        self._writer.file_writer.add_summary(summary, step)
+        self._board(lambda writer: writer.file_writer and writer.file_writer.add_summary(summary, step))
 
     def histograms(self, values: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
-        if self._writer is not None:
+        def write(writer: SummaryWriter) -> None:
             for name, value in values:
-                self._writer.add_histogram(name, value, step)
+                writer.add_histogram(name, value, step)
 
-    def flush(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
+        self._board(write)
 
     def close(self) -> None:
         self._bar.close()
         for file in (self._train, self._eval, self._episodes):
             file.close()
-        if self._writer is not None:
-            self._writer.close()
+        self._board(lambda writer: writer.close())
+
+    def _board(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Write to TensorBoard; where its disk fails, warn, and go on without it."""
+        if self._writer is None:
+            return
+        try:
+            write(self._writer)
+        except OSError as error:
+            print(f"warning: no more TensorBoard logs, tb/ can't be written: {error}", file=sys.stderr)
+            self._writer = None
 
     def _episode(self, kind: str, number: int, step: int, result: Episode) -> None:
         cells = (kind, number, step, result.duration, result.extrinsic_reward, result.skill)
@@ -262,9 +266,11 @@ class Logger:
             self._scalars("train", {tag: result.intrinsic_reward_sum}, step)
 
     def _scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
-        if self._writer is not None:
+        def write(writer: SummaryWriter) -> None:
             for name, value in values.items():
-                self._writer.add_scalar(f"{prefix}/{name}", value, step)
+                writer.add_scalar(f"{prefix}/{name}", value, step)
+
+        self._board(write)
 
     def _console(self, kind: str, line: Iterable[tuple[str, str, str]], row: Row) -> None:
         parts = [f"| {kind}"]

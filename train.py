@@ -12,6 +12,7 @@ import difflib
 import errno
 import json
 import math
+import operator
 import os
 import re
 import shutil
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 PLANET_ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "cheetah": 4, "finger": 2, "ball_in_cup": 4, "walker": 2}
 DREAMER_ACTION_REPEAT = 2
 BENCHMARK_BATCH_SIZE = 512
+MAX_SEED = 2**64 - 1  # torch takes no larger one
 CUDA_HEADROOM = 6 << 30  # bytes of device memory left to networks and activations, at a batch of 512
 AGENT_FLAGS = (  # passed on as they are, under the same names
     *("device", "seed", "augmentation", "image_pad", "lr", "discount", "extrinsic_reward_coeff", "init_temperature"),
@@ -104,7 +106,9 @@ class Config:
     num_seed_steps: int = flag("budget", 1000, "agent steps with random actions before the first update", low=0)
     num_train_iters: int = flag("budget", 1, "updates per agent step", low=1)
     replay_buffer_capacity: int = flag("budget", 100_000, "transitions held (one per agent step)", low=1)
-    seed: int = flag("budget", 1, "random seed of everything: weights, task, skills, batches, noise", low=0)
+    seed: int = flag(
+        "budget", 1, "random seed of everything: weights, task, skills, batches, noise", low=0, high=MAX_SEED
+    )
     device: str = flag("budget", None, "cuda, cuda:N or cpu", derived="cuda, or cpu where there is no CUDA device")
 
     num_skills: int = flag("DIAYN", 10, "number of skills; 0 is plain DrQ", low=0)
@@ -228,13 +232,13 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     """Raise UserError where a value is out of its flag's range."""
     if value is None:
         return
-    bounds = (("low", "at least", float.__ge__), ("above", "above", float.__gt__), ("high", "at most", float.__le__))
+    bounds = (("low", "at least", operator.ge), ("above", "above", operator.gt), ("high", "at most", operator.le))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"--{field.name} must be a finite number; got {number}")
         for key, words, holds in bounds:
             bound = field.metadata[key]
-            if bound is not None and not holds(float(number), float(bound)):
+            if bound is not None and not holds(number, bound):
                 raise UserError(f"--{field.name} must be {words} {bound}; got {number}")
     choices = field.metadata["choices"]
     if choices and value not in choices:
@@ -311,13 +315,13 @@ def _boolean(text: str) -> bool:
 
 def _integer(text: str) -> int:
     """A whole number, also as 1e6 or 100_000."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number != int(number):
-        raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}")
-    return int(number)
+    for kind in (int, float):  # int first: it is exact
+        try:
+            if kind(text) == int(kind(text)):
+                return int(kind(text))
+        except (ValueError, OverflowError):
+            continue
+    raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}")
 
 
 # -- what a run is made of ---------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 VIDEO_SIZE = 256  # pixels, height and width of a recorded frame
 GRID_WIDTH = 1280  # pixels, at most, of the picture of all skills
 CLIP_SIZE, CLIP_FRAMES = 128, 64  # TensorBoard clips: tile size in pixels and number of frames, at most
-FAILURES = (OSError, RuntimeError, ImportError, cv2.error)
+FAILURES = (OSError, RuntimeError, ValueError, ImportError, cv2.error)
 
 
 class VideoRecorder:
@@ -34,7 +34,8 @@ class VideoRecorder:
     def __init__(self, folder: Path | None, fps: float) -> None:
         self.folder, self.fps = folder, fps
         self._path: Path | None = None
-        self._writer: Any = None
+        self._writer: subprocess.Popen[bytes] | None = None
+        self._shape: tuple[int, ...] = ()
 
     @property
     def recording(self) -> bool:
@@ -51,8 +52,11 @@ class VideoRecorder:
             return
         try:
             if self._writer is None:
-                self._writer = _open_writer(_partial(self._path), frame.shape, self.fps)
-            self._writer.send(overlay(frame, text) if text else np.ascontiguousarray(frame))
+                self._writer, self._shape = _open_writer(_partial(self._path), frame.shape, self.fps), frame.shape
+            if frame.shape != self._shape:
+                raise ValueError(f"a frame of shape {frame.shape} after frames of shape {self._shape}")
+            assert self._writer.stdin is not None
+            self._writer.stdin.write((overlay(frame, text) if text else frame).tobytes())
         except FAILURES as error:
             self.give_up(error)
 
@@ -63,9 +67,10 @@ class VideoRecorder:
         if path is None or writer is None:
             return None
         try:
-            writer.close()
+            _close_writer(writer)
             os.replace(_partial(path), path)
         except FAILURES as error:
+            _partial(path).unlink(missing_ok=True)
             _warn(path, error)
             return None
         return path
@@ -92,13 +97,11 @@ class VideoRecorder:
         path, writer = self._path, self._writer
         self._path = self._writer = None
         _warn(path, error)
-        try:
-            if writer is not None:
-                writer.close()
-            if path is not None:
-                _partial(path).unlink(missing_ok=True)
-        except FAILURES:
-            return  # it has been warned about already
+        if writer is not None:
+            writer.kill()
+            writer.communicate()
+        if path is not None and path.parent.is_dir():
+            _partial(path).unlink(missing_ok=True)
 
 
 def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
@@ -107,8 +110,10 @@ def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     scale = image.shape[0] / 512
     for number, line in enumerate(lines, start=1):
         where = (int(8 * scale), int(30 * scale * number))
-        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(image, line, where, cv2.FONT_HERSHEY_SIMPLEX, 0.85 * scale, colour, thickness, cv2.LINE_AA)
+        edges = [(where[0] + x, where[1] + y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
+        for colour, places in (((0, 0, 0), edges), ((255, 255, 255), [where])):
+            for place in places:
+                cv2.putText(image, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.85 * scale, colour, 1, cv2.LINE_AA)
     return image
 
 
@@ -151,22 +156,25 @@ def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
     return data.tobytes(), height, width
 
 
-def _open_writer(path: Path, shape: tuple[int, ...], fps: float) -> Any:
+def _open_writer(path: Path, shape: tuple[int, ...], fps: float) -> subprocess.Popen[bytes]:
     import imageio_ffmpeg
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = imageio_ffmpeg.write_frames(
+    command = [
+        *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"),
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{shape[1]}x{shape[0]}", "-r", str(fps), "-i", "-"),
+        *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "veryfast", "-crf", "25", "-movflags", "+faststart"),
+        *("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"),  # even, as yuv420p wants it
         str(path),
-        (shape[1], shape[0]),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_out="yuv420p",  # the one that browsers play
-        macro_block_size=2,
-        output_params=["-preset", "veryfast", "-movflags", "+faststart"],
-        ffmpeg_log_level="error",
-    )
-    writer.send(None)  # the generator runs up to its first frame
-    return writer
+    ]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def _close_writer(writer: subprocess.Popen[bytes]) -> None:
+    _, complaint = writer.communicate()
+    if writer.returncode:
+        lines = complaint.decode(errors="replace").strip().splitlines()
+        raise OSError(lines[-1] if lines else f"ffmpeg ended with code {writer.returncode}")
 
 
 def _partial(path: Path) -> Path:

@@ -1,0 +1,144 @@
+"""Bad input of every kind, given to the real program: one clear line, exit code 2, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SMALL = (
+    "--image_size 24 --time_limit 8 --action_repeat 2 --num_train_steps 6 --num_seed_steps 4 --num_skills 2 "
+    "--batch_size 2 --hidden_dim 8 --encoder_feature_dim 4 --num_eval_episodes 1 --replay_buffer_capacity 100 "
+    "--save_video false"
+)
+
+Mount = Callable[[str], Path]
+
+
+def run_train(line: str, work_dir: Path | str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python train.py` on a machine without CUDA devices. Networks this small are fastest with one thread."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *shlex.split(f"{SMALL} {line}"), "--work_dir", str(work_dir)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def assert_refused(child: subprocess.CompletedProcess[str], *patterns: str) -> None:
+    """Exit code 2, and a last line on stderr in which each pattern is found. No traceback."""
+    assert child.returncode == 2, child.stderr
+    assert "Traceback" not in child.stderr
+    last = child.stderr.splitlines()[-1]
+    assert last.startswith("train.py: error: ")
+    for pattern in patterns:
+        assert re.search(pattern, last), last
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """`mount(options)`: a small file system of its own. Only root can make one."""
+    mounted: list[Path] = []
+
+    def make(options: str) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("no right to mount a file system")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "environment", "patterns"),
+    [
+        ("--env walker_wlak", {}, ("--env", "walker_wlak", "walker_walk")),
+        ("--task dmc_cartpole", {}, ("--env", "cartpole_")),
+        ("--env humanoid --device cpu", {}, ("--env", "humanoid_")),
+        ("--replay_buffer_capacity 1e9", {}, ("--replay_buffer_capacity", r"need\w* [\d.]+ GB", r"[\d.]+ GB .*free")),
+        ("--replay_buffer_capacity 3", {}, ("--replay_buffer_capacity", r"\b4\b")),  # an episode has 4 agent steps
+        ("--device cuda", {}, ("--device cuda", "cpu")),
+        ("--device cuda:1", {}, ("--device cuda:1", "cpu")),
+        ("--device nonsense", {}, ("--device", "nonsense", "cpu", "cuda")),
+        ("", {"MUJOCO_GL": "nonsense"}, ("MUJOCO_GL", "nonsense", "unset|install")),
+    ],
+)
+def test_refused(line: str, environment: dict[str, str], patterns: tuple[str, ...], tmp_path: Path) -> None:
+    """What is named and what helps stand in the last line; neither the run's folder nor its parents are there."""
+    assert_refused(run_train(line, tmp_path / "new" / "runs", **environment), *patterns)
+    assert contents(tmp_path) == []
+
+
+def test_work_dir_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert_refused(run_train("", file), "--work_dir", str(file))
+    assert file.read_text() == "mine"
+    assert contents(tmp_path) == ["file"]
+
+
+def test_work_dir_unwritable() -> None:
+    """Also where the processes for evaluation have been started already."""
+    assert_refused(run_train("--eval_workers 2", "/proc/runs"), "--work_dir /proc/runs")
+
+
+@pytest.mark.parametrize(("options", "free_kb"), [("size=64k", 12), ("size=64k,nr_inodes=4", 64)])
+def test_disk_full_at_the_start(options: str, free_kb: int, mount: Mount) -> None:
+    """No room for the run's first files, or for its folder: what was made goes away again, parents and all."""
+    disk = mount(options)
+    (disk / "filler").write_bytes(bytes(1024 * (64 - free_kb)))
+    assert_refused(run_train("", disk / "new" / "runs"), "--work_dir", "room|space|full")
+    assert contents(disk) == ["filler"]
+
+
+def test_disk_full_leaves_the_users_folder(mount: Mount) -> None:
+    """An empty work_dir that was there before is not ours to remove."""
+    disk = mount("size=64k")
+    (disk / "runs").mkdir()
+    (disk / "filler").write_bytes(bytes(1024 * 64))
+    assert_refused(run_train("", disk / "runs"), "--work_dir")
+    assert contents(disk) == ["filler", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("size_kb", "line"),
+    [
+        (64, "--log_frequency_step 1 --hidden_dim 64"),  # TensorBoard's file, which a thread writes, outgrows it
+        (20, "--log_save_tb false --num_train_steps 100 --num_seed_steps 100 --time_limit 2"),  # a CSV does
+    ],
+)
+def test_disk_full_on_the_way(size_kb: int, line: str, mount: Mount) -> None:
+    """What was written before stays."""
+    disk = mount(f"size={size_kb}k")
+    assert_refused(run_train(f"--num_train_steps 40 --num_seed_steps 2 {line}", disk), "--work_dir", "full")
+    (table,) = disk.glob("*/*/train.csv")
+    assert table.read_text().startswith("episode,step,episode_reward")
+
+
+def test_without_cuda_the_default_is_the_cpu(tmp_path: Path) -> None:
+    """A device that nobody asked for by name may be missing: a warning, and the run goes on."""
+    child = run_train("", tmp_path)
+    assert child.returncode == 0, child.stderr
+    (warning,) = [line for line in child.stderr.splitlines() if "CUDA" in line]
+    assert warning.startswith("warning: ")
+    assert "CPU" in warning
+    (record,) = tmp_path.glob("*/*/config.json")
+    assert json.loads(record.read_text())["device"] == "cpu"

@@ -1,0 +1,322 @@
+"""DIAYN's parts: the discriminator, the intrinsic reward, the skills, and what they do to DrQ's update."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import ACTION_DIM, OBS_SHAPE, SMALL_DIAYN, random_batch, small_diayn
+
+from diayn import DISCRIMINATOR_ENCODERS, DIAYNAgent
+from drq import DrQAgent, Metrics, Views
+from replay_buffer import ReplayBuffer
+
+NUM_SKILLS = SMALL_DIAYN["num_skills"]
+
+torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
+
+both_encoders = pytest.mark.parametrize("discriminator_encoder", DISCRIMINATOR_ENCODERS)
+
+
+def let_discriminator_say(agent: DIAYNAgent, logits: list[float]) -> None:
+    """From now on these are its logits, whatever it sees."""
+    last = agent.discriminator.classifier[-1]
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data = torch.tensor(logits)
+
+
+def random_images(size: int = 8) -> torch.Tensor:
+    return random_batch(size).next_obs
+
+
+def discriminator_step(agent: DIAYNAgent, next_obs: torch.Tensor, skill: torch.Tensor) -> Metrics:
+    return agent.update_discriminator(agent.classify(next_obs), skill)
+
+
+COLOURS = np.random.default_rng(0).integers(256, size=(NUM_SKILLS, OBS_SHAPE[0], 1, 1), dtype=np.uint8)
+
+
+def colour_per_skill(skill: torch.Tensor) -> torch.Tensor:
+    """One-coloured images (N, C, H, W), of one colour for each skill."""
+    return torch.from_numpy(COLOURS)[skill].expand(-1, *OBS_SHAPE).contiguous()
+
+
+# -- the intrinsic reward ----------------------------------------------------------------------------------------------
+
+
+@both_encoders
+def test_reward_is_zero_at_chance(discriminator_encoder: str) -> None:
+    agent = small_diayn(discriminator_encoder=discriminator_encoder)
+    let_discriminator_say(agent, [0.7] * NUM_SKILLS)
+    reward = agent.intrinsic_reward(agent.classify(random_images()), torch.arange(8) % NUM_SKILLS)
+    torch.testing.assert_close(reward, torch.zeros(8), atol=1e-6, rtol=0)
+
+
+def test_reward_of_a_perfect_discriminator_is_log_k() -> None:
+    agent = small_diayn()
+    let_discriminator_say(agent, [0.0, 0.0, 1000.0, 0.0])
+    reward = agent.intrinsic_reward(agent.classify(random_images()), torch.full((8,), 2))
+    torch.testing.assert_close(reward, torch.full((8,), math.log(NUM_SKILLS)))
+
+
+def test_reward_by_hand() -> None:
+    """q = 1/2, 1/4, 1/8, 1/8 pays log 2, 0, -log 2, -log 2."""
+    agent = small_diayn()
+    let_discriminator_say(agent, [math.log(4.0), math.log(2.0), 0.0, 0.0])
+    reward = agent.intrinsic_reward(agent.classify(random_images(4)), torch.arange(4))
+    torch.testing.assert_close(reward, math.log(2.0) * torch.tensor([1.0, 0.0, -1.0, -1.0]))
+
+
+@pytest.mark.parametrize("num_skills", [1, 2, 10, 100])
+def test_reward_never_exceeds_log_k(num_skills: int) -> None:
+    agent = small_diayn(num_skills=num_skills)
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.1, 1.0, 10.0, 1000.0):
+        logits = scale * torch.randn(1000, num_skills, generator=generator)
+        reward = agent.intrinsic_reward(logits, torch.randint(num_skills, (1000,), generator=generator))
+        assert reward.isfinite().all()
+        assert reward.max() <= math.log(num_skills) + 1e-6
+        best = agent.intrinsic_reward(logits, logits.argmax(dim=1))
+        assert best.min() >= -1e-6, "the likeliest skill is at least as likely as chance"
+
+
+@both_encoders
+@pytest.mark.parametrize(("extrinsic", "intrinsic"), [(0.0, 1.0), (1.0, 0.0), (0.5, 2.0)])
+def test_training_reward_is_the_weighted_sum(
+    extrinsic: float, intrinsic: float, discriminator_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reaches DrQ: the discriminator's judgement of the first view, after the discriminator's step."""
+    seen: list[torch.Tensor] = []
+    learn_from = DrQAgent.learn_from
+
+    def spy(agent: DrQAgent, views: Views, next_features: torch.Tensor) -> Metrics:
+        assert isinstance(agent, DIAYNAgent)
+        with torch.no_grad():  # the critic, whose encoder may be shared, is not updated yet
+            log_q = F.log_softmax(agent.classify(views.next_obs[: len(views.reward)]), dim=1)
+        r_int = log_q[torch.arange(len(views.skill)), views.skill] + math.log(NUM_SKILLS)
+        seen.extend([views.reward, r_int])
+        return learn_from(agent, views, next_features)
+
+    monkeypatch.setattr(DrQAgent, "learn_from", spy)
+    agent = small_diayn(
+        discriminator_encoder=discriminator_encoder,
+        extrinsic_reward_coeff=extrinsic,
+        diayn_intrinsic_reward_coeff=intrinsic,
+        lr_discriminator=1e-2,
+    )
+    batch = random_batch(num_skills=NUM_SKILLS)
+    metrics = agent.update(batch)
+    reward, r_int = seen
+    assert r_int.abs().min() > 1e-4
+    torch.testing.assert_close(reward, extrinsic * batch.reward + intrinsic * r_int)
+    assert metrics["intrinsic_reward"].item() == pytest.approx(r_int.mean().item(), rel=1e-4)
+    assert metrics["batch_reward"].item() == pytest.approx(batch.reward.mean().item())
+
+
+def test_reward_is_computed_afresh_for_every_batch() -> None:
+    agent, batch = small_diayn(), random_batch(num_skills=NUM_SKILLS)
+    let_discriminator_say(agent, [0.0] * NUM_SKILLS)
+    rewards = [agent.update(batch)["intrinsic_reward"].item() for _ in range(5)]
+    assert rewards == sorted(rewards)
+    assert rewards[-1] > rewards[0] + 1e-3
+
+
+# -- the discriminator's learning --------------------------------------------------------------------------------------
+
+
+@both_encoders
+def test_discriminator_loss_trains_the_discriminator_alone(discriminator_encoder: str) -> None:
+    """All of it, an encoder of its own included, and never the critic's encoder."""
+    agent = small_diayn(discriminator_encoder=discriminator_encoder, learn_temperature=True)
+    before = {name: value.clone() for name, value in agent.discriminator.named_parameters()}
+    assert any(name.startswith("encoder.") for name in before) == (discriminator_encoder == "separate")
+    others = [*agent.critic.parameters(), *agent.critic_target.parameters(), *agent.actor.parameters(), agent.log_alpha]
+    others_before = [value.detach().clone() for value in others]
+
+    discriminator_step(agent, random_images(), torch.arange(8) % NUM_SKILLS)
+    for name, value in agent.discriminator.named_parameters():
+        assert value.grad is not None, name
+        assert value.grad.any(), name
+        assert not torch.equal(value, before[name]), name
+    assert all(value.grad is None for value in others)
+    assert all(torch.equal(value, old) for value, old in zip(others, others_before, strict=True))
+
+
+@both_encoders
+def test_critic_learns_the_same_with_the_discriminators_step_and_without(
+    discriminator_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the intrinsic reward weighted 0 nothing of the discriminator may be found in DrQ's weights."""
+    settings: dict[str, Any] = {
+        "discriminator_encoder": discriminator_encoder,
+        "diayn_intrinsic_reward_coeff": 0.0,
+        "extrinsic_reward_coeff": 1.0,
+    }
+    agents = [small_diayn(**settings), small_diayn(**settings)]
+    monkeypatch.setattr(agents[1], "update_discriminator", lambda *_: {})
+    for agent in agents:
+        for update in range(3):
+            agent.update(random_batch(num_skills=NUM_SKILLS, seed=update))
+    for network in ("critic", "critic_target", "actor"):
+        pairs = zip(*(getattr(agent, network).parameters() for agent in agents), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_discriminator_loss_and_accuracy_by_hand() -> None:
+    """q = 1/2, 1/4, 1/8, 1/8 for every image: skill 0 is guessed, and two of the four are it."""
+    agent = small_diayn()
+    let_discriminator_say(agent, [math.log(4.0), math.log(2.0), 0.0, 0.0])
+    metrics = discriminator_step(agent, random_images(4), torch.tensor([0, 0, 1, 3]))
+    assert metrics["discriminator_loss"].item() == pytest.approx(math.log(2.0) * (1 + 1 + 2 + 3) / 4)
+    assert metrics["discriminator_accuracy"].item() == 0.5
+
+
+@both_encoders
+def test_discriminator_learns_separable_skills(discriminator_encoder: str) -> None:
+    """A colour for each skill: within 50 updates it names them, and r_int nears log K."""
+    agent = small_diayn(
+        discriminator_encoder=discriminator_encoder,
+        lr=1e-4,
+        lr_discriminator=3e-3,
+        encoder_feature_dim=16,
+        hidden_dim=64,
+    )
+    for update in range(50):
+        batch = random_batch(16, num_skills=NUM_SKILLS, seed=update)
+        images = colour_per_skill(batch.skill)
+        metrics = agent.update(batch._replace(obs=images, next_obs=images))
+    assert metrics["discriminator_accuracy"].item() > 0.9
+    assert metrics["intrinsic_reward"].item() > 0.8 * math.log(NUM_SKILLS)
+    skill = torch.arange(NUM_SKILLS)
+    assert agent.assess(colour_per_skill(skill).numpy(), skill.numpy()).recognised.all()
+
+
+def test_lr_discriminator_is_the_discriminators_alone() -> None:
+    agent = small_diayn(lr=1e-3, lr_discriminator=0.0)
+    before = {name: value.clone() for name, value in agent.discriminator.named_parameters()}
+    critic_before = [value.clone() for value in agent.critic.parameters()]
+    agent.update(random_batch(num_skills=NUM_SKILLS))
+    assert all(torch.equal(value, before[name]) for name, value in agent.discriminator.named_parameters())
+    assert not any(torch.equal(value, old) for value, old in zip(agent.critic.parameters(), critic_before, strict=True))
+
+
+# -- skills ------------------------------------------------------------------------------------------------------------
+
+
+def test_skills_are_all_and_drawn_uniformly() -> None:
+    agent = small_diayn()
+    assert agent.skills() == list(range(NUM_SKILLS))
+    rng = np.random.default_rng(0)
+    draws = 4000
+    counts = np.bincount([agent.sample_skill(rng) for _ in range(draws)], minlength=NUM_SKILLS)
+    assert len(counts) == NUM_SKILLS
+    expected = draws / NUM_SKILLS
+    assert ((counts - expected) ** 2 / expected).sum() < 16.27  # chi-square, 3 degrees of freedom, p = 0.001
+
+
+def test_embedding_dim_0_is_the_one_hot_code() -> None:
+    agent = small_diayn(skill_embedding_dim=0)
+    skill = torch.tensor([2, 0])
+    for network in (agent.actor, agent.critic, agent.critic_target):
+        assert torch.equal(network.skill(skill), torch.eye(NUM_SKILLS)[skill])
+        assert not list(network.skill.parameters())
+
+
+def test_actor_and_critic_have_tables_of_their_own_and_the_target_a_copy() -> None:
+    agent = small_diayn(skill_embedding_dim=3)
+    actor, critic, target = (
+        dict(network.named_parameters())["skill.table.weight"]
+        for network in (agent.actor, agent.critic, agent.critic_target)
+    )
+    assert actor.shape == critic.shape == target.shape == (NUM_SKILLS, 3)
+    assert len({table.data_ptr() for table in (actor, critic, target)}) == 3
+    assert torch.equal(critic, target)
+    assert not torch.equal(actor, critic)
+    assert actor.requires_grad
+    assert critic.requires_grad
+    assert not target.requires_grad
+    batch = random_batch(num_skills=NUM_SKILLS)
+    old = [table.detach().clone() for table in (actor, critic, target)]
+    agent.update(batch._replace(skill=torch.full_like(batch.skill, 1)))
+    for table, before in zip((actor, critic, target), old, strict=True):
+        moved = (table != before).any(dim=1).tolist()
+        assert moved == [False, True, False, False], "the batch holds skill 1 only"
+
+
+@pytest.mark.parametrize("skill_embedding_dim", [0, 3])
+@pytest.mark.parametrize("sample", [False, True])
+def test_action_depends_on_the_skill(sample: bool, skill_embedding_dim: int) -> None:
+    obs = random_images()[0].numpy()
+    actions = []
+    for skill in range(NUM_SKILLS):
+        agent = small_diayn(skill_embedding_dim=skill_embedding_dim)  # afresh, for the same noise
+        actions.append(agent.act(obs, skill, sample=sample))
+    assert len(np.unique(np.round(actions, 4), axis=0)) == NUM_SKILLS
+
+
+@pytest.mark.parametrize("skill_embedding_dim", [0, 3])
+def test_value_depends_on_the_skill(skill_embedding_dim: int) -> None:
+    agent = small_diayn(skill_embedding_dim=skill_embedding_dim)
+    features = agent.critic.encoder(random_images(1)).expand(NUM_SKILLS, -1)
+    for q in agent.critic(features, torch.arange(NUM_SKILLS), torch.zeros(NUM_SKILLS, ACTION_DIM)):
+        assert len(q.detach().unique()) == NUM_SKILLS
+
+
+# -- episodes ----------------------------------------------------------------------------------------------------------
+
+
+@both_encoders
+def test_assess_and_intrinsic_return_agree_on_an_episode(discriminator_encoder: str, fake_env: Any) -> None:
+    """Judged step by step as in evaluation, or from the replay buffer as in training: the same sum."""
+    env = fake_env(episode_length=11, action_dim=ACTION_DIM)
+    obs_shape = env.observation_space.shape
+    agent = small_diayn(obs_shape, discriminator_encoder=discriminator_encoder)
+    buffer = ReplayBuffer(100, (3, *obs_shape[1:]), 3, ACTION_DIM)
+    for skill in (3, 1):
+        obs, _ = env.reset(seed=skill)
+        buffer.start_episode(obs)
+        rewards: list[float] = []
+        done = False
+        while not done:
+            action = agent.act(obs, skill, sample=True)
+            obs, reward, terminated, done, _ = env.step(action)
+            buffer.add(action, reward, obs, terminated, skill)
+            rewards.append(float(agent.assess(obs[None], np.array([skill])).intrinsic_reward[0]))
+        assert len(rewards) == 11
+        assert np.ptp(rewards) > 0
+        assert agent.intrinsic_return(buffer.recent(11, 4)) == pytest.approx(sum(rewards), rel=1e-4)
+
+
+def test_assess_recognises_the_likeliest_skill() -> None:
+    agent = small_diayn()
+    let_discriminator_say(agent, [0.0, math.log(5.0), 0.0, 0.0])
+    assessment = agent.assess(random_images(4).numpy(), np.arange(4))
+    assert assessment.recognised.tolist() == [False, True, False, False]
+    assert assessment.intrinsic_reward == pytest.approx([math.log(4 * q / 8) for q in (1, 5, 1, 1)])
+
+
+@both_encoders
+def test_assess_acts_and_judges_as_the_agent_does(discriminator_encoder: str) -> None:
+    """The deterministic action of each row's skill, and the reward that the update would pay for each row."""
+    agent = small_diayn(discriminator_encoder=discriminator_encoder)
+    obs, skill = random_images(6), np.arange(6) % NUM_SKILLS
+    assessment = agent.assess(obs.numpy(), skill)
+    with torch.no_grad():
+        logits = agent.classify(obs)
+    reward = agent.intrinsic_reward(logits, torch.from_numpy(skill))
+    actions = [agent.act(one, int(z), sample=False) for one, z in zip(obs.numpy(), skill, strict=True)]
+    np.testing.assert_allclose(assessment.action, actions, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(assessment.intrinsic_reward, reward.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(assessment.recognised, logits.argmax(dim=1).numpy() == skill)
+
+
+def test_modules_and_histograms_include_the_discriminator() -> None:
+    agent = small_diayn(discriminator_encoder="separate")
+    assert agent.modules() == {"actor": agent.actor, "critic": agent.critic, "discriminator": agent.discriminator}
+    names = {name for name, _ in agent.histograms()}
+    assert {"discriminator/encoder_convs_0_weight", "actor/skill_table_weight", "critic/skill_table_weight"} <= names

@@ -1,0 +1,459 @@
+"""What a run writes down: CSV files that are whole at any moment, console lines, the progress bar, TensorBoard."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from logger import CsvFile, Episode, Logger, Meters
+from video import VideoRecorder, gif_clip
+
+DRQ_COLUMNS = "episode,step,episode_reward,duration,batch_reward,actor_loss,actor_entropy,actor_target_entropy"
+DRQ_COLUMNS += ",critic_loss,alpha_loss,alpha_value"
+EPISODES_HEADER = "type,episode,step,duration,episode_extrinsic_reward,skill_id,episode_intrinsic_reward_sum"
+HEADERS = {
+    ("train.csv", False): f"{DRQ_COLUMNS},fps",
+    ("train.csv", True): f"{DRQ_COLUMNS},fps,skill_id,episode_intrinsic_reward_sum"
+    ",discriminator_loss,discriminator_accuracy,intrinsic_reward",
+    ("eval.csv", False): "episode,step,episode_reward",
+    ("eval.csv", True): "episode,step,episode_reward"
+    ",episode_intrinsic_reward_sum,discriminator_accuracy,mutual_information_bound",
+    ("episodes.csv", False): EPISODES_HEADER,
+    ("episodes.csv", True): EPISODES_HEADER,
+}
+CRITIC = {"batch_reward": 0.5, "critic_loss": 2.0}
+ACTOR = {"actor_loss": -3.0, "actor_entropy": 1.5, "actor_target_entropy": -2.0, "alpha_loss": 0.25, "alpha_value": 0.1}
+DISCRIMINATOR = {"discriminator_loss": 2.25, "discriminator_accuracy": 0.125, "intrinsic_reward": -0.75}
+MakeLogger = Callable[..., Logger]
+
+
+@pytest.fixture
+def make_logger(tmp_path: Path) -> Iterator[MakeLogger]:
+    """Builds a Logger in tmp_path, and closes it after the test."""
+    made: list[Logger] = []
+
+    def make(*, with_skills: bool = False, tensorboard: bool = False, total_frames: int = 1000) -> Logger:
+        made.append(
+            Logger(tmp_path, with_skills=with_skills, tensorboard=tensorboard, total_frames=total_frames),
+        )
+        return made[-1]
+
+    yield make
+    for logger in made:
+        logger.close()
+
+
+def tensors(values: dict[str, float]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def table(folder: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(folder / f"{name}.csv")
+
+
+def eval_results() -> list[Episode]:
+    """Two skills with two episodes each, of unlike lengths."""
+    return [
+        Episode(1.0, 10.0, 0, 4.0, 1.0, 2.0, length=10),
+        Episode(1.0, 30.0, 0, -6.0, 0.5, 1.0, length=10),
+        Episode(2.0, 50.0, 1, 1.0, 0.0, -1.0, length=20),
+        Episode(0.5, 70.0, 1, 2.0, 0.25, 0.5, length=40),
+    ]
+
+
+# -- means of metrics --------------------------------------------------------------------------------------------------
+
+
+def test_meters_are_means_over_the_updates_that_had_the_metric() -> None:
+    """The actor's are there on every second update only."""
+    meters = Meters()
+    for number, critic_loss in enumerate([1.0, 2.0, 6.0, 7.0]):
+        meters.add(tensors({"critic_loss": critic_loss} | ({} if number % 2 else {"actor_loss": critic_loss * 10})))
+    assert meters.read() == {"critic_loss": 4.0, "actor_loss": 35.0}
+
+
+def test_meters_read_starts_afresh() -> None:
+    meters = Meters()
+    assert meters.read() == {}
+    meters.add(tensors({"critic_loss": 3.0, "actor_loss": 1.0}))
+    meters.read()
+    assert meters.read() == {}
+    meters.add(tensors({"critic_loss": 5.0}))
+    assert meters.read() == {"critic_loss": 5.0}
+
+
+def test_meters_and_their_sources_leave_each_other_alone() -> None:
+    """An agent may hand out the same tensor again and write the next value into it."""
+    meters, value = Meters(), torch.tensor(2.0)
+    for number in (2.0, 4.0, 9.0):
+        value.fill_(number)
+        meters.add({"critic_loss": value})
+        assert value.item() == number
+    value.fill_(100.0)
+    assert meters.read() == {"critic_loss": 5.0}
+
+
+# -- CSV files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_skills", [False, True])
+@pytest.mark.parametrize("name", ["train.csv", "eval.csv", "episodes.csv"])
+def test_header(name: str, with_skills: bool, make_logger: MakeLogger, tmp_path: Path) -> None:
+    """Written at once, so that pandas reads the file before any row."""
+    make_logger(with_skills=with_skills)
+    header = HEADERS[name, with_skills]
+    assert (tmp_path / name).read_text() == header + "\n"
+    empty = pd.read_csv(tmp_path / name)
+    assert list(empty.columns) == header.split(",")
+    assert len(empty) == 0
+
+
+@pytest.mark.parametrize("with_skills", [False, True])
+def test_files_are_whole_between_rows(with_skills: bool, make_logger: MakeLogger, tmp_path: Path) -> None:
+    logger = make_logger(with_skills=with_skills)
+    for number in range(1, 4):
+        logger.update(tensors(CRITIC | ACTOR))
+        logger.train_episode(number, number * 100, Episode(2.0, number * 1.5, skill=number), frames=100)
+        logger.evaluation(number, number * 100, eval_results())
+        for name, rows in (("train", number), ("eval", number), ("episodes", 5 * number)):
+            content = table(tmp_path, name)
+            assert len(content) == rows
+            assert list(content.columns) == HEADERS[f"{name}.csv", with_skills].split(",")
+            assert (tmp_path / f"{name}.csv").read_text().endswith("\n")
+
+
+def test_train_rows_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
+    """Every episode's return, skill and metrics are on its own row; its frames per second are of its own time."""
+    logger = make_logger(with_skills=True)
+    for critic_loss in (1.0, 3.0):
+        logger.update(tensors({**CRITIC, **ACTOR, **DISCRIMINATOR, "critic_loss": critic_loss}))
+    logger.train_episode(1, 200, Episode(4.0, 11.5, skill=3, intrinsic_reward_sum=-7.25, length=50), frames=200)
+    logger.update(tensors({**CRITIC, **DISCRIMINATOR, "critic_loss": 7.0}))
+    logger.train_episode(2, 500, Episode(2.0, 22.5, skill=0, intrinsic_reward_sum=1.5, length=75), frames=300)
+    rows = table(tmp_path, "train").to_dict("records")
+    first = {"episode": 1, "step": 200, "episode_reward": 11.5, "duration": 4.0, "fps": 50.0, "skill_id": 3}
+    first |= {**CRITIC, **ACTOR, **DISCRIMINATOR, "critic_loss": 2.0, "episode_intrinsic_reward_sum": -7.25}
+    second = {"episode": 2, "step": 500, "episode_reward": 22.5, "duration": 2.0, "fps": 150.0, "skill_id": 0}
+    second |= {**CRITIC, **dict.fromkeys(ACTOR, np.nan), **DISCRIMINATOR, "critic_loss": 7.0}
+    second |= {"episode_intrinsic_reward_sum": 1.5}
+    for row, expected in zip(rows, (first, second), strict=True):
+        assert row == pytest.approx(expected, nan_ok=True)
+
+
+def test_late_metrics_leave_earlier_cells_empty(make_logger: MakeLogger, tmp_path: Path) -> None:
+    """No update in the first episode, the actor's not before the third."""
+    logger = make_logger()
+    for number, metrics in enumerate(({}, CRITIC, CRITIC | ACTOR), start=1):
+        if metrics:
+            logger.update(tensors(metrics))
+        logger.train_episode(number, number * 100, Episode(1.0, 5.0), frames=100)
+    content = table(tmp_path, "train")
+    assert content.critic_loss.isna().tolist() == [True, False, False]
+    assert content.actor_loss.isna().tolist() == [True, True, False]
+    assert content.actor_loss[2] == -3.0
+    assert content.fps.tolist() == [100.0] * 3
+    assert {line.count(",") for line in (tmp_path / "train.csv").read_text().splitlines()} == {11}
+
+
+def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
+    """Returns are means over episodes; the discriminator's figures are means over steps."""
+    make_logger(with_skills=True).evaluation(7, 2800, eval_results())
+    assert table(tmp_path, "eval").to_dict("records") == [
+        {
+            "episode": 7,
+            "step": 2800,
+            "episode_reward": 40.0,
+            "episode_intrinsic_reward_sum": 0.25,
+            "discriminator_accuracy": pytest.approx((10 * 1.0 + 10 * 0.5 + 20 * 0.0 + 40 * 0.25) / 80),
+            "mutual_information_bound": pytest.approx((10 * 2.0 + 10 * 1.0 - 20 * 1.0 + 40 * 0.5) / 80),
+        }
+    ]
+
+
+def test_eval_row_without_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
+    make_logger().evaluation(7, 2800, [Episode(1.0, 10.0, length=5), Episode(1.0, 20.0, length=15)])
+    assert table(tmp_path, "eval").to_dict("records") == [{"episode": 7, "step": 2800, "episode_reward": 15.0}]
+
+
+def test_episodes_file_has_a_row_per_episode(make_logger: MakeLogger, tmp_path: Path) -> None:
+    logger = make_logger(with_skills=True)
+    logger.train_episode(1, 400, Episode(2.0, 5.5, skill=4, intrinsic_reward_sum=-1.5), frames=400)
+    logger.evaluation(1, 400, eval_results())
+    assert (tmp_path / "episodes.csv").read_text().splitlines()[1:] == [
+        "train,1,400,2.0,5.5,4,-1.5",
+        "eval,1,400,1.0,10.0,0,4.0",
+        "eval,1,400,1.0,30.0,0,-6.0",
+        "eval,1,400,2.0,50.0,1,1.0",
+        "eval,1,400,0.5,70.0,1,2.0",
+    ]
+
+
+def test_episodes_file_without_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
+    logger = make_logger()
+    logger.train_episode(1, 400, Episode(2.0, 5.5), frames=400)
+    logger.evaluation(1, 400, [Episode(1.0, 10.0)])
+    rows = (tmp_path / "episodes.csv").read_text().splitlines()[1:]
+    assert rows == ["train,1,400,2.0,5.5,-1,0.0", "eval,1,400,1.0,10.0,-1,0.0"]
+
+
+def test_csv_file_ignores_columns_it_does_not_have(tmp_path: Path) -> None:
+    file = CsvFile(tmp_path / "a.csv", ("one", "two"))
+    file.write({"two": 2, "three": 3})
+    file.write({"one": 1.5})
+    assert (tmp_path / "a.csv").read_text() == "one,two\n,2\n1.5,\n"
+    file.close()
+
+
+def run_child(source: str, **options: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.Popen([sys.executable, "-c", source], env=environment, **options)
+
+
+def test_rows_are_there_after_a_kill(tmp_path: Path) -> None:
+    source = f"""
+import os, signal
+from pathlib import Path
+from logger import Episode, Logger
+logger = Logger(Path({str(tmp_path)!r}), with_skills=True, tensorboard=False, total_frames=1000)
+for number in range(1, 4):
+    logger.train_episode(number, number * 100, Episode(1.0, 5.0, skill=number), frames=100)
+    logger.evaluation(number, number * 100, [Episode(1.0, 7.0, skill=0)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    child = run_child(source, stdout=subprocess.DEVNULL)
+    assert child.wait(timeout=60) == -signal.SIGKILL
+    assert table(tmp_path, "train").skill_id.tolist() == [1, 2, 3]
+    assert table(tmp_path, "eval").episode_reward.tolist() == [7.0] * 3
+    assert table(tmp_path, "episodes").type.tolist() == ["train", "eval"] * 3
+
+
+# -- the console -------------------------------------------------------------------------------------------------------
+
+DRQ_LINE = (
+    "| train | E: 5 | S: 5000 | R: 11.4359 | D: 66.8 s | BR: 0.5000 | ALOSS: -3.0000 | CLOSS: 2.0000"
+    " | TLOSS: 0.2500 | TVAL: 0.1000 | AENT: 1.5000"
+)
+EMPTY_LINE = (
+    "| train | E: 5 | S: 5000 | R: 11.4359 | D: 66.8 s | BR: - | ALOSS: - | CLOSS: - | TLOSS: - | TVAL: - | AENT: -"
+)
+
+
+@pytest.mark.parametrize(
+    ("with_skills", "metrics", "line"),
+    [
+        (False, CRITIC | ACTOR, DRQ_LINE),
+        (False, {}, EMPTY_LINE),
+        (
+            False,
+            CRITIC,
+            EMPTY_LINE.replace(" BR: -", " BR: 0.5000").replace("CLOSS: -", "CLOSS: 2.0000"),
+        ),
+        (
+            True,
+            CRITIC | ACTOR | DISCRIMINATOR,
+            f"{DRQ_LINE} | SKILL: 3 | IR: -7.2500 | DLOSS: 2.2500 | DACC: 0.1250",
+        ),
+        (True, {}, f"{EMPTY_LINE} | SKILL: 3 | IR: -7.2500 | DLOSS: - | DACC: -"),
+    ],
+)
+def test_train_line(
+    with_skills: bool,
+    metrics: dict[str, float],
+    line: str,
+    make_logger: MakeLogger,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """DrQ's, with DIAYN's figures behind it; '-' where there was no update yet."""
+    logger = make_logger(with_skills=with_skills)
+    if metrics:
+        logger.update(tensors(metrics))
+    skill = {"skill": 3, "intrinsic_reward_sum": -7.25} if with_skills else {}
+    logger.train_episode(5, 5000, Episode(66.8123, 11.43594, **skill), frames=1000)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == line + "\n"
+
+
+@pytest.mark.parametrize(
+    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.2500 | DACC: 0.3125 | MI: 0.3750")]
+)
+def test_eval_line(
+    with_skills: bool, appended: str, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_logger(with_skills=with_skills).evaluation(20, 20000, eval_results())
+    assert capsys.readouterr().out == f"| eval  | E: 20 | S: 20000 | R: 40.0000{appended}\n"
+
+
+def test_no_progress_bar_without_a_terminal(make_logger: MakeLogger, capfd: pytest.CaptureFixture[str]) -> None:
+    logger = make_logger()
+    for step in (100, 200):
+        logger.status("evaluating skill0")
+        logger.progress(step)
+    logger.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_bar_on_a_terminal() -> None:
+    """With frames per second and time left, on stderr; the lines go to stdout, and nothing of the bar with them."""
+    source = """
+import pathlib, tempfile, time
+from logger import Episode, Logger
+folder = tempfile.TemporaryDirectory()
+logger = Logger(pathlib.Path(folder.name), with_skills=False, tensorboard=False, total_frames=1000)
+for step in (250, 500):
+    time.sleep(0.3)
+    logger.progress(step)
+logger.status("evaluating skill7")
+logger.train_episode(1, 500, Episode(1.0, 5.0), frames=500)
+logger.close()
+"""
+    terminal, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))  # rows, columns
+    child = run_child(source, stdout=subprocess.PIPE, stderr=side)
+    os.close(side)
+    shown = b""
+    try:
+        while data := os.read(terminal, 4096):
+            shown += data
+    except OSError:  # how Linux says that the other side was closed
+        pass
+    finally:
+        os.close(terminal)
+    printed = child.communicate(timeout=60)[0].decode()
+    assert child.returncode == 0, shown
+    bars = re.findall(r"(\d+)%\|[^\r]*?(\d+)/1000 \[\d\d:\d\d<(\S+), +([\d.]+|\?) frames/s\]", shown.decode())
+    assert {(percent, frames) for percent, frames, _, _ in bars} >= {("0", "0"), ("25", "250"), ("50", "500")}
+    left, speed = bars[-1][2:]
+    assert re.fullmatch(r"\d\d:\d\d", left)
+    assert 10 < float(speed) < 2000
+    assert "evaluating skill7" in shown.decode()
+    assert printed.startswith("| train | E: 1 | S: 500 ")
+    assert len(printed.splitlines()) == 1
+
+
+# -- TensorBoard -------------------------------------------------------------------------------------------------------
+
+
+def read_events(folder: Path) -> Any:
+    """All that TensorBoard's own reader finds."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    everything = {"scalars": 0, "images": 0, "histograms": 0}
+    return EventAccumulator(str(folder / "tb"), size_guidance=everything).Reload()
+
+
+def scalars(events: Any) -> dict[str, list[tuple[int, float]]]:
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_has_the_scalars_of_drq(make_logger: MakeLogger, tmp_path: Path) -> None:
+    logger = make_logger(tensorboard=True)
+    logger.train_episode(1, 400, Episode(2.0, 5.5), frames=400)
+    logger.update(tensors(CRITIC | ACTOR))
+    logger.train_episode(2, 1000, Episode(3.0, 6.5), frames=600)
+    logger.evaluation(2, 1000, [Episode(1.0, 10.0, length=5), Episode(1.5, 20.0, length=5)])
+    logger.close()
+    found = scalars(read_events(tmp_path))
+    expected: dict[str, Any] = {f"train/{n}": [(1000, pytest.approx(v))] for n, v in (CRITIC | ACTOR).items()}
+    expected |= {
+        "train/episode_reward": [(400, 5.5), (1000, 6.5)],
+        "train/duration": [(400, 2.0), (1000, 3.0)],
+        "train/fps": [(400, 200.0), (1000, 200.0)],
+        "eval/episode_reward": [(1000, 15.0)],
+        "eval/duration": [(1000, 2.5)],
+    }
+    assert found == expected
+
+
+def test_tensorboard_has_a_tag_per_skill(make_logger: MakeLogger, tmp_path: Path) -> None:
+    logger = make_logger(with_skills=True, tensorboard=True)
+    logger.train_episode(1, 400, Episode(2.0, 5.5, skill=1, intrinsic_reward_sum=3.0), frames=400)
+    logger.update(tensors(CRITIC | DISCRIMINATOR))
+    logger.train_episode(2, 800, Episode(2.0, 6.5, skill=0, intrinsic_reward_sum=-4.0), frames=400)
+    logger.evaluation(2, 800, eval_results())
+    logger.close()
+    found = scalars(read_events(tmp_path))
+    expected = {
+        "train/episode_intrinsic_reward_sum": [(400, 3.0), (800, -4.0)],
+        "train/episode_intrinsic_reward_sum/skill_0": [(800, -4.0)],
+        "train/episode_intrinsic_reward_sum/skill_1": [(400, 3.0)],
+        "train/discriminator_loss": [(800, 2.25)],
+        "train/discriminator_accuracy": [(800, 0.125)],
+        "train/intrinsic_reward": [(800, -0.75)],
+        "eval/episode_reward": [(800, 40.0)],
+        "eval/episode_reward/skill_0": [(800, 20.0)],
+        "eval/episode_reward/skill_1": [(800, 60.0)],
+        "eval/episode_intrinsic_reward_sum": [(800, 0.25)],
+        "eval/episode_intrinsic_reward_sum/skill_0": [(800, -1.0)],
+        "eval/episode_intrinsic_reward_sum/skill_1": [(800, 1.5)],
+        "eval/discriminator_accuracy": [(800, 0.3125)],
+        "eval/mutual_information_bound": [(800, 0.375)],
+    }
+    assert {tag: found.get(tag) for tag in expected} == expected
+    assert "train/skill_id" not in found
+
+
+def test_tensorboard_has_histograms(make_logger: MakeLogger, tmp_path: Path) -> None:
+    logger = make_logger(tensorboard=True)
+    values = torch.linspace(-1.0, 3.0, 101)
+    logger.histograms([("actor/weight", values), ("critic/bias", torch.zeros(7))], step=4000)
+    logger.histograms([("actor/weight", values * 2)], step=8000)
+    logger.close()
+    events = read_events(tmp_path)
+    assert set(events.Tags()["histograms"]) == {"actor/weight", "critic/bias"}
+    first, second = events.Histograms("actor/weight")
+    assert (first.step, second.step) == (4000, 8000)
+    assert (first.histogram_value.min, first.histogram_value.max, first.histogram_value.num) == (-1.0, 3.0, 101)
+    assert second.histogram_value.max == 6.0
+
+
+def test_tensorboard_has_the_moving_clip(make_logger: MakeLogger, tmp_path: Path) -> None:
+    recorder = VideoRecorder(tmp_path, fps=25.0)
+    recorder.start("4000_skill2")
+    for value in range(0, 250, 25):
+        recorder.record(np.full((64, 96, 3), value, np.uint8))
+    path = recorder.stop()
+    assert path is not None
+    clip = gif_clip(path, recorder.fps)
+    assert clip is not None
+    logger = make_logger(tensorboard=True)
+    logger.clip("skill2", *clip, step=4000)
+    logger.close()
+    events = read_events(tmp_path)
+    assert events.Tags()["images"] == ["video/skill2"]
+    (event,) = events.Images("video/skill2")
+    assert (event.step, event.height, event.width) == (4000, 32, 48)
+    pictures = Image.open(io.BytesIO(event.encoded_image_string))
+    assert (pictures.format, pictures.size, getattr(pictures, "n_frames", 1)) == ("GIF", (48, 32), 10)
+    levels = []
+    for number in range(10):
+        pictures.seek(number)
+        levels.append(np.array(pictures.convert("RGB")).mean())
+    np.testing.assert_allclose(levels, range(0, 250, 25), atol=12)
+
+
+def test_without_tensorboard_there_is_no_folder(make_logger: MakeLogger, tmp_path: Path) -> None:
+    logger = make_logger(with_skills=True)
+    logger.train_episode(1, 400, Episode(2.0, 5.5, skill=0), frames=400)
+    logger.evaluation(1, 400, eval_results())
+    logger.histograms([("actor/weight", torch.zeros(3))], step=400)
+    logger.clip("skill0", b"", 1, 1, step=400)
+    logger.flush()
+    logger.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "eval.csv", "train.csv"]

@@ -1,0 +1,605 @@
+"""The training loop, evaluation and run folder, played on the fake environment with tiny networks; and the layering."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import dataclasses
+import json
+import math
+import re
+import shlex
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import IMAGE_SIZE, ROOT, FakePixelEnv
+
+import dmc
+import train
+from diayn import DIAYNAgent
+from drq import DrQAgent
+from replay_buffer import Batch
+
+TINY = (
+    f"--device cpu --image_size {IMAGE_SIZE} --hidden_dim 16 --encoder_feature_dim 8 --batch_size 4 --num_skills 2 "
+    "--num_seed_steps 10 --num_train_steps 30 --replay_buffer_capacity 500 --eval_frequency 0 --num_eval_episodes 1 "
+    "--save_video false --log_save_tb false"
+)
+NEWEST = -3  # the channel of a stack that holds its newest frame's first channel: the fake's episode number
+CLOCK = ("duration", "fps")
+
+Row = dict[str, str]
+
+
+@dataclasses.dataclass
+class Played:
+    """One episode as the environment saw it."""
+
+    seed: int | None
+    observations: list[np.ndarray]  # the reset's first
+    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
+    rewards: list[float] = dataclasses.field(default_factory=list)
+
+
+class RecordingEnv(FakePixelEnv):
+    """The fake environment with a memory.
+
+    Args:
+        ragged: episodes end by themselves after 3 to 8 steps, as the seeded stream has it.
+        blind: actions make no difference.
+    """
+
+    render_seconds = 0.0
+
+    def __init__(self, *, ragged: bool = False, blind: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.ragged, self.blind = ragged, blind
+        self.played: list[Played] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        obs, info = super().reset(seed=seed)
+        if self.ragged:
+            self.terminate_at = 3 + int(obs[-1, 0, 0]) % 6
+        self.played.append(Played(seed, [obs]))
+        return obs, info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, *rest = super().step(np.zeros_like(action) if self.blind else action)
+        self.played[-1].observations.append(obs)
+        self.played[-1].actions.append(action)
+        self.played[-1].rewards.append(reward)
+        return obs, reward, *rest
+
+
+@dataclasses.dataclass
+class Lab:
+    """A run on fake environments, and what it leaves behind."""
+
+    run: train.Run
+    env: RecordingEnv
+    eval_envs: list[RecordingEnv]
+    folder: Path
+
+    def play(self) -> Lab:
+        train.train(self.run)
+        self.run.logger.close()
+        return self
+
+    def rows(self, name: str) -> list[Row]:
+        with (self.folder / f"{name}.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def episodes(self, kind: str) -> list[Row]:
+        return [row for row in self.rows("episodes") if row["type"] == kind]
+
+    def steps(self, name: str) -> list[int]:
+        return [int(row["step"]) for row in self.rows(name)]
+
+    def evaluated(self) -> list[Played]:
+        """All evaluation episodes, in no order that matters."""
+        return [played for env in self.eval_envs for played in env.played]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        agent = self.run.agent
+        modules = {**agent.modules(), "critic_target": agent.critic_target}
+        named = {f"{name}.{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
+        return {key: value.clone() for key, value in {**named, "log_alpha": agent.log_alpha.detach()}.items()}
+
+    def stored(self) -> Batch:
+        """All transitions, oldest first."""
+        count = len(self.run.buffer)
+        return next(iter(self.run.buffer.recent(count, count)))
+
+
+Prepare = Callable[..., Lab]
+Fakes = Callable[..., list[RecordingEnv]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose time to threads that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    """Puts fakes of the given settings in dm_control's place. In the list that returns they appear as they are made."""
+
+    def install(**settings: Any) -> list[RecordingEnv]:
+        made: list[RecordingEnv] = []
+
+        def make(config: train.Config) -> RecordingEnv:
+            made.append(RecordingEnv(**settings))
+            return made[-1]
+
+        monkeypatch.setattr(train, "make_environment", make)
+        monkeypatch.setattr(dmc, "choose_renderer", lambda: dmc.RendererInfo("fake", "a fake renderer"))
+        return made
+
+    return install
+
+
+@pytest.fixture
+def prepare(fakes: Fakes, tmp_path: Path) -> Iterator[Prepare]:
+    """`prepare(flags, **settings of the environments)`: a run set up and not yet played."""
+    labs: list[Lab] = []
+
+    def make(line: str = "", **settings: Any) -> Lab:
+        made = fakes(**settings)
+        known = set(tmp_path.glob("runs/*/*"))
+        run = train.setup(train.parse_args(shlex.split(f"{TINY} --work_dir {tmp_path / 'runs'} {line}")))
+        (folder,) = set(tmp_path.glob("runs/*/*")) - known
+        labs.append(Lab(run, run.env, [env for env in made if env is not run.env], folder))
+        return labs[-1]
+
+    yield make
+    for lab in labs:
+        lab.run.logger.close()
+
+
+def without_clock(rows: list[Row]) -> list[Row]:
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
+
+
+def numbers(rows: list[Row], column: str) -> list[float]:
+    return [float(row[column]) for row in rows]
+
+
+def log_q(agent: DIAYNAgent, observations: list[np.ndarray]) -> torch.Tensor:
+    """log q_phi(z | s') of every skill, (N, K), from the networks alone."""
+    images = torch.from_numpy(np.stack(observations))
+    encoder = agent.discriminator.encoder or agent.critic.encoder
+    with torch.no_grad():
+        return agent.discriminator(encoder(images)).log_softmax(dim=1)
+
+
+# -- when it evaluates -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action_repeat", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize(
+    ("length", "frequency", "budget", "expected"),
+    [
+        (7, 10, 40, [0, 14, 21, 35, 40]),  # due at 10, 20, 30, 40; episodes end at 7, 14, 21, 28, 35
+        (7, 20, 63, [0, 21, 42, 63]),
+        (10, 5, 30, [0, 10, 20, 30]),  # more often than episodes end, and never twice at one step
+        (6, 12, 30, [0, 12, 24, 30]),
+        (9, 100, 25, [0, 25]),
+    ],
+)
+def test_evaluates_when_due(
+    prepare: Prepare, action_repeat: int, length: int, frequency: int, budget: int, expected: list[int]
+) -> None:
+    """Before training, at the first episode end after each multiple of the frequency (agent steps), and at the end."""
+    flags = f"--num_skills 0 --eval_frequency {frequency} --num_train_steps {budget} --num_seed_steps {budget}"
+    lab = prepare(f"{flags} --action_repeat {action_repeat}", episode_length=length).play()
+    assert lab.steps("eval") == [step * action_repeat for step in expected]
+    assert [int(row["episode"]) for row in lab.rows("eval")] == [step // length for step in expected]
+
+
+@pytest.mark.parametrize("num_skills", [0, 2])
+def test_evaluation_leaves_training_alone(prepare: Prepare, num_skills: int) -> None:
+    """Often, seldom or never: the weights are the same to the bit, and so is train.csv."""
+    often, seldom, never = (
+        prepare(f"--num_skills {num_skills} --eval_frequency {frequency}", episode_length=7).play()
+        for frequency in (5, 25, 0)
+    )
+    assert [len(lab.steps("eval")) for lab in (often, seldom, never)] == [6, 3, 0]
+    reference = never.weights()
+    for lab in (often, seldom):
+        assert without_clock(lab.rows("train")) == without_clock(never.rows("train"))
+        weights = lab.weights()
+        assert weights.keys() == reference.keys()
+        assert all(torch.equal(weights[key], reference[key]) for key in reference)
+
+
+@pytest.mark.parametrize("num_skills", [0, 3])
+def test_every_skill_is_evaluated_from_the_same_starts(prepare: Prepare, num_skills: int) -> None:
+    """`num_eval_episodes` for each skill, with seeds in common; an environment that ignores actions then pays alike."""
+    lab = prepare(f"--num_skills {num_skills} --eval_frequency 10 --num_eval_episodes 4", blind=True, ragged=True)
+    lab.play()
+    returns: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in lab.episodes("eval"):
+        returns[row["step"], row["skill_id"]].append(row["episode_extrinsic_reward"])
+    skills = [str(skill) for skill in range(num_skills)] or ["-1"]
+    evaluations = [row["step"] for row in lab.rows("eval")]
+    assert set(returns) == {(step, skill) for step in evaluations for skill in skills}
+    assert len(evaluations) >= 3
+    for step in evaluations:
+        assert len(set(returns[step, skills[0]])) == 4
+        assert all(returns[step, skill] == returns[step, skills[0]] for skill in skills)
+
+
+def test_evaluation_has_seeds_of_its_own(prepare: Prepare) -> None:
+    """Training's stream is seeded once; no start of it is evaluated."""
+    lab = prepare("--eval_frequency 10 --num_eval_episodes 3 --seed 5").play()
+    assert lab.env.seeds == [5, None, None]
+    seeds = {played.seed for played in lab.evaluated()}
+    assert len(seeds) >= 3
+    assert not seeds & set(lab.env.seeds)
+
+
+# -- seeds -------------------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_numbers(prepare: Prepare) -> None:
+    first, second, other = (
+        prepare(f"--seed {seed} --eval_frequency 10 --num_train_steps 40", ragged=True).play() for seed in (3, 3, 4)
+    )
+    for name in ("train", "eval", "episodes"):
+        assert without_clock(first.rows(name)) == without_clock(second.rows(name))
+    rows, others = first.rows("train"), other.rows("train")
+    for column in ("episode_reward", "episode_intrinsic_reward_sum", "critic_loss"):
+        assert not {row[column] for row in rows if row[column]} & {row[column] for row in others if row[column]}
+
+
+# -- what is written down ----------------------------------------------------------------------------------------------
+
+
+def test_returns_stand_on_their_own_rows(prepare: Prepare) -> None:
+    lab = prepare("--num_train_steps 60 --eval_frequency 20 --num_eval_episodes 2", ragged=True).play()
+    finished = [played for played in lab.env.played if len(played.rewards) == 3 + played.observations[0][-1, 0, 0] % 6]
+    expected = [sum(played.rewards) for played in finished]
+    assert len(expected) >= 6
+    assert numbers(lab.rows("train"), "episode_reward") == pytest.approx(expected)
+    assert numbers(lab.episodes("train"), "episode_extrinsic_reward") == pytest.approx(expected)
+    assert lab.steps("train") == [4 * int(step) for step in np.cumsum([len(played.rewards) for played in finished])]
+    assert numbers(lab.rows("train"), "episode") == list(range(1, len(expected) + 1))
+
+    evaluated = numbers(lab.episodes("eval"), "episode_extrinsic_reward")
+    assert sorted(evaluated) == pytest.approx(sorted(sum(played.rewards) for played in lab.evaluated()))
+    means = [np.mean(evaluated[first : first + 4]) for first in range(0, len(evaluated), 4)]  # 2 skills, 2 episodes
+    assert numbers(lab.rows("eval"), "episode_reward") == pytest.approx(means)
+
+
+def test_unfinished_episode_has_no_row(prepare: Prepare) -> None:
+    lab = prepare("--num_train_steps 25 --eval_frequency 100 --action_repeat 1", episode_length=10).play()
+    assert lab.steps("train") == [10, 20]
+    assert [row["step"] for row in lab.episodes("train")] == ["10", "20"]
+    assert (lab.rows("eval")[-1]["step"], lab.rows("eval")[-1]["episode"]) == ("25", "2")
+
+
+def test_every_step_counts_frames(prepare: Prepare) -> None:
+    """CSV files, TensorBoard and the videos' names: agent steps times the action repeat, here 3."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = "--action_repeat 3 --eval_frequency 15 --log_frequency_step 8 --save_video --log_save_tb"
+    lab = prepare(flags, episode_length=10).play()
+    assert lab.steps("train") == [30, 60, 90]
+    assert lab.steps("eval") == [0, 60, 90]
+    assert [int(row["step"]) for row in lab.episodes("train")] == [30, 60, 90]
+    assert [int(row["step"]) for row in lab.episodes("eval")] == [0, 0, 60, 60, 90, 90]
+    names = {f"{frame}_{name}.mp4" for frame in (0, 60, 90) for name in ("skill0", "skill1", "skills")}
+    assert {path.name for path in (lab.folder / "video").iterdir()} == names
+
+    events = EventAccumulator(str(lab.folder / "tb"), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
+    events.Reload()
+    tags = events.Tags()
+    train_steps = {event.step for tag in tags["scalars"] if tag.startswith("train") for event in events.Scalars(tag)}
+    eval_steps = {event.step for tag in tags["scalars"] if tag.startswith("eval") for event in events.Scalars(tag)}
+    assert (train_steps, eval_steps) == ({30, 60, 90}, {0, 60, 90})
+    assert {event.step for tag in tags["images"] for event in events.Images(tag)} == {0, 60, 90}
+    assert {event.step for tag in tags["histograms"] for event in events.Histograms(tag)} == {24, 48, 72}
+
+
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+def test_discriminator_figures_of_an_evaluation(prepare: Prepare, encoder: str) -> None:
+    """Accuracy, E[log q] + log K and the intrinsic sums, by hand from the final networks and the final rollouts."""
+    flags = f"--num_skills 3 --eval_frequency 100 --num_eval_episodes 2 --discriminator_encoder {encoder}"
+    lab = prepare(f"{flags} --num_train_steps 60 --lr_discriminator 1e-2", ragged=True).play()
+    rows, last = lab.episodes("eval")[-6:], lab.rows("eval")[-1]
+    by_return = {round(sum(played.rewards), 9): played for played in lab.evaluated()}
+    intrinsic, recognised = [], []  # of each episode, by step
+    for row in rows:
+        played, skill = by_return[round(float(row["episode_extrinsic_reward"]), 9)], int(row["skill_id"])
+        log_probs = log_q(lab.run.agent, played.observations[1:])
+        intrinsic.append(log_probs[:, skill].numpy() + math.log(3))
+        recognised.append((log_probs.argmax(dim=1) == skill).numpy())
+    assert len({len(steps) for steps in intrinsic}) > 1  # or a mean over episodes would pass for one over steps
+    sums, rewards = [steps.sum() for steps in intrinsic], np.concatenate(intrinsic)
+    assert numbers(rows, "episode_intrinsic_reward_sum") == pytest.approx(sums, abs=1e-4)
+    assert float(last["episode_intrinsic_reward_sum"]) == pytest.approx(np.mean(sums), abs=1e-4)
+    assert float(last["mutual_information_bound"]) == pytest.approx(rewards.mean(), abs=1e-5)
+    assert float(last["discriminator_accuracy"]) == pytest.approx(np.concatenate(recognised).mean())
+    assert np.abs(rewards).max() > 0.05
+
+
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+def test_intrinsic_sum_of_a_training_episode(prepare: Prepare, encoder: str) -> None:
+    """By hand, from the networks at the episode's end (the last one's are still there); batches needn't divide it."""
+    flags = f"--num_skills 3 --lr_discriminator 1e-2 --discriminator_encoder {encoder}"
+    lab = prepare(f"{flags} --num_train_steps 33", episode_length=11).play()
+    last = lab.rows("train")[-1]
+    log_probs = log_q(lab.run.agent, lab.env.played[-1].observations[1:])
+    expected = float((log_probs[:, int(last["skill_id"])] + math.log(3)).sum())
+    assert abs(expected) > 0.05
+    assert float(last["episode_intrinsic_reward_sum"]) == pytest.approx(expected, abs=1e-4)
+    assert lab.episodes("train")[-1]["episode_intrinsic_reward_sum"] == last["episode_intrinsic_reward_sum"]
+
+
+# -- acting, updating, storing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_skills", [0, 2])
+@pytest.mark.parametrize(
+    ("budget", "seed_steps", "iterations", "expected"),
+    [(30, 10, 1, 20), (30, 10, 3, 60), (12, 30, 1, 0), (20, 0, 1, 19)],  # with nothing stored there is no update
+)
+def test_number_of_updates(
+    prepare: Prepare,
+    monkeypatch: pytest.MonkeyPatch,
+    num_skills: int,
+    budget: int,
+    seed_steps: int,
+    iterations: int,
+    expected: int,
+) -> None:
+    """`num_train_iters` for each agent step after `num_seed_steps`; each network and each tensor of it is trained."""
+    flags = f"--num_train_steps {budget} --num_seed_steps {seed_steps} --num_train_iters {iterations}"
+    lab = prepare(f"{flags} --num_skills {num_skills} --temperature learned")
+    before, update, sizes = lab.weights(), lab.run.agent.update, []
+
+    def counted(batch: Batch) -> dict[str, torch.Tensor]:
+        sizes.append(len(batch.reward))
+        return update(batch)
+
+    monkeypatch.setattr(lab.run.agent, "update", counted)
+    after = lab.play().weights()
+    assert sizes == [4] * expected
+    unchanged = {key for key in before if torch.equal(before[key], after[key])}
+    assert unchanged == (set() if expected else set(before))
+
+
+def test_act_then_update_then_step(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So an update never depends on the step beside it: it sees as many transitions as steps were finished."""
+    lab = prepare("--num_train_iters 2 --num_train_steps 16 --num_seed_steps 5", episode_length=6)
+    events: list[str] = []
+
+    def spied(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            if name == "update":
+                assert len(lab.run.buffer) == events.count("step")
+            events.append(name)
+            return function(*args, **kwargs)
+
+        return spy
+
+    for owner, name in ((lab.run.agent, "act"), (lab.run.agent, "update"), (lab.env, "step")):
+        monkeypatch.setattr(owner, name, spied(name, getattr(owner, name)))
+    lab.play()
+    assert events == ["step"] * 5 + ["act", "update", "update", "step"] * 11
+
+
+def test_stored_is_what_happened(prepare: Prepare) -> None:
+    """Each transition joins the two observations around its action, within one episode, and that action's reward."""
+    lab = prepare(episode_length=7).play()
+    stored, played = lab.stored(), lab.env.played
+    obs = np.concatenate([episode.observations[:-1] for episode in played])
+    next_obs = np.concatenate([episode.observations[1:] for episode in played])
+    np.testing.assert_array_equal(stored.obs.numpy(), obs)
+    np.testing.assert_array_equal(stored.next_obs.numpy(), next_obs)
+    np.testing.assert_array_equal(stored.action.numpy(), np.concatenate([episode.actions for episode in played]))
+    np.testing.assert_allclose(stored.reward.numpy(), np.concatenate([episode.rewards for episode in played]))
+
+
+@pytest.mark.parametrize(("settings", "end"), [({"episode_length": 5}, 0.0), ({"terminate_at": 5}, 1.0)])
+def test_a_time_limit_is_no_termination(prepare: Prepare, settings: dict[str, int], end: float) -> None:
+    stored = prepare(**settings).play().stored()
+    np.testing.assert_array_equal(stored.terminated.numpy().reshape(-1, 5), [[0.0, 0.0, 0.0, 0.0, end]] * 6)
+
+
+def test_an_episode_keeps_its_skill(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One skill from start to end: acted with, stored with each transition, and written to both files."""
+    lab = prepare("--num_train_steps 60 --num_seed_steps 0", episode_length=6)
+    act, acted = lab.run.agent.act, set()
+
+    def spy(obs: np.ndarray, skill: int, **kwargs: Any) -> np.ndarray:
+        acted.add((int(obs[NEWEST, 0, 0]), skill))
+        return act(obs, skill, **kwargs)
+
+    monkeypatch.setattr(lab.run.agent, "act", spy)
+    lab.play()
+    stored = lab.stored()
+    pairs = set(zip(stored.next_obs[:, NEWEST, 0, 0].tolist(), stored.skill.tolist(), strict=True))
+    written = [(number, int(row["skill_id"])) for number, row in enumerate(lab.episodes("train"))]
+    assert acted == pairs == set(written)
+    assert len(written) == len(lab.rows("train")) == 10
+    assert numbers(lab.rows("train"), "skill_id") == [skill for _, skill in written]
+    assert {skill for _, skill in written} == {0, 1}
+    assert Counter(lab.stored().skill.tolist()) == Counter(skill for _, skill in written for _ in range(6))
+
+
+def test_no_skills_is_plain_drq(prepare: Prepare) -> None:
+    """The base agent, no parameter for a skill, no draw for one, and -1 in every file."""
+    lab = prepare("--num_skills 0 --eval_frequency 10")
+    drawn = lab.run.skill_rng.bit_generator.state
+    lab.play()
+    assert type(lab.run.agent) is DrQAgent
+    assert not [key for key in lab.weights() if "skill" in key]
+    assert lab.run.skill_rng.bit_generator.state == drawn
+    assert {row["skill_id"] for row in lab.rows("episodes")} == {"-1"}
+    assert set(lab.stored().skill.tolist()) == {-1}
+    assert all(float(row["episode_intrinsic_reward_sum"]) == 0 for row in lab.rows("episodes"))
+
+
+def test_skills_are_drawn_from_their_own_stream(prepare: Prepare) -> None:
+    lab = prepare()
+    drawn = lab.run.skill_rng.bit_generator.state
+    assert isinstance(lab.play().run.agent, DIAYNAgent)
+    assert lab.run.skill_rng.bit_generator.state != drawn
+
+
+# -- the run's folder --------------------------------------------------------------------------------------------------
+
+
+def test_run_folder(prepare: Prepare, tmp_path: Path) -> None:
+    """runs/<env>/<timestamp>_seed<seed>; runs that start in the same second don't share one."""
+    first, second = prepare("--task dmc_walker_run --seed 7"), prepare("--task dmc_walker_run --seed 7")
+    assert first.folder.parent == second.folder.parent == tmp_path / "runs" / "walker_run"
+    assert re.fullmatch(r"\d{4}-?\d\d-?\d\d\D\d\d-?\d\d-?\d\d_seed7", first.folder.name)
+    assert first.folder != second.folder
+
+
+def test_config_json(prepare: Prepare) -> None:
+    lab = prepare("--num_skills 3 --lr 0.002 --log_std_bounds -8 1 --task dmc_walker_run")
+    record = json.loads((lab.folder / "config.json").read_text())
+    flags = record["flags"]
+    assert flags.keys() == {field.name for field in dataclasses.fields(train.Config)}
+    given = {"num_skills": 3, "lr": 0.002, "log_std_bounds": [-8.0, 1.0], "env": "walker_run", "hidden_dim": 16}
+    derived = {"lr_discriminator": 0.002, "temperature": "fixed", "extrinsic_reward_coeff": 0.0}
+    assert {name: flags[name] for name in (*given, *derived)} == given | derived
+    for package in ("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"):
+        assert record["versions"][package] == version(package)
+    assert re.match(r"3\.\d+", record["versions"]["python"])
+    assert "a fake renderer" in str(record["renderer"])
+    assert record["device"] == "cpu"
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode == 0:
+        assert record["git_commit"].removesuffix("-dirty") == git.stdout.strip()
+    else:
+        assert record["git_commit"] is None
+
+
+# -- trouble on the way ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", ["no folder", "no picture"])
+def test_a_video_that_fails_stops_nothing(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> np.ndarray:
+        raise RuntimeError("the renderer is gone")
+
+    lab = prepare("--save_video --log_save_tb --eval_frequency 10")
+    if trouble == "no folder":
+        (lab.folder / "video").write_text("a file where the folder should be")
+    else:
+        monkeypatch.setattr(RecordingEnv, "render", fail)
+    lab.play()
+    assert lab.steps("eval") == [0, 40, 80, 120]
+    assert len(lab.rows("train")) == 3
+    assert "warning" in capsys.readouterr().err
+    assert not list(lab.folder.rglob("*.mp4"))
+
+
+def test_main(fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes()
+    assert train.main(shlex.split(f"{TINY} --work_dir {tmp_path} --eval_frequency 20")) == 0
+    (folder,) = tmp_path.glob("*/*")
+    out, _ = capsys.readouterr()
+    assert str(folder) in out
+    assert "a fake renderer" in out
+    assert re.findall(r"^\| (\w+) +\| E: (\d+) \| S: (\d+) \| R: ", out, re.MULTILINE) == [
+        ("eval", "0", "0"),
+        ("train", "1", "40"),
+        ("train", "2", "80"),
+        ("eval", "2", "80"),
+        ("train", "3", "120"),
+        ("eval", "3", "120"),
+    ]
+
+
+def test_interrupt(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ctrl-C: exit code 130, and what was written is whole."""
+    step = RecordingEnv.step
+
+    def interrupted(env: RecordingEnv, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if (len(env.played), env.steps) == (3, 4):
+            raise KeyboardInterrupt
+        return step(env, action)
+
+    fakes(episode_length=10)
+    monkeypatch.setattr(RecordingEnv, "step", interrupted)
+    assert train.main(shlex.split(f"{TINY} --work_dir {tmp_path}")) == 130
+    (file,) = tmp_path.glob("*/*/train.csv")
+    with file.open(newline="") as lines:
+        assert [row["step"] for row in csv.DictReader(lines)] == ["40", "80"]
+    assert file.read_text().endswith("\n")
+
+
+# -- how the code is laid out ------------------------------------------------------------------------------------------
+
+LAYERS: dict[str, set[str]] = {
+    "train": {"dmc", "diayn", "drq", "replay_buffer", "rollouts", "logger", "video", "utils"},
+    "rollouts": {"drq", "replay_buffer", "logger", "video"},
+    "diayn": {"drq", "replay_buffer", "utils"},
+    "drq": {"replay_buffer", "graphs", "utils"},
+    "logger": {"replay_buffer"},
+    "replay_buffer": {"utils"},
+    "graphs": set(),
+    "dmc": set(),
+    "video": set(),
+    "utils": set(),
+}
+OF_OTHERS = {"argparse", "gymnasium", "dm_control", "mujoco", "tensorboard", "tqdm", "csv", "cv2"}
+WAITS_FOR_THE_DEVICE = {"item", "cpu", "tolist", "numpy"}
+
+
+def imports(module: str) -> set[str]:
+    """The top-level names that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_imports_point_downward(module: str) -> None:
+    ours = {path.stem for path in ROOT.glob("*.py")}
+    assert imports(module) & ours <= LAYERS[module]
+
+
+@pytest.mark.parametrize("module", ["drq", "diayn"])
+def test_agents_know_no_surroundings(module: str) -> None:
+    assert not imports(module) & OF_OTHERS
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_dm_control_stays_in_dmc(module: str) -> None:
+    assert not imports(module) & {"dm_control", "mujoco"} or module == "dmc"
+
+
+@pytest.mark.parametrize("module", ["drq", "diayn"])
+def test_updates_wait_for_nobody(module: str) -> None:
+    """Only acting and judging may read a tensor's value; an update leaves its metrics on the device."""
+    waiting = {
+        function.name
+        for function in ast.walk(ast.parse((ROOT / f"{module}.py").read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr in WAITS_FOR_THE_DEVICE
+    }
+    assert {name for name in waiting if not name.startswith(("act", "assess", "judge", "intrinsic_return"))} == set()

@@ -1,0 +1,437 @@
+"""Videos: what is written can be read back and played, and what fails harms nothing."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+import video
+from video import VideoRecorder
+
+FPS = 25.0
+SIZE = 64
+ORANGE, TEAL, VIOLET = (220, 120, 30), (20, 140, 150), (120, 40, 200)  # no two channels alike: a swap shows
+TOLERANCE = 12  # H.264 and GIF palettes change colours a little
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def plain(colour: Sequence[int], height: int = SIZE, width: int = SIZE) -> np.ndarray:
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+def clip(frames: int, colour: Sequence[int] = ORANGE) -> list[np.ndarray]:
+    """Frames of one colour with a bright bar whose height tells the frame's number."""
+    pictures = [plain(colour) for _ in range(frames)]
+    for number, picture in enumerate(pictures):
+        picture[: round(SIZE * number / frames), -8:] = 255
+    return pictures
+
+
+def write(folder: Path, name: str, frames: Sequence[np.ndarray], fps: float = FPS) -> Path:
+    recorder = VideoRecorder(folder, fps)
+    recorder.start(name)
+    for frame in frames:
+        recorder.record(frame)
+    path = recorder.stop()
+    assert path is not None
+    return path
+
+
+def read(path: Path) -> list[np.ndarray]:
+    """All frames, RGB, by OpenCV alone."""
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (picture := capture.read()[1]) is not None:
+        frames.append(picture[..., ::-1])
+    return frames
+
+
+def has_colour(picture: np.ndarray, colour: Sequence[int]) -> bool:
+    """Whether that is the picture's colour, taken at its middle."""
+    middle = picture[picture.shape[0] // 4 : -picture.shape[0] // 4, picture.shape[1] // 4 : -picture.shape[1] // 4]
+    return bool(np.abs(middle.reshape(-1, 3).mean(0) - colour).max() < TOLERANCE)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+# -- recording ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("colour", [ORANGE, TEAL])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
+def test_opencv_reads_back_what_was_recorded(
+    height: int, width: int, colour: tuple[int, int, int], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "video", "4000_skill3", [plain(colour, height, width)] * 17)
+    assert path == tmp_path / "video" / "4000_skill3.mp4"
+    assert names(tmp_path) == ["4000_skill3.mp4", "video"]
+    frames = read(path)
+    assert [frame.shape for frame in frames] == [(height, width, 3)] * 17
+    assert all(has_colour(frame, colour) for frame in frames)
+
+
+def test_frames_keep_their_order(tmp_path: Path) -> None:
+    frames = read(write(tmp_path, "a", clip(16)))
+    bars = [(frame[:, -4].min(axis=1) > 200).sum() for frame in frames]
+    np.testing.assert_allclose(bars, [SIZE * number / 16 for number in range(16)], atol=2)
+
+
+def test_read_video_gives_the_same_frames(tmp_path: Path) -> None:
+    path = write(tmp_path, "a", clip(5))
+    np.testing.assert_array_equal(list(video.read_video(path)), read(path))
+
+
+def test_read_video_of_no_video_raises(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="none"):
+        next(video.read_video(tmp_path / "none.mp4"))
+
+
+@pytest.mark.parametrize("fps", [12.5, 25.0, 100 / 3])
+def test_frames_per_second(fps: float, tmp_path: Path) -> None:
+    capture = cv2.VideoCapture(str(write(tmp_path, "a", clip(10), fps)))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps, rel=1e-3)
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 10
+
+
+def test_format_is_the_one_that_browsers_play(tmp_path: Path) -> None:
+    """H.264 with 4:2:0 chroma; Chromium alone would take more."""
+    capture = cv2.VideoCapture(str(write(tmp_path, "a", clip(3))))
+    codes = (int(capture.get(name)) for name in (cv2.CAP_PROP_FOURCC, cv2.CAP_PROP_CODEC_PIXEL_FORMAT))
+    assert [code.to_bytes(4, "little") for code in codes] == [b"h264", b"I420"]
+
+
+def test_recorder_knows_whether_it_records(tmp_path: Path) -> None:
+    recorder = VideoRecorder(tmp_path, FPS)
+    assert not recorder.recording
+    recorder.start("a")
+    assert recorder.recording
+    recorder.record(plain(TEAL))
+    assert recorder.stop() is not None
+    assert not recorder.recording
+    recorder.record(plain(TEAL))  # between two videos: ignored
+    assert recorder.stop() is None
+    assert names(tmp_path) == ["a.mp4"]
+
+
+def test_recorders_work_side_by_side(tmp_path: Path) -> None:
+    """As in an evaluation that plays several skills at once."""
+    colours = (ORANGE, TEAL, VIOLET)
+    recorders = [VideoRecorder(tmp_path, FPS) for _ in colours]
+    for number, recorder in enumerate(recorders):
+        recorder.start(str(number))
+    for _ in range(5):
+        for recorder, colour in zip(recorders, colours, strict=True):
+            recorder.record(plain(colour))
+    paths = [recorder.stop() for recorder in recorders]
+    assert paths == [tmp_path / f"{number}.mp4" for number in range(3)]
+    for path, colour in zip(paths, colours, strict=True):
+        assert path is not None
+        assert [has_colour(frame, colour) for frame in read(path)] == [True] * 5
+
+
+def test_without_a_frame_there_is_no_file(tmp_path: Path) -> None:
+    recorder = VideoRecorder(tmp_path, FPS)
+    recorder.start("a")
+    assert recorder.stop() is None
+    assert names(tmp_path) == []
+
+
+def test_without_a_folder_nothing_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, "a", clip(3))
+    monkeypatch.chdir(tmp_path)
+    recorder = VideoRecorder(None, FPS)
+    recorder.start("b")
+    assert not recorder.recording
+    recorder.record(plain(TEAL), ["text"])
+    assert recorder.stop() is None
+    assert recorder.tile("c", [path]) is None
+    assert names(tmp_path) == ["a.mp4"]
+    assert capsys.readouterr() == ("", "")
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def test_overlay_writes_into_the_upper_left_of_a_copy() -> None:
+    frame = plain(TEAL, 256, 256)
+    one, two = (video.overlay(frame, lines) for lines in (["skill 3  step 12"], ["skill 3  step 12", "r_int 0.512"]))
+    np.testing.assert_array_equal(frame, plain(TEAL, 256, 256))
+    for image, top, bottom in ((one, 10, 20), (two, 20, 40)):
+        assert (image.shape, image.dtype) == (frame.shape, np.uint8)
+        rows, columns = np.nonzero((image != frame).any(-1))
+        assert top < rows.max() < bottom
+        assert columns.min() < 10
+        assert columns.max() < 150
+    np.testing.assert_array_equal(one[:16], two[:16])  # the first line is the same
+
+
+def test_overlay_is_white_on_black_edges() -> None:
+    """Readable on any ground: every black pixel lies beside a letter, none writes the letter a second time."""
+    text = video.overlay(plain(TEAL, 256, 256), ["skill 3  step 123", "r_int -0.512  sum -123.4"])
+    white, black = (text > 110).all(-1), (text < 60).all(-1)
+    assert white.sum() > 100
+    assert black.sum() > 100
+    distance = cv2.distanceTransform(np.where(white, 0, 1).astype(np.uint8), cv2.DIST_L2, 3)
+    assert (distance[black] < 3).mean() > 0.95
+
+
+def test_overlay_shows_the_text_it_is_given() -> None:
+    frame = plain(TEAL, 256, 256)
+    assert not np.array_equal(video.overlay(frame, ["skill 3"]), video.overlay(frame, ["skill 4"]))
+    np.testing.assert_array_equal(video.overlay(frame, []), frame)
+
+
+def test_overlay_takes_a_view() -> None:
+    """As of a picture mirrored or cut out, whose memory is not in order."""
+    frame = plain(TEAL, 128, 128)
+    np.testing.assert_array_equal(video.overlay(frame[::-1, ::-1], ["a"]), video.overlay(frame, ["a"]))
+
+
+def test_recorded_text_is_in_the_video(tmp_path: Path) -> None:
+    recorder = VideoRecorder(tmp_path, FPS)
+    recorder.start("a")
+    frame = plain(TEAL, 256, 256)
+    recorder.record(frame, ["skill 3  step 1"])
+    recorder.record(frame)
+    np.testing.assert_array_equal(frame, plain(TEAL, 256, 256))
+    path = recorder.stop()
+    assert path is not None
+    with_text, without = (picture.astype(int) for picture in read(path))
+    changed = np.abs(with_text - without).max(-1)
+    assert (changed[:24, :128] > 60).mean() > 0.05
+    assert (changed[40:] > 60).mean() == 0
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+def warned(capfd: pytest.CaptureFixture[str], name: str) -> bool:
+    """Whether one warning, which names the video, is on stderr beside what ffmpeg says itself."""
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    return len(lines) == 1 and name in lines[0]
+
+
+def test_folder_that_cannot_be_made_gives_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "video").write_text("a file, not a folder")
+    recorder = VideoRecorder(tmp_path / "video", FPS)
+    recorder.start("a")
+    for frame in clip(3):
+        recorder.record(frame)
+    assert recorder.stop() is None
+    assert warned(capfd, "a.mp4")
+    assert names(tmp_path) == ["video"]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [pytest.param(plain(TEAL, 32, 32), id="smaller"), pytest.param(plain(TEAL, 32, 128), id="as many pixels")],
+)
+def test_frame_of_another_shape_gives_a_warning(
+    second: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recorder = VideoRecorder(tmp_path, FPS)
+    recorder.start("a")
+    for _ in range(1000):
+        recorder.record(plain(TEAL))
+        if names(tmp_path):
+            break
+    assert "partial" in names(tmp_path)[0]
+    recorder.record(second)
+    recorder.record(plain(TEAL))
+    assert recorder.stop() is None
+    assert warned(capfd, "a.mp4")
+    assert names(tmp_path) == []
+
+
+def test_name_that_is_taken_by_a_folder_gives_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.mp4").mkdir()
+    recorder = VideoRecorder(tmp_path, FPS)
+    recorder.start("a")
+    recorder.record(plain(TEAL))
+    assert recorder.stop() is None
+    assert warned(capfd, "a.mp4")
+    assert names(tmp_path) == ["a.mp4"]
+
+
+def test_missing_ffmpeg_gives_a_warning(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no_such_program"))
+    recorder = VideoRecorder(tmp_path, FPS)
+    recorder.start("a")
+    recorder.record(plain(TEAL))
+    recorder.record(plain(TEAL))
+    assert recorder.stop() is None
+    assert warned(capfd, "a.mp4")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("frames", [5, 60])
+def test_full_disk_gives_a_warning(
+    frames: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played by an ffmpeg that may write 4 KiB, which end when the file is closed, or before."""
+    limited, folder, random = tmp_path / "ffmpeg", tmp_path / "video", np.random.default_rng(0)
+    limited.write_text(f"#!/bin/sh\ntrap '' XFSZ\nulimit -f 8\nexec {imageio_ffmpeg.get_ffmpeg_exe()} \"$@\"\n")
+    limited.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(limited))
+    recorder = VideoRecorder(folder, FPS)
+    recorder.start("a")
+    for _ in range(frames):
+        recorder.record(random.integers(0, 255, (128, 128, 3), dtype=np.uint8))
+    assert recorder.stop() is None
+    assert warned(capfd, "a.mp4")
+    assert names(folder) == []
+
+
+def test_recording_goes_on_with_the_next_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = VideoRecorder(tmp_path, FPS)
+    with monkeypatch.context() as broken:
+        broken.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no_such_program"))
+        recorder.start("a")
+        recorder.record(plain(TEAL))
+        assert not recorder.recording
+    recorder.start("b")
+    for frame in clip(3):
+        recorder.record(frame)
+    assert recorder.stop() == tmp_path / "b.mp4"
+    assert len(read(tmp_path / "b.mp4")) == 3
+    assert names(tmp_path) == ["b.mp4"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no video"])
+def test_video_that_cannot_be_read_gives_a_warning(
+    content: bytes | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """When it is to be tiled, beside a good one, and when it is to be a clip."""
+    good, bad = write(tmp_path, "good", clip(3)), tmp_path / "bad.mp4"
+    if content is not None:
+        bad.write_bytes(content)
+    before = names(tmp_path)
+    assert VideoRecorder(tmp_path, FPS).tile("grid", [good, bad]) is None
+    assert warned(capfd, "grid.mp4")
+    assert video.gif_clip(bad, FPS) is None
+    assert warned(capfd, "bad.mp4")
+    assert names(tmp_path) == before
+
+
+# -- all skills side by side -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "rows", "columns", "tile"), [(1, 1, 1, 256), (2, 1, 2, 256), (3, 2, 2, 256), (10, 3, 4, 256)]
+)
+def test_tile_shows_all_videos_until_the_longest_ends(
+    number: int, rows: int, columns: int, tile: int, tmp_path: Path
+) -> None:
+    """Each is TEAL until its last frame, which is ORANGE and stays; cells without a video are black."""
+    lengths = [2 + 3 * skill % 7 for skill in range(number)]
+    videos = [
+        write(tmp_path, f"{skill}", [plain(TEAL)] * (length - 1) + [plain(ORANGE)])
+        for skill, length in enumerate(lengths)
+    ]
+    path = VideoRecorder(tmp_path, FPS).tile("grid", videos)
+    assert path == tmp_path / "grid.mp4"
+    frames = read(path)
+    assert len(frames) == max(lengths)
+    assert {frame.shape for frame in frames} == {(rows * tile, columns * tile, 3)}
+    for time, frame in enumerate(frames):
+        cells = [half for strip in np.split(frame, rows) for half in np.split(strip, columns, axis=1)]
+        wanted = [TEAL if time < length - 1 else ORANGE for length in lengths]
+        wanted += [(0, 0, 0)] * (len(cells) - number)
+        assert all(has_colour(cell, colour) for cell, colour in zip(cells, wanted, strict=True))
+    assert not [name for name in names(tmp_path) if "partial" in name]
+
+
+def test_tile_of_many_videos_stays_within_the_width_and_even(tmp_path: Path) -> None:
+    """26 videos make 6 columns of 212 pixels: 213 would fit, but not H.264."""
+    one = write(tmp_path, "one", clip(2))
+    path = VideoRecorder(tmp_path, FPS).tile("grid", [one] * 26)
+    assert path is not None
+    assert [frame.shape for frame in read(path)] == [(5 * 212, 6 * 212, 3)] * 2
+
+
+def test_tile_of_nothing_is_nothing(tmp_path: Path) -> None:
+    assert VideoRecorder(tmp_path, FPS).tile("grid", []) is None
+    assert names(tmp_path) == []
+
+
+# -- clips for TensorBoard ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "kept"), [(10, 25.0, 10), (video.CLIP_FRAMES, 25.0, 64), (65, 25.0, 33), (250, 100 / 3, 63)]
+)
+def test_gif_clip_plays_as_long_as_the_video(frames: int, fps: float, kept: int, tmp_path: Path) -> None:
+    gif = video.gif_clip(write(tmp_path, "a", clip(frames, VIOLET), fps), fps)
+    assert gif is not None
+    data, height, width = gif
+    pictures = [
+        (np.array(picture.convert("RGB")), picture.info["duration"])
+        for picture in ImageSequence.Iterator(Image.open(io.BytesIO(data)))
+    ]
+    assert len(pictures) == kept <= video.CLIP_FRAMES
+    assert {picture.shape for picture, _ in pictures} == {(height, width, 3)} == {(SIZE // 2, SIZE // 2, 3)}
+    assert all(has_colour(picture, VIOLET) for picture, _ in pictures)
+    assert sum(duration for _, duration in pictures) / 1000 == pytest.approx(frames / fps, rel=0.1)
+    bars = [int((picture[:, -2].min(axis=1) > 200).sum()) for picture, _ in pictures]
+    assert bars == sorted(bars)
+    assert len(set(bars)) > 8
+
+    decoded, animation = cv2.imdecodeanimation(np.frombuffer(data, np.uint8))
+    assert decoded
+    assert len(animation.frames) == kept
+
+
+def test_gif_clip_of_a_grid_shrinks_every_tile(tmp_path: Path) -> None:
+    """A tile has CLIP_SIZE pixels, so the text on it can still be made out."""
+    path = write(tmp_path, "a", [plain(TEAL, 2 * video.VIDEO_SIZE, 3 * video.VIDEO_SIZE)] * 2)
+    gif = video.gif_clip(path, FPS)
+    assert gif is not None
+    assert gif[1:] == (2 * video.CLIP_SIZE, 3 * video.CLIP_SIZE)
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+
+PAGE = """<!doctype html><video muted autoplay src="{source}"></video><script>
+const v = document.querySelector("video");
+const report = () => {{ document.body.textContent = JSON.stringify(
+    {{time: v.currentTime, width: v.videoWidth, height: v.videoHeight, error: v.error && v.error.message}}); }};
+v.ontimeupdate = () => {{ if (v.currentTime > 0) report(); }};
+v.onerror = report;
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_video_plays_in_a_browser(tmp_path: Path) -> None:
+    path = write(tmp_path, "4000_skill0", clip(50))
+    page = tmp_path / "page.html"
+    page.write_text(PAGE.format(source=path.name))
+    command = [
+        *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--autoplay-policy=no-user-gesture-required", f"--user-data-dir={tmp_path / 'profile'}"),
+        *("--virtual-time-budget=10000", "--dump-dom", page.as_uri()),
+    ]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    played = re.search(r"\{.*\}", html.unescape(child.stdout.partition("<body>")[2]))
+    assert played, child.stdout + child.stderr
+    report = json.loads(played.group())
+    assert report["error"] is None
+    assert report["time"] > 0
+    assert (report["width"], report["height"]) == (SIZE, SIZE)
