@@ -7,7 +7,9 @@ adds up on its device, and is read once per training episode.
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -108,7 +110,11 @@ class CsvFile:
     def _write(self, cells: Iterable[Any]) -> None:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(cells)
-        self._file.write(line.getvalue().encode())
+        data = line.getvalue().encode()
+        written = self._file.write(data)
+        if written != len(data):  # the disk filled up in the middle of the row
+            self._file.truncate(self._file.tell() - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
 
 
 class Meters:

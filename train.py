@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import errno
+import itertools
 import json
 import math
 import operator
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import time
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -426,28 +428,36 @@ def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim
     return "cpu"
 
 
-def make_run_folder(config: Config) -> Path:
-    """A new folder <work_dir>/<env>/<timestamp>_seed<seed>. Raises UserError where it can't be made."""
+@contextmanager
+def new_run_folder(config: Config) -> Iterator[Path]:
+    """A new folder <work_dir>/<env>/<timestamp>_seed<seed>; where the block fails, what was made goes away again."""
     parent = Path(config.work_dir) / config.env
-    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{config.seed}"
-    for attempt in range(1, 1000):
-        folder = parent / (name if attempt == 1 else f"{name}_{attempt}")
+    missing = [place for place in (parent, *parent.parents) if not place.exists()]
+    folder = None
+    try:
+        folder = _make_unique(parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{config.seed}")
+        yield folder
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        for place in missing:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+        raise
+
+
+def _make_unique(folder: Path) -> Path:
+    """Make the folder, with a number behind its name where another run took the name first."""
+    for number in itertools.count(2):
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if folder.is_dir():
-                continue
-            raise
-        return folder
-    raise FileExistsError(f"too many run folders named {name}")
-
-
-def remove_run_folder(folder: Path, work_dir: Path) -> None:
-    """Take back what `make_run_folder` made, with the parents that are empty now."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for parent in (folder.parent, work_dir):
-        if parent.is_dir() and not any(parent.iterdir()):
-            parent.rmdir()
+            if not folder.is_dir():
+                raise
+            folder = folder.with_name(f"{folder.name.partition('-run')[0]}-run{number}")
+        else:
+            break
+    return folder
 
 
 def write_config(config: Config, folder: Path, renderer: RendererInfo) -> None:
@@ -491,7 +501,9 @@ def make_environment(config: Config) -> DMCEnv:
     except TaskError as error:
         raise UserError(f"--env: {error}") from error
     longest = env.max_episode_steps
-    if longest is not None and config.replay_buffer_capacity < longest:
+    if longest is None:
+        raise UserError(f"--env {config.env} has no time limit of its own; give --time_limit")
+    if config.replay_buffer_capacity < longest:
         raise UserError(f"--replay_buffer_capacity must hold one episode, which is {longest} agent steps")
     return env
 
@@ -524,8 +536,6 @@ def setup(config: Config) -> Run:
     seed_everything(config.seed)
     env.action_space.seed(config.seed)
     agent = make_agent(config, obs_shape, action_dim)
-    episodes = len(agent.skills()) * config.num_eval_episodes
-    lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
     buffer = ReplayBuffer(
         config.replay_buffer_capacity,
         frame_shape,
@@ -535,19 +545,18 @@ def setup(config: Config) -> Run:
         storage=storage,
         seed=config.seed,
     )
-    folder = None
     try:
-        folder = make_run_folder(config)
-        write_config(config, folder, renderer)
-        logger = Logger(
-            folder,
-            with_skills=config.num_skills > 0,
-            tensorboard=config.log_save_tb,
-            total_frames=config.num_train_frames,
-        )
+        with new_run_folder(config) as folder:
+            write_config(config, folder, renderer)
+            logger = Logger(
+                folder,
+                with_skills=config.num_skills > 0,
+                tensorboard=config.log_save_tb,
+                total_frames=config.num_train_frames,
+            )
+            episodes = len(agent.skills()) * config.num_eval_episodes
+            lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
     except OSError as error:
-        if folder is not None:
-            remove_run_folder(folder, Path(config.work_dir))
         reason = error.strerror or error
         raise UserError(f"--work_dir {config.work_dir}: {reason}; name a folder on a disk with room") from error
     print(f"outputs: {folder}")

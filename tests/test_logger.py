@@ -454,6 +454,5 @@ def test_without_tensorboard_there_is_no_folder(make_logger: MakeLogger, tmp_pat
     logger.evaluation(1, 400, eval_results())
     logger.histograms([("actor/weight", torch.zeros(3))], step=400)
     logger.clip("skill0", b"", 1, 1, step=400)
-    logger.flush()
     logger.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "eval.csv", "train.csv"]
