@@ -47,7 +47,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "hidden_depth": (2, "3", 3),
     "log_std_bounds": ((-10.0, 2.0), "-5 1.5", (-5.0, 1.5)),
     "eval_frequency": (5000, "0", 0),
-    "num_eval_episodes": (10, "1", 1),
+    "num_eval_episodes": (1, "3", 3),  # for each of ten skills; 10 without skills
     "eval_workers": (0, "2", 2),
     "log_frequency_step": (10_000, "7", 7),
     "log_save_tb": (True, "false", False),
@@ -214,6 +214,12 @@ def test_temperature(line: str, expected: str) -> None:
 def test_reward_coefficients(line: str, extrinsic: float, intrinsic: float) -> None:
     config = parse(line)
     assert (config.extrinsic_reward_coeff, config.diayn_intrinsic_reward_coeff) == (extrinsic, intrinsic)
+
+
+@pytest.mark.parametrize(("line", "episodes"), [("", 1), ("--num_skills 0", 10), ("--num_eval_episodes 4", 4)])
+def test_evaluation_episodes(line: str, episodes: int) -> None:
+    """Ten skills with an episode each cost as much as DrQ's ten episodes."""
+    assert parse(line).num_eval_episodes == episodes
 
 
 @pytest.mark.parametrize(

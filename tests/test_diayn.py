@@ -148,6 +148,26 @@ def test_discriminator_loss_trains_the_discriminator_alone(discriminator_encoder
 
 
 @both_encoders
+def test_discriminators_step_in_an_update_leaves_no_gradient_to_the_critic(
+    discriminator_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on the features that the update computes once for target and discriminator."""
+    agent = small_diayn(discriminator_encoder=discriminator_encoder)
+    update_critic = agent.update_critic
+    reached: list[bool] = []
+
+    def spy(*inputs: Any) -> Metrics:
+        assert all(value.grad is not None for value in agent.discriminator.parameters())
+        reached.extend(value.grad is not None for value in agent.critic.parameters())
+        return update_critic(*inputs)
+
+    monkeypatch.setattr(agent, "update_critic", spy)
+    agent.update(random_batch(num_skills=NUM_SKILLS))
+    assert reached
+    assert not any(reached)
+
+
+@both_encoders
 def test_critic_learns_the_same_with_the_discriminators_step_and_without(
     discriminator_encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,9 +267,9 @@ def test_log_prob_is_that_of_a_tanh_transformed_normal() -> None:
     assert torch.equal(SquashedGaussian(mean, log_std).mode(), mean.tanh())
 
 
-@pytest.mark.parametrize("x", [-30.0, 30.0])
+@pytest.mark.parametrize("x", [-100.0, -30.0, 30.0, 100.0])
 def test_log_prob_and_its_gradient_are_finite_far_out(x: float) -> None:
-    """At |x| = 30 tanh is 1 in float32; the log determinant is 2 (log 2 - |x|)."""
+    """From |x| = 30 on tanh is 1 in float32; the log determinant is 2 (log 2 - |x|)."""
     mean = torch.tensor([[x]], requires_grad=True)
     action, log_prob = SquashedGaussian(mean, torch.zeros(1, 1)).sample(torch.zeros(1, 1))
     log_prob.sum().backward()
@@ -522,6 +522,7 @@ def test_actor_and_target_are_updated_when_due(actor_frequency: int, target_freq
 @pytest.mark.parametrize("learn_temperature", [True, False])
 def test_update_changes_every_parameter_but_a_fixed_temperature(learn_temperature: bool) -> None:
     agent = small_drq(learn_temperature=learn_temperature, init_temperature=0.3)
+    assert agent.log_alpha.requires_grad == learn_temperature
     before = copies(agent)
     metrics = agent.update(random_batch())
     assert changed(agent, before) == set(before) - (set() if learn_temperature else {"log_alpha"})
