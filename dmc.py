@@ -25,7 +25,7 @@ import numpy as np
 BACKENDS = ("egl", "osmesa")  # tried in this order where MUJOCO_GL is unset
 SOFTWARE_RENDERERS = re.compile("llvmpipe|softpipe|swrast|osmesa", re.IGNORECASE)
 UNBOUNDED = 1e10  # mujoco.mjMAXVAL, how dm_control writes "no limit" of an actuator
-INSTALL_HINT = "apt-get install libegl1 libgl1 libgl1-mesa-dri (or libosmesa6), or a GPU driver with EGL"
+INSTALL_HINT = "apt-get install libegl1 libgl1 libgl1-mesa-dri libglib2.0-0, or a GPU driver with EGL"
 
 # Draws one frame in a process of its own: a broken OpenGL may abort the process that tries it. A box before a dark
 # background, so that a working renderer can't give a picture of one colour.

@@ -512,8 +512,12 @@ def setup(config: Config) -> Run:
     """Check everything that can fail, cheapest first, and only then make the run's folder. Raises UserError."""
     import numpy as np
 
-    from dmc import RenderingError, choose_renderer
+    from dmc import INSTALL_HINT, RenderingError, choose_renderer
 
+    try:
+        import cv2  # noqa: F401  # needs system libraries, which its wheel leaves out
+    except ImportError as error:
+        raise UserError(f"opencv-python can't be loaded ({error}); try: {INSTALL_HINT}") from error
     try:
         renderer = choose_renderer()
     except RenderingError as error:

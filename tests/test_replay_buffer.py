@@ -164,7 +164,7 @@ def test_bytes_needed_is_what_the_buffer_takes() -> None:
 def test_sampling_is_uniform_over_what_is_held() -> None:
     """After the ring has wrapped, and with some transitions dropped: all held ones are equally likely."""
     recorder = Recorder(capacity=64, seed=1)
-    for _ in range(25):
+    for _ in range(24):
         recorder.episode(7)
     held = len(recorder.buffer)
     assert 50 <= held < 64
@@ -199,11 +199,15 @@ def test_recent_comes_oldest_first_in_batches(count: int, batch_size: int, sizes
     assert_equal(batches, recorder.transitions[20 - count :])
 
 
-def test_recent_refuses_more_than_is_held() -> None:
+@pytest.mark.parametrize(("length", "held"), [(20, 10), (1, 7)])
+def test_recent_refuses_more_than_is_held(length: int, held: int) -> None:
+    """Whether `capacity` sets the limit or the frames of short episodes do."""
     recorder = Recorder(capacity=10)
-    recorder.episode(20)
-    with pytest.raises(ValueError, match="11 transitions asked for, 10 held"):
-        list(recorder.buffer.recent(11, 4))
+    for _ in range(20):
+        recorder.episode(length)
+    assert len(recorder.buffer) == held
+    with pytest.raises(ValueError, match=f"{held + 1} transitions asked for, {held} held"):
+        list(recorder.buffer.recent(held + 1, 4))
 
 
 def test_empty_buffer_refuses_to_sample() -> None:
