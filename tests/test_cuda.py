@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 def make_agent(num_skills: int, encoder: str, graphs: bool) -> DrQAgent:
-    settings = {"device": "cuda"}
-    agent = small_diayn(discriminator_encoder=encoder, **settings) if num_skills else small_drq(**settings)
+    diayn = num_skills > 0
+    agent = small_diayn(discriminator_encoder=encoder, device="cuda") if diayn else small_drq(device="cuda")
     if graphs:
         agent.use_cuda_graphs()
     return agent

@@ -82,7 +82,8 @@ def events(run: Finished) -> EventAccumulator:
 
 
 def read_frames(path: Path) -> np.ndarray:
-    capture, frames = cv2.VideoCapture(str(path)), []
+    capture = cv2.VideoCapture(str(path))
+    frames: list[np.ndarray] = []
     while True:
         ok, frame = capture.read()
         if not ok:
@@ -174,9 +175,10 @@ def test_tensorboard_clips(run: Finished, events: EventAccumulator) -> None:
         for event in written:
             with Image.open(io.BytesIO(event.encoded_image_string)) as clip:
                 assert (clip.format, clip.size) == ("GIF", (event.width, event.height))
-                assert clip.n_frames > 1
+                length = getattr(clip, "n_frames", 1)
+                assert length > 1
                 first = np.asarray(clip.convert("RGB"))
-                clip.seek(clip.n_frames - 1)
+                clip.seek(length - 1)
                 assert (first != np.asarray(clip.convert("RGB"))).any()
 
 

@@ -34,8 +34,8 @@ class UnevenEnv(FakePixelEnv):
 
 def make_diayn(image_size: int, action_dim: int, encoder: str = "shared") -> DIAYNAgent:
     torch.manual_seed(0)
-    settings = {"num_skills": 3, "skill_embedding_dim": 4, "lr_discriminator": 1e-3, "discriminator_encoder": encoder}
-    return DIAYNAgent((9, image_size, image_size), action_dim, **settings, **SMALL)
+    skills: dict[str, Any] = {"num_skills": 3, "skill_embedding_dim": 4, "lr_discriminator": 1e-3}
+    return DIAYNAgent((9, image_size, image_size), action_dim, discriminator_encoder=encoder, **skills, **SMALL)
 
 
 def played(

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -71,11 +71,12 @@ class RecordingEnv(FakePixelEnv):
         return obs, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        obs, reward, *rest = super().step(np.zeros_like(action) if self.blind else action)
+        result = super().step(np.zeros_like(action) if self.blind else action)
+        obs, reward = result[:2]
         self.played[-1].observations.append(obs)
         self.played[-1].actions.append(action)
         self.played[-1].rewards.append(reward)
-        return obs, reward, *rest
+        return result
 
 
 @dataclasses.dataclass
@@ -159,7 +160,7 @@ def prepare(fakes: Fakes, tmp_path: Path) -> Iterator[Prepare]:
         known = set(tmp_path.glob("runs/*/*"))
         run = train.setup(train.parse_args(shlex.split(f"{TINY} --work_dir {tmp_path / 'runs'} {line}")))
         (folder,) = set(tmp_path.glob("runs/*/*")) - known
-        labs.append(Lab(run, run.env, [env for env in made if env is not run.env], folder))
+        labs.append(Lab(run, cast(RecordingEnv, run.env), [env for env in made if env is not run.env], folder))
         return labs[-1]
 
     yield make
@@ -322,7 +323,7 @@ def test_discriminator_figures_of_an_evaluation(prepare: Prepare, encoder: str) 
     intrinsic, recognised = [], []  # of each episode, by step
     for row in rows:
         played, skill = by_return[round(float(row["episode_extrinsic_reward"]), 9)], int(row["skill_id"])
-        log_probs = log_q(lab.run.agent, played.observations[1:])
+        log_probs = log_q(cast(DIAYNAgent, lab.run.agent), played.observations[1:])
         intrinsic.append(log_probs[:, skill].numpy() + math.log(3))
         recognised.append((log_probs.argmax(dim=1) == skill).numpy())
     assert len({len(steps) for steps in intrinsic}) > 1  # or a mean over episodes would pass for one over steps
@@ -340,7 +341,7 @@ def test_intrinsic_sum_of_a_training_episode(prepare: Prepare, encoder: str) -> 
     flags = f"--num_skills 3 --lr_discriminator 1e-2 --discriminator_encoder {encoder}"
     lab = prepare(f"{flags} --num_train_steps 33", episode_length=11).play()
     last = lab.rows("train")[-1]
-    log_probs = log_q(lab.run.agent, lab.env.played[-1].observations[1:])
+    log_probs = log_q(cast(DIAYNAgent, lab.run.agent), lab.env.played[-1].observations[1:])
     expected = float((log_probs[:, int(last["skill_id"])] + math.log(3)).sum())
     assert abs(expected) > 0.05
     assert float(last["episode_intrinsic_reward_sum"]) == pytest.approx(expected, abs=1e-4)
