@@ -121,7 +121,7 @@ class Encoder(nn.Module):
         channels, height, width = obs_shape
         layers: list[nn.Module] = []
         for stride in STRIDES:
-            layers += [nn.Conv2d(channels, NUM_FILTERS, kernel_size=3, stride=stride), nn.ReLU()]
+            layers += [nn.Conv2d(channels, NUM_FILTERS, kernel_size=3, stride=stride), nn.ReLU(inplace=True)]
             channels = NUM_FILTERS
             height, width = ((length - 3) // stride + 1 for length in (height, width))
         self.convs = nn.Sequential(*layers)

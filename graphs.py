@@ -62,11 +62,15 @@ class Graphed:
                 self._function(**inputs)
         torch.cuda.current_stream().wait_stream(stream)
         restore()
-        for parameter in self._parameters():
+        gradients = [(parameter, parameter.grad) for parameter in self._parameters()]
+        for parameter, _ in gradients:
             parameter.grad = None  # so that the graph's backward pass allocates gradients of its own
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = self._function(**inputs)
+        for parameter, gradient in gradients:
+            if parameter.grad is None:  # not this graph's: another one's stays to be looked at
+                parameter.grad = gradient
         return graph, inputs, outputs
 
     def _parameters(self) -> list[torch.Tensor]:

@@ -94,8 +94,8 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep blocks of up to 1 GB for the next tensor instead of handing them back at every free.
+def keep_freed_memory(up_to: int = 1 << 30) -> None:
+    """Let glibc keep blocks of up to so many bytes for the next tensor instead of handing them back at every free.
 
     Without it a tensor over 32 MB costs a page fault per 4 KB each time it is made. Linux with glibc only; elsewhere
     nothing happens.
@@ -104,5 +104,5 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(m_mmap_threshold, 1 << 30)
-            mallopt(m_trim_threshold, 2**31 - 1)
+            mallopt(m_mmap_threshold, up_to)
+            mallopt(m_trim_threshold, 2 * up_to - 1)

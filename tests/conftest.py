@@ -8,11 +8,14 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py has it, before torch is imported
+
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py has it, before torch is imported
+torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

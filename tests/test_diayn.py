@@ -17,7 +17,6 @@ from replay_buffer import ReplayBuffer
 
 NUM_SKILLS = SMALL_DIAYN["num_skills"]
 
-torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
 
 both_encoders = pytest.mark.parametrize("discriminator_encoder", DISCRIMINATOR_ENCODERS)
 

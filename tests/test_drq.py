@@ -21,8 +21,6 @@ from utils import frozen, soft_update
 
 PAD = 4
 
-torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
-
 
 def random_shift(pad: int = PAD, seed: int = 0) -> RandomShift:
     return RandomShift(pad, torch.Generator().manual_seed(seed))

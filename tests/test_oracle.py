@@ -56,8 +56,6 @@ DIAYN: dict[str, dict[str, Any]] = {
 }
 CASES = DRQ | DIAYN
 
-torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
-
 
 def agent_and_oracle(settings: dict[str, Any]) -> tuple[DrQAgent, OracleAgent]:
     """Our agent and the oracle with the same weights, which both differ from the target's."""
