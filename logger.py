@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,4 +299,6 @@ def _mean(values: Iterable[float]) -> float:
 def _summary_writer(folder: Path) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
+    # A full disk meets the writer's own thread first, which hands the error on to the next call: `_board` reports it.
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
     return SummaryWriter(str(folder))

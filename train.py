@@ -207,8 +207,11 @@ def make_config(given: Mapping[str, Any]) -> Config:
     low, high = values["log_std_bounds"]
     if low >= high:
         raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
-    if not with_skills and not values["extrinsic_reward_coeff"]:
-        raise UserError("--extrinsic_reward_coeff 0 with --num_skills 0 leaves no reward; give one of them above 0")
+    if not values["extrinsic_reward_coeff"] and not (with_skills and values["diayn_intrinsic_reward_coeff"]):
+        raise UserError(
+            "--extrinsic_reward_coeff 0 leaves no reward; give it above 0, or --num_skills and "
+            "--diayn_intrinsic_reward_coeff"
+        )
     return Config(**values)
 
 
@@ -251,7 +254,11 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
+    """An ArgumentParser whose errors are one line, and to which -1e1 is a number."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> typing.NoReturn:
         unknown = re.match(r"unrecognized arguments: --?([\w-]+)", message)
@@ -549,6 +556,11 @@ def setup(config: Config) -> Run:
         storage=storage,
         seed=config.seed,
     )
+    episodes = len(agent.skills()) * config.num_eval_episodes
+    try:
+        lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
+    except OSError as error:
+        raise UserError(f"--eval_workers {config.eval_workers}: {error}; try fewer") from error
     try:
         with new_run_folder(config) as folder:
             write_config(config, folder, renderer)
@@ -558,9 +570,8 @@ def setup(config: Config) -> Run:
                 tensorboard=config.log_save_tb,
                 total_frames=config.num_train_frames,
             )
-            episodes = len(agent.skills()) * config.num_eval_episodes
-            lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
     except OSError as error:
+        lanes.close()
         reason = error.strerror or error
         raise UserError(f"--work_dir {config.work_dir}: {reason}; name a folder on a disk with room") from error
     print(f"outputs: {folder}")

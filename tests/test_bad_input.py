@@ -134,6 +134,7 @@ def test_tensorboard_may_run_out_of_disk(mount: Mount) -> None:
     disk = mount("size=64k")
     child = run_train("--num_train_steps 40 --num_seed_steps 2 --log_frequency_step 1 --hidden_dim 64", disk)
     assert "no more TensorBoard logs" in child.stderr
+    assert "Traceback" not in child.stderr
     (table,) = disk.glob("*/*/train.csv")
     if child.returncode == 0:
         assert len(table.read_text().splitlines()) == 1 + 40 // 4

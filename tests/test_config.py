@@ -149,7 +149,7 @@ def test_booleans(name: str, text: str, expected: bool) -> None:
     assert config.seed == 7
 
 
-@pytest.mark.parametrize("bounds", ["-10 2", "-10.0 2.0"])
+@pytest.mark.parametrize("bounds", ["-10 2", "-10.0 2.0", "-1e1 2"])
 def test_negative_bounds(bounds: str) -> None:
     assert parse(f"--log_std_bounds {bounds}").log_std_bounds == (-10.0, 2.0)
 
@@ -400,6 +400,7 @@ def test_unknown_word(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("--num_train_frames 100 --num_train_steps 25", ("--num_train_frames", "--num_train_steps")),
         ("--num_train_frames 7 --action_repeat 8", ("--num_train_frames", "--action_repeat")),
+        ("--diayn_intrinsic_reward_coeff 0", ("--extrinsic_reward_coeff", "--diayn_intrinsic_reward_coeff")),
         ("--num_skills 0 --extrinsic_reward_coeff 0", ("--extrinsic_reward_coeff", "--num_skills")),
         ("--benchmark planet --env humanoid_run", ("--benchmark", "humanoid_run", "--action_repeat")),
     ],

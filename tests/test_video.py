@@ -386,7 +386,8 @@ def test_gif_clip_plays_as_long_as_the_video(frames: int, fps: float, kept: int,
         for picture in ImageSequence.Iterator(Image.open(io.BytesIO(data)))
     ]
     assert len(pictures) == kept <= video.CLIP_FRAMES
-    assert {picture.shape for picture, _ in pictures} == {(height, width, 3)} == {(SIZE // 2, SIZE // 2, 3)}
+    side = SIZE * video.CLIP_SIZE // video.VIDEO_SIZE
+    assert {picture.shape for picture, _ in pictures} == {(height, width, 3)} == {(side, side, 3)}
     assert all(has_colour(picture, VIOLET) for picture, _ in pictures)
     assert sum(duration for _, duration in pictures) / 1000 == pytest.approx(frames / fps, rel=0.1)
     bars = [int((picture[:, -2].min(axis=1) > 200).sum()) for picture, _ in pictures]
