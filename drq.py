@@ -129,7 +129,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            x = images.to(self.dtype, memory_format=torch.channels_last) / 255.0
+            x = images.to(self.dtype, memory_format=torch.channels_last, copy=True).div_(255.0)
             return self.convs(x).permute(0, 2, 3, 1).flatten(1).float()
 
 

@@ -270,9 +270,8 @@ class OracleAgent(nn.Module):
         return metrics
 
     def _update_actor_and_alpha(self, obs: torch.Tensor, skill: torch.Tensor, noise: torch.Tensor) -> dict[str, float]:
-        features = self.critic.encoder(obs).detach()
-        action, log_prob = self.actor(features, skill, noise)
-        q1, q2 = self.critic(features, skill, action)
+        action, log_prob = self.actor(self.critic.encoder(obs).detach(), skill, noise)
+        q1, q2 = self.critic(self.critic.encoder(obs).detach(), skill, action)
         alpha = self.log_alpha.exp().detach()
         actor_loss = self._step(self.actor_optimizer, (alpha * log_prob - torch.min(q1, q2)).mean())
 
