@@ -134,13 +134,15 @@ class ReplayBuffer:
         rows = numbers % self.capacity
         slots = to_device(self._stacks[rows] % self.frame_capacity, self.storage)
         flat = self._frames.view(self.frame_capacity, -1).index_select(0, slots.flatten())
+        if self.storage != self.device:  # pinned, so that the copy doesn't wait for what the device is doing
+            flat = flat.pin_memory().to(self.device, non_blocking=True)
         frames = flat.view(len(rows), self.frame_stack + 1, *self._frames.shape[1:])  # (B, S + 1, C, H, W)
 
         def to(array: np.ndarray) -> torch.Tensor:
             return to_device(array[rows], self.device)
 
         def stack(part: torch.Tensor) -> torch.Tensor:
-            return part.to(self.device).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+            return part.flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
         return Batch(
             obs=stack(frames[:, :-1]),

@@ -484,6 +484,7 @@ def write_config(config: Config, folder: Path, renderer: RendererInfo) -> None:
         "versions": versions,
         "renderer": {"backend": renderer.backend, "name": renderer.name},
         "device": torch.cuda.get_device_name(config.device) if config.device != "cpu" else "cpu",
+        "tf32": {"cudnn": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         "git_commit": _git_commit(),
     }
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
