@@ -24,7 +24,7 @@ from conftest import ROOT
 from PIL import Image
 
 from logger import CsvFile, Episode, Logger, Meters
-from video import VideoRecorder, gif_clip
+from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
 
 DRQ_COLUMNS = "episode,step,episode_reward,duration,batch_reward,actor_loss,actor_entropy,actor_target_entropy"
 DRQ_COLUMNS += ",critic_loss,alpha_loss,alpha_value"
@@ -438,9 +438,10 @@ def test_tensorboard_has_the_moving_clip(make_logger: MakeLogger, tmp_path: Path
     events = read_events(tmp_path)
     assert events.Tags()["images"] == ["video/skill2"]
     (event,) = events.Images("video/skill2")
-    assert (event.step, event.height, event.width) == (4000, 32, 48)
+    height, width = (side * CLIP_SIZE // VIDEO_SIZE for side in (64, 96))
+    assert (event.step, event.height, event.width) == (4000, height, width)
     pictures = Image.open(io.BytesIO(event.encoded_image_string))
-    assert (pictures.format, pictures.size, getattr(pictures, "n_frames", 1)) == ("GIF", (48, 32), 10)
+    assert (pictures.format, pictures.size, getattr(pictures, "n_frames", 1)) == ("GIF", (width, height), 10)
     levels = []
     for number in range(10):
         pictures.seek(number)
