@@ -321,7 +321,7 @@ class DrQAgent:
         ).to(self.device)
         self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
 
-        self._learn: Callable[..., Metrics] = lambda **tensors: self.learn(Views(**tensors))
+        self._learn: Callable[..., Metrics] = self._learn_from_tensors
         self._policy: Callable[..., dict[str, torch.Tensor]] = self.policy
         self._assess: Callable[..., dict[str, torch.Tensor]] = self.assess_tensors
         self.critic_optimizer = self.make_optimizer(self.critic.parameters(), lr)
@@ -333,9 +333,9 @@ class DrQAgent:
         return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=self.device.type == "cuda")
 
     def use_cuda_graphs(self) -> None:
-        """Replay `learn` and `policy` from CUDA graphs from now on: the same kernels, launched at once."""
+        """Replay updates, actions and assessments from CUDA graphs from now on: the same kernels, launched at once."""
         self._learn = Graphed(
-            lambda **tensors: self.learn(Views(**tensors)),
+            self._learn_from_tensors,
             kind=self.due,
             modules=[*self.modules().values(), self.critic_target],
             optimizers=list(self.optimizers().values()),
@@ -434,6 +434,9 @@ class DrQAgent:
         if target_is_due:
             soft_update(self.critic, self.critic_target, self.critic_tau)
         return metrics
+
+    def _learn_from_tensors(self, **views: torch.Tensor) -> Metrics:
+        return self.learn(Views(**views))
 
     def due(self) -> tuple[bool, bool]:
         """Whether the next update also steps actor and temperature, and whether it moves the target."""
