@@ -548,15 +548,18 @@ def setup(config: Config) -> Run:
     seed_everything(config.seed)
     env.action_space.seed(config.seed)
     agent = make_agent(config, obs_shape, action_dim)
-    buffer = ReplayBuffer(
-        config.replay_buffer_capacity,
-        frame_shape,
-        config.frame_stack,
-        action_dim,
-        device=config.device,
-        storage=storage,
-        seed=config.seed,
-    )
+    try:
+        buffer = ReplayBuffer(
+            config.replay_buffer_capacity,
+            frame_shape,
+            config.frame_stack,
+            action_dim,
+            device=config.device,
+            storage=storage,
+            seed=config.seed,
+        )
+    except MemoryError as error:
+        raise UserError(f"--replay_buffer_capacity: {error}; choose a smaller one") from error
     episodes = len(agent.skills()) * config.num_eval_episodes
     try:
         lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
