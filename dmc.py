@@ -1,6 +1,6 @@
 """DeepMind Control Suite tasks seen as pixels, as a `gymnasium.Env`.
 
-dm_control and MUJOCO_GL appear in this module only. dm_control binds its renderer when it is first imported, so
+dm_control and MUJOCO_GL are used in this module only. dm_control binds its renderer when it is first imported, so
 `choose_renderer` comes before everything else here. `python dmc.py` checks the renderer of this machine and says
 what to install where there is none.
 """
