@@ -32,7 +32,9 @@ from torch import nn
 from tqdm import tqdm
 
 import dmc
+import runs
 import train
+from config import make_config
 from diayn import DIAYNAgent
 from drq import DrQAgent, RandomShift
 from logger import Meters
@@ -285,15 +287,15 @@ def bench_render(args: argparse.Namespace) -> Iterator[Row]:
 def bench_eval(args: argparse.Namespace) -> Iterator[Row]:
     """Ten skills, one episode each: one after the other, side by side in one process, and in two or more."""
     args.num_skills = args.num_skills or 10
-    config = train.make_config({"env": args.env, "action_repeat": 8, "device": args.device})
+    config = make_config({"env": args.env, "action_repeat": 8, "device": args.device})
     torch.manual_seed(0)
-    agent = train.make_agent(config, OBS_SHAPE, dmc.DMCEnv(args.env).action_space.shape[0])
+    agent = runs.make_agent(config, OBS_SHAPE, dmc.DMCEnv(args.env).action_space.shape[0])
     starts = [Start(skill, 0) for skill in agent.skills()]
     workers = max(2, min(len(starts), (os.cpu_count() or 2) - 1))
     lanes = {
-        "one after the other": make_lanes(lambda: train.make_environment(config), 1, 0),
-        "side by side": make_lanes(lambda: train.make_environment(config), len(starts), 0),
-        f"{workers} processes": make_lanes(lambda: train.make_environment(config), len(starts), workers),
+        "one after the other": make_lanes(lambda: runs.make_environment(config), 1, 0),
+        "side by side": make_lanes(lambda: runs.make_environment(config), len(starts), 0),
+        f"{workers} processes": make_lanes(lambda: runs.make_environment(config), len(starts), workers),
     }
     variants = {name: partial(play, agent, envs, starts) for name, envs in lanes.items()}
     yield from contest(args, f"{len(starts)} episodes of 125 steps, {args.env}", variants, steps=1)
@@ -350,7 +352,7 @@ def bench_logging(args: argparse.Namespace) -> Iterator[Row]:
     flags = {"env": args.env, "action_repeat": 8, "num_skills": 4, "num_train_steps": 375, "num_seed_steps": 125}
     flags |= {"batch_size": args.batch_size[0], "eval_frequency": 0, "log_frequency_step": 250, "device": args.device}
     with tempfile.TemporaryDirectory() as folder:
-        run = train.setup(train.make_config({**flags, "work_dir": folder}))
+        run = runs.setup(make_config({**flags, "work_dir": folder}))
         began = time.perf_counter()
         train.train(run)
         seconds = time.perf_counter() - began

@@ -182,6 +182,18 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """dm_control's physics, for measurements; stepping it by hand breaks the episode."""
         return self._env.physics
 
+    def state(self) -> dict[str, Any]:
+        """What the coming episodes depend on, as plain data: the state of the task's random stream.
+
+        An episode under way is no part of it. The same actions after the same start lead there again, to the bit.
+        """
+        state = self._random.get_state(legacy=False)
+        return {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over the `state` of an equal environment; `reset` comes next."""
+        self._random.set_state(dict(state))
+
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -212,18 +224,40 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._observation(), reward, terminated, truncated, {}
 
     def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """The scene as it is now: uint8 RGB `(height, width, 3)`, `image_size` square unless told otherwise."""
-        height, width = height or self._image_size, width or self._image_size
-        if (height, width) not in self._cameras:
-            self._cameras[height, width] = self._new_camera(height, width)
+        """The scene as it is now: uint8 RGB `(height, width, 3)`, `image_size` square unless told otherwise.
+
+        A failure is tried again on a new context. Raises RenderingError where that fails too.
+        """
+        size = (height or self._image_size, width or self._image_size)
         started = time.perf_counter()
-        picture = np.array(self._cameras[height, width].render())  # a copy: the camera draws into one buffer
+        try:
+            picture = self._draw(*size)
+        except Exception as first:  # the bindings of OpenGL raise many kinds
+            try:
+                self._forget_contexts()
+                picture = self._draw(*size)
+            except Exception as second:
+                raise RenderingError(f"drawing a frame failed twice: {first}; on a new context: {second}") from second
+            print(f"warning: drawing a frame failed ({first}); it worked on a new context", file=sys.stderr)
         self.render_seconds += time.perf_counter() - started
         return picture
 
     def close(self) -> None:
         self._cameras.clear()
         self._env.close()
+
+    def _draw(self, height: int, width: int) -> np.ndarray:
+        if (height, width) not in self._cameras:
+            self._cameras[height, width] = self._new_camera(height, width)
+        return np.array(self._cameras[height, width].render())  # a copy: the camera draws into one buffer
+
+    def _forget_contexts(self) -> None:
+        """Let go of everything of OpenGL's; physics makes new contexts when they are asked for."""
+        self._cameras.clear()
+        physics = self._env.physics
+        with physics._contexts_lock:
+            if physics._contexts:
+                physics._free_rendering_contexts()
 
     def _new_camera(self, height: int, width: int) -> Any:
         """Physics.render builds a camera for every frame and frees it; a kept one gives the same pixels sooner."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -337,7 +337,7 @@ class DrQAgent:
         self._learn = Graphed(
             self._learn_from_tensors,
             kind=self.due,
-            modules=[*self.modules().values(), self.critic_target],
+            modules=list(self._all_modules().values()),
             optimizers=list(self.optimizers().values()),
             extra=[self.log_alpha],
         )
@@ -512,6 +512,36 @@ class DrQAgent:
         """The optimizers by name."""
         optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
         return optimizers | ({"alpha": self.alpha_optimizer} if self.alpha_optimizer is not None else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that learning changes: tensors, as they are now and not copied, and plain data."""
+        return {
+            "device": self.device.type,
+            "num_updates": self.num_updates,
+            "log_alpha": self.log_alpha.detach(),
+            "generator": self.generator.get_state(),
+            "modules": {name: module.state_dict() for name, module in self._all_modules().items()},
+            "optimizers": {name: optimizer.state_dict()["state"] for name, optimizer in self.optimizers().items()},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the `state_dict` of an equal agent, in place; before the first update, so that no graph holds more.
+
+        From another kind of device the generator's state can't be taken over, and this agent's goes on from its seed.
+        """
+        self.num_updates = state["num_updates"]
+        self.log_alpha.copy_(state["log_alpha"])
+        if state["device"] == self.device.type:
+            self.generator.set_state(state["generator"])
+        for name, module in self._all_modules().items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in self.optimizers().items():
+            groups = optimizer.state_dict()["param_groups"]  # learning rates and kernels are this agent's own
+            optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
+
+    def _all_modules(self) -> dict[str, nn.Module]:
+        return {**self.modules(), "critic_target": self.critic_target}
 
     def histograms(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every trained weight, and its newest gradient where there is one, by name."""

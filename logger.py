@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import math
 import os
 import sys
 import threading
@@ -91,16 +92,43 @@ class Episode:
     length: int = 0  # agent steps
 
 
+class LogError(Exception):
+    """A log file that doesn't go with the checkpoint; the message is one line that names it."""
+
+
 class CsvFile:
     """A CSV with its columns fixed at the start: a metric that is missing, or comes late, leaves its cell empty.
 
     Each row is one unbuffered write, so the file is whole at any moment and after a kill.
+
+    Args:
+        keep: bytes at the beginning of an existing file to go on after; what lies behind is cut off. 0 starts anew.
+
+    Raises:
+        LogError: the existing file has not so many bytes, or other columns.
     """
 
-    def __init__(self, path: Path, columns: Iterable[str]) -> None:
+    def __init__(self, path: Path, columns: Iterable[str], *, keep: int = 0) -> None:
         self.columns = tuple(columns)
-        self._file = path.open("wb", buffering=0)
-        self._write(self.columns)
+        if not keep:
+            self._file = path.open("wb", buffering=0)
+            self._write(self.columns)
+            return
+        try:
+            beginning = path.read_bytes()[:keep]
+        except FileNotFoundError:
+            beginning = b""
+        header, _, _ = beginning.decode(errors="replace").partition("\n")
+        if len(beginning) < keep or not beginning.endswith(b"\n") or tuple(header.split(",")) != self.columns:
+            raise LogError(f"{path} isn't as the checkpoint left it; put a copy back, or start a new run")
+        self._file = path.open("rb+", buffering=0)
+        self._file.truncate(keep)
+        self._file.seek(0, os.SEEK_END)
+
+    def position(self) -> int:
+        """The file's bytes so far, which are on the disk now."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._write([row.get(column, "") for column in self.columns])
@@ -135,13 +163,24 @@ class Meters:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """The means, and start afresh. This waits for the device."""
+        """The means, and start afresh."""
+        means = self.peek()
+        self._sums, self._counts = {}, {}
+        return means
+
+    def peek(self) -> dict[str, float]:
+        """The means so far. This waits for the device."""
         if not self._sums:
             return {}
         totals = torch.stack(list(self._sums.values())).tolist()
-        means = {name: total / self._counts[name] for name, total in zip(self._sums, totals, strict=True)}
-        self._sums, self._counts = {}, {}
-        return means
+        return {name: total / self._counts[name] for name, total in zip(self._sums, totals, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
 
 
 class Logger:
@@ -152,16 +191,52 @@ class Logger:
         with_skills: add DIAYN's columns and tags.
         tensorboard: write tb/.
         total_frames: the run's budget, for the progress bar, which is drawn only on a terminal.
+        position: of a checkpoint, where the logs go on; what was written after it is cut off. None starts anew.
+        step: the checkpoint's, in frames.
+
+    Raises:
+        LogError: an existing file doesn't go with `position`.
     """
 
-    def __init__(self, folder: Path, *, with_skills: bool, tensorboard: bool, total_frames: int) -> None:
-        self._with_skills = with_skills
-        self._train = CsvFile(folder / "train.csv", TRAIN_COLUMNS + TRAIN_SKILL_COLUMNS * with_skills)
-        self._eval = CsvFile(folder / "eval.csv", EVAL_COLUMNS + EVAL_SKILL_COLUMNS * with_skills)
-        self._episodes = CsvFile(folder / "episodes.csv", EPISODE_COLUMNS)
-        self._writer = _summary_writer(folder / "tb") if tensorboard else None
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        with_skills: bool,
+        tensorboard: bool,
+        total_frames: int,
+        position: Mapping[str, int] | None = None,
+        step: int = 0,
+    ) -> None:
+        self._with_skills, self._board_folder = with_skills, folder / "tb"
+        columns = {
+            "train.csv": TRAIN_COLUMNS + TRAIN_SKILL_COLUMNS * with_skills,
+            "eval.csv": EVAL_COLUMNS + EVAL_SKILL_COLUMNS * with_skills,
+            "episodes.csv": EPISODE_COLUMNS,
+        }
+        kept = position or {}
+        self._files = {name: CsvFile(folder / name, columns[name], keep=kept.get(name, 0)) for name in columns}
+        self._train, self._eval, self._episodes = self._files.values()
+        _cut_back(self._board_folder, kept)
+        self._writer = _summary_writer(self._board_folder, step if position else None) if tensorboard else None
         self._meters = Meters()
-        self._bar = tqdm(total=total_frames, unit=" frames", disable=not sys.stderr.isatty(), leave=False)
+        self._bar = tqdm(total=total_frames, initial=step, unit=" frames", disable=not sys.stderr.isatty(), leave=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The open meters and how long each file is, once it is on the disk: tensors and plain data."""
+        self._board(lambda writer: writer.flush())
+        position = {name: file.position() for name, file in self._files.items()}
+        for path in _event_files(self._board_folder):
+            position[path.name] = path.stat().st_size
+        return {"meters": self._meters.state_dict(), "position": position}
+
+    def load_meters(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take over the meters of a `state_dict`."""
+        self._meters.load_state_dict(state["meters"], device)
+
+    def not_finite(self) -> list[str]:
+        """The metrics of updates since the last row that became infinite or not a number. This waits for the device."""
+        return [name for name, value in self._meters.peek().items() if not math.isfinite(value)]
 
     def update(self, metrics: Mapping[str, torch.Tensor]) -> None:
         """Take in the metrics of one update."""
@@ -251,7 +326,7 @@ class Logger:
 
     def close(self) -> None:
         self._bar.close()
-        for file in (self._train, self._eval, self._episodes):
+        for file in self._files.values():
             file.close()
         self._board(lambda writer: writer.close())
 
@@ -296,9 +371,23 @@ def _mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-def _summary_writer(folder: Path) -> SummaryWriter:
+def _event_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("events.out.tfevents.*"))
+
+
+def _cut_back(folder: Path, position: Mapping[str, int]) -> None:
+    """Cut TensorBoard's files to the lengths that a checkpoint has seen, and remove those that came after it."""
+    for path in _event_files(folder):
+        if path.name in position:
+            os.truncate(path, min(position[path.name], path.stat().st_size))
+        else:
+            path.unlink()
+
+
+def _summary_writer(folder: Path, step: int | None) -> SummaryWriter:
+    """A writer; resumed at `step`, it also has an open TensorBoard forget what it has seen of later ones."""
     from torch.utils.tensorboard import SummaryWriter
 
     # A full disk meets the writer's own thread first, which hands the error on to the next call: `_board` reports it.
     threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=None if step is None else step + 1)

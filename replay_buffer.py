@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,18 +118,80 @@ class ReplayBuffer:
         for start in range(self._added - count, self._added, batch_size):
             yield self._gather(np.arange(start, min(start + batch_size, self._added)))
 
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    @property
+    def frames_written(self) -> int:
+        """Frames taken in so far; the next one gets this number."""
+        return self._written
+
+    @property
+    def oldest_frame(self) -> int:
+        """Frames with a lower number are overwritten."""
+        return max(0, self._written - self.frame_capacity)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the transitions themselves, as plain data."""
+        books = {"written": self._written, "added": self._added, "size": self._size}
+        return {**books, "current": list(self._current), "rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict` of an equal buffer; `load_transitions` brings the rest, oldest first."""
+        self._written, self._added, self._size = state["written"], state["added"], state["size"]
+        self._current = list(state["current"])
+        self._rng.bit_generator.state = state["rng"]
+
+    def load_rng(self, state: Mapping[str, Any]) -> None:
+        """Take over only the random stream of a `state_dict`."""
+        self._rng.bit_generator.state = state["rng"]
+
+    def transitions_since(self, frame: int) -> dict[str, Any]:
+        """The frames from this number on, packed, and the transitions that end in them: tensors and plain data."""
+        frame = max(frame, self.oldest_frame)
+        slots = torch.arange(frame, self._written) % self.frame_capacity
+        rows = np.arange(self._added - self._size, self._added) % self.capacity
+        rows = rows[self._stacks[rows, -1] >= frame]
+        arrays = {name: torch.from_numpy(array[rows]) for name, array in self._arrays().items()}
+        first = self._added - len(rows)
+        return {**arrays, "first": first, "frame": frame, "frames": _pack(self._frames[slots.to(self.storage)].cpu())}
+
+    def load_transitions(self, part: Mapping[str, Any]) -> None:
+        """Take in what `transitions_since` gave. Raises ValueError where it is no part of this buffer."""
+        frames, count = _unpack(part["frames"]), len(part["reward"])
+        held = self._added - self._size
+        if not (0 <= part["frame"] <= part["frame"] + len(frames) <= self._written):
+            raise ValueError("frames that this buffer never had")
+        if not 0 <= part["first"] <= part["first"] + count <= self._added:
+            raise ValueError("transitions that this buffer never had")
+        keep = slice(max(0, self.oldest_frame - part["frame"]), None)
+        slots = torch.arange(part["frame"], part["frame"] + len(frames))[keep] % self.frame_capacity
+        self._frames[slots.to(self.storage)] = frames[keep].to(self.storage)
+        numbers = np.arange(part["first"], part["first"] + count)
+        numbers = numbers[numbers >= held]
+        for name, array in self._arrays().items():
+            array[numbers % self.capacity] = part[name].numpy()[count - len(numbers) :]
+        stacks = self._stacks[numbers % self.capacity]
+        if stacks.size and not (self.oldest_frame <= stacks.min() <= stacks.max() < self._written):
+            raise ValueError("transitions of frames that this buffer doesn't hold")
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """A row for each transition, by name."""
+        return {
+            "stacks": self._stacks,
+            "action": self._action,
+            "reward": self._reward,
+            "terminated": self._terminated,
+            "skill": self._skill,
+        }
+
     def _store_frame(self, obs: np.ndarray) -> int:
         channels = self._frames.shape[1]
         self._frames[self._written % self.frame_capacity] = to_device(obs[-channels:], self.storage)
         self._written += 1
-        # The oldest frame still there is number _written - frame_capacity. Drop the transitions that need an older one.
-        while self._size and self._stacks[(self._added - self._size) % self.capacity, 0] < self._oldest_frame:
+        # Drop the transitions that need a frame that is no longer there.
+        while self._size and self._stacks[(self._added - self._size) % self.capacity, 0] < self.oldest_frame:
             self._size -= 1
         return self._written - 1
-
-    @property
-    def _oldest_frame(self) -> int:
-        return self._written - self.frame_capacity
 
     def _gather(self, numbers: np.ndarray) -> Batch:
         rows = numbers % self.capacity
@@ -156,3 +219,28 @@ class ReplayBuffer:
 
 def _frame_capacity(capacity: int, frame_stack: int) -> int:
     return capacity + capacity // 64 + frame_stack + 1
+
+
+def _pack(frames: torch.Tensor) -> dict[str, Any]:
+    """uint8 frames (N, C, H, W) in the order of play, packed: differences to the frame before, then zlib.
+
+    Most of a picture stays where it is from one frame to the next: a fifth to a twentieth of the bytes.
+    """
+    array = frames.numpy()
+    changes = array.copy()
+    changes[1:] -= array[:-1]
+    packed = zlib.compress(changes.tobytes(), 1)
+    return {"shape": list(array.shape), "zlib": torch.frombuffer(bytearray(packed), dtype=torch.uint8)}
+
+
+def _unpack(packed: Mapping[str, Any]) -> torch.Tensor:
+    """What `_pack` took. Raises ValueError where the bytes don't give that many frames."""
+    size = int(np.prod(packed["shape"]))
+    try:
+        data = zlib.decompressobj().decompress(packed["zlib"].numpy().tobytes(), size)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(data) != size:
+        raise ValueError(f"{len(data)} bytes of frames instead of {size}")
+    changes = np.frombuffer(data, np.uint8).reshape(packed["shape"])
+    return torch.from_numpy(np.add.accumulate(changes, axis=0, dtype=np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,22 +65,45 @@ def make_lanes(factory: Callable[[], gymnasium.Env[Any, Any]], episodes: int, wo
     process forked with a rendering context would hang.
     """
     rounds = math.ceil(episodes / (workers or MAX_LANES))
-    factories = [lambda: Parked(factory())] * math.ceil(episodes / rounds)
-    return AsyncVectorEnv(factories, context="spawn") if workers else SyncVectorEnv(factories)
+    count = math.ceil(episodes / rounds)
+    if workers:
+        return AsyncVectorEnv([lambda: _of_worker(factory)] * count, context="spawn")
+    return SyncVectorEnv([lambda: Parked(factory())] * count)
 
 
-def play(agent: DrQAgent, lanes: Lanes, starts: Sequence[Start]) -> list[Episode]:
+def close_lanes(lanes: Lanes) -> None:
+    """Close the environments; worker processes that don't answer are killed."""
+    try:
+        lanes.close()
+    except Exception:  # a worker died, or was in the middle of something
+        for process in getattr(lanes, "processes", ()):
+            process.kill()
+
+
+def _of_worker(factory: Callable[[], gymnasium.Env[Any, Any]]) -> Parked:
+    """An environment in a process of its own, which leaves Ctrl-C and a cluster's SIGTERM to the training process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return Parked(factory())
+
+
+def play(
+    agent: DrQAgent, lanes: Lanes, starts: Sequence[Start], *, between_steps: Callable[[], None] = lambda: None
+) -> list[Episode]:
     """Play every start to its end. The results don't depend on how many lanes there are.
 
-    An episode's duration is its share of the time that the episodes beside it took too.
+    An episode's duration is its share of the time that the episodes beside it took too. `between_steps` may raise, to
+    break off.
     """
     results: list[Episode] = []
     for first in range(0, len(starts), lanes.num_envs):
-        results += _play_round(agent, lanes, starts[first : first + lanes.num_envs])
+        results += _play_round(agent, lanes, starts[first : first + lanes.num_envs], between_steps)
     return results
 
 
-def _play_round(agent: DrQAgent, lanes: Lanes, starts: Sequence[Start]) -> list[Episode]:
+def _play_round(
+    agent: DrQAgent, lanes: Lanes, starts: Sequence[Start], between_steps: Callable[[], None]
+) -> list[Episode]:
     began, count = time.perf_counter(), len(starts)
     # A round with fewer starts than lanes fills up with repetitions, whose results nobody asks for.
     seeds = [starts[lane % count].seed for lane in range(lanes.num_envs)]
@@ -89,6 +113,7 @@ def _play_round(agent: DrQAgent, lanes: Lanes, starts: Sequence[Start]) -> list[
     obs, _ = lanes.reset(seed=seeds)  # type: ignore[arg-type]  # gymnasium's vectors take one each
     action = agent.assess(obs, skills).action
     while not over.all():
+        between_steps()
         obs, reward, _, _, info = lanes.step(action)
         action, r_int, correct = agent.assess(obs, skills)
         length += ~over

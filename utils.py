@@ -6,8 +6,9 @@ import ctypes
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +33,21 @@ class Stopwatch:
     def add(self, part: str, seconds: float) -> None:
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"elapsed": self.elapsed, "seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another stopwatch was, as if no time had passed between."""
+        self.started, self.seconds = time.perf_counter() - state["elapsed"], dict(state["seconds"])
+
     def shares(self) -> dict[str, float]:
         """Each part's share of all the time since the start; "other" is the rest."""
-        total = max(time.perf_counter() - self.started, 1e-9)
+        total = max(self.elapsed, 1e-9)
         shares = {part: seconds / total for part, seconds in self.seconds.items()}
         return {**shares, "other": 1.0 - sum(shares.values())}
 
@@ -92,6 +105,33 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The global generators of Python, NumPy, torch and, where it is used, the CUDA device: tensors and plain data."""
+    state = {
+        "python": random.getstate(),
+        "numpy": plain(np.random.get_state(legacy=False)),
+        "torch": torch.get_rng_state(),
+    }
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_states(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put the global generators back to `random_states`; a CUDA device's only if there was one."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def plain(state: Any) -> Any:
+    """A NumPy generator's state with lists for its arrays, so that a checkpoint can hold it."""
+    if isinstance(state, dict):
+        return {name: plain(value) for name, value in state.items()}
+    return state.tolist() if isinstance(state, np.ndarray) else state
 
 
 def keep_freed_memory(up_to: int = 1 << 30) -> None:

@@ -94,14 +94,24 @@ class VideoRecorder:
 
     def give_up(self, error: BaseException) -> None:
         """Warn, and drop what was written of the video."""
+        _warn(self._path, error)
+        self.drop()
+
+    def drop(self) -> None:
+        """End the video without a file."""
         path, writer = self._path, self._writer
         self._path = self._writer = None
-        _warn(path, error)
         if writer is not None:
             writer.kill()
             writer.communicate()
         if path is not None and path.parent.is_dir():
             _partial(path).unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left of videos that it was writing."""
+    for path in folder.glob(".*.partial.mp4"):
+        path.unlink(missing_ok=True)
 
 
 def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:

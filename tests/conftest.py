@@ -57,6 +57,12 @@ class FakePixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.random = np.random.default_rng()
         self.seeds: list[int | None] = []  # what reset was called with
 
+    def state(self) -> dict[str, Any]:
+        return {"random": self.random.bit_generator.state, "episode": self.episode}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.random.bit_generator.state, self.episode = state["random"], state["episode"]
+
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         self.seeds.append(seed)
         if seed is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-import train
+from config import Config, parse_args
 
 # flag: (default, another value as text, the same parsed). Floats are told from integers by type.
 FLAGS: dict[str, tuple[Any, str, Any]] = {
@@ -50,6 +50,9 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "num_eval_episodes": (1, "3", 3),  # for each of ten skills; 10 without skills
     "eval_workers": (0, "2", 2),
     "log_frequency_step": (10_000, "7", 7),
+    "checkpoint_frequency": (5000, "0", 0),
+    "save_replay_buffer": (True, "false", False),
+    "deterministic": (False, "true", True),
     "log_save_tb": (True, "false", False),
     "save_video": (True, "false", False),
     "work_dir": ("runs", "elsewhere/runs", "elsewhere/runs"),
@@ -62,7 +65,7 @@ BELOW_RANGE = {
     **dict.fromkeys(("num_eval_episodes", "log_frequency_step", "lr", "lr_discriminator"), "0"),
     **dict.fromkeys(("init_temperature", "critic_tau"), "0"),
     **dict.fromkeys(("num_seed_steps", "seed", "num_skills", "skill_embedding_dim", "image_pad"), "-1"),
-    **dict.fromkeys(("eval_frequency", "eval_workers", "hidden_depth"), "-1"),
+    **dict.fromkeys(("eval_frequency", "eval_workers", "hidden_depth", "checkpoint_frequency"), "-1"),
     **dict.fromkeys(("discount", "extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff"), "-0.1"),
 }
 ABOVE_RANGE = {"discount": "1.01", "critic_tau": "1.01", "seed": str(2**64)}  # 64 bits are what torch's generators take
@@ -78,7 +81,7 @@ CHOICES = {
     "temperature": ("auto", "fixed", "learned"),
 }
 
-DERIVED = ("device", "num_train_frames", "lr_discriminator", "temperature", *COEFFICIENTS)  # tested further down
+DERIVED = ("device", "num_train_frames", "lr_discriminator", "temperature", "resume", *COEFFICIENTS)  # tested further down, resume in test_resume.py
 
 # The unit that --help names, for each flag that counts something.
 UNITS = {
@@ -98,6 +101,7 @@ UNITS = {
     "critic_target_update_frequency": "updates",
     "eval_frequency": "agent steps",
     "num_eval_episodes": "episodes",
+    "checkpoint_frequency": "agent steps",
     "log_frequency_step": "agent steps",
 }
 
@@ -113,8 +117,8 @@ DRQ_COMMAND = (
 HEAVY = ("torch", "dm_control", "mujoco", "numpy", "cv2", "gymnasium", "tensorboard")
 
 
-def parse(line: str) -> train.Config:
-    return train.parse_args(shlex.split(line))
+def parse(line: str) -> Config:
+    return parse_args(shlex.split(line))
 
 
 # -- flags and defaults ------------------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def parse(line: str) -> train.Config:
 
 def test_no_flag_is_forgotten() -> None:
     """The tables here know every flag there is."""
-    assert {field.name for field in dataclasses.fields(train.Config)} == {*FLAGS, *DERIVED}
+    assert {field.name for field in dataclasses.fields(Config)} == {*FLAGS, *DERIVED}
 
 
 @pytest.mark.parametrize("name", FLAGS)

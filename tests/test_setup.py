@@ -18,7 +18,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from train import parse_args
+from config import parse_args
 
 SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 NOT_NEEDED = {"labmaze"}  # dm_control asks for it; its suite never imports it

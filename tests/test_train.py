@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shlex
+import signal
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -22,7 +23,9 @@ import torch
 from conftest import IMAGE_SIZE, ROOT, FakePixelEnv
 
 import dmc
+import runs
 import train
+from config import Config, parse_args
 from diayn import DIAYNAgent
 from drq import DrQAgent
 from replay_buffer import Batch
@@ -83,7 +86,7 @@ class RecordingEnv(FakePixelEnv):
 class Lab:
     """A run on fake environments, and what it leaves behind."""
 
-    run: train.Run
+    run: runs.Run
     env: RecordingEnv
     eval_envs: list[RecordingEnv]
     folder: Path
@@ -139,11 +142,11 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     def install(**settings: Any) -> list[RecordingEnv]:
         made: list[RecordingEnv] = []
 
-        def make(config: train.Config) -> RecordingEnv:
+        def make(config: Config) -> RecordingEnv:
             made.append(RecordingEnv(**settings))
             return made[-1]
 
-        monkeypatch.setattr(train, "make_environment", make)
+        monkeypatch.setattr(runs, "make_environment", make)
         monkeypatch.setattr(dmc, "choose_renderer", lambda: dmc.RendererInfo("fake", "a fake renderer"))
         return made
 
@@ -158,7 +161,7 @@ def prepare(fakes: Fakes, tmp_path: Path) -> Iterator[Prepare]:
     def make(line: str = "", **settings: Any) -> Lab:
         made = fakes(**settings)
         known = set(tmp_path.glob("runs/*/*"))
-        run = train.setup(train.parse_args(shlex.split(f"{TINY} --work_dir {tmp_path / 'runs'} {line}")))
+        run = runs.setup(parse_args(shlex.split(f"{TINY} --work_dir {tmp_path / 'runs'} {line}")))
         (folder,) = set(tmp_path.glob("runs/*/*")) - known
         labs.append(Lab(run, cast(RecordingEnv, run.env), [env for env in made if env is not run.env], folder))
         return labs[-1]
@@ -475,7 +478,7 @@ def test_config_json(prepare: Prepare) -> None:
     lab = prepare("--num_skills 3 --lr 0.002 --log_std_bounds -8 1 --task dmc_walker_run")
     record = json.loads((lab.folder / "config.json").read_text())
     flags = record["flags"]
-    assert flags.keys() == {field.name for field in dataclasses.fields(train.Config)}
+    assert flags.keys() == {field.name for field in dataclasses.fields(Config)}
     given = {"num_skills": 3, "lr": 0.002, "log_std_bounds": [-8.0, 1.0], "env": "walker_run", "hidden_dim": 16}
     derived = {"lr_discriminator": 0.002, "temperature": "fixed", "extrinsic_reward_coeff": 0.0}
     assert {name: flags[name] for name in (*given, *derived)} == given | derived
@@ -531,12 +534,12 @@ def test_main(fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_interrupt(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Ctrl-C: exit code 130, and what was written is whole."""
+    """Ctrl-C: the step is finished, exit code 130, and what was written is whole."""
     step = RecordingEnv.step
 
     def interrupted(env: RecordingEnv, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if (len(env.played), env.steps) == (3, 4):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return step(env, action)
 
     fakes(episode_length=10)
@@ -551,7 +554,15 @@ def test_interrupt(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 # -- how the code is laid out ------------------------------------------------------------------------------------------
 
 LAYERS: dict[str, set[str]] = {
-    "train": {"dmc", "diayn", "drq", "replay_buffer", "rollouts", "logger", "video", "utils"},
+    "train": {"config", "runs", "stop", "dmc", "logger", "rollouts", "video"},
+    "runs": {
+        *("config", "stop", "checkpoint", "run_folder", "dmc", "diayn", "drq", "replay_buffer", "rollouts", "logger"),
+        *("video", "utils"),
+    },
+    "run_folder": {"config", "checkpoint", "dmc"},
+    "checkpoint": set(),
+    "config": set(),
+    "stop": set(),
     "rollouts": {"drq", "replay_buffer", "logger", "video"},
     "diayn": {"drq", "replay_buffer", "utils"},
     "drq": {"replay_buffer", "graphs", "utils"},

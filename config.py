@@ -1,0 +1,385 @@
+"""Every flag of train.py with its default, its limits and its meaning; and the command line that sets them.
+
+Nothing heavy is imported here, so that --help and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import operator
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PLANET_ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "cheetah": 4, "finger": 2, "ball_in_cup": 4, "walker": 2}
+DREAMER_ACTION_REPEAT = 2
+BENCHMARK_BATCH_SIZE = 512
+MAX_SEED = 2**64 - 1  # torch takes no larger one
+CHECKPOINTS_WITHOUT_EVALUATIONS = 5000  # agent steps between checkpoints where nothing else says how many
+CONFIG_FILE = "config.json"  # in a run's folder
+DESCRIPTION = "Train DrQ, with DIAYN skills or without, on a DeepMind Control Suite task seen as pixels."
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line that names the flag or the thing, and the remedy."""
+
+
+# -- the configuration: the one home of every flag and its default ---------------------------------------------------
+
+
+def flag(
+    group: str,
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] = (),
+    alias: str | None = None,
+    derived: str | None = None,
+) -> Any:
+    """A Config field. Where the default is None, `derived` says in words how `make_config` or `setup` finds it."""
+    limits = {"low": low, "above": above, "high": high}
+    metadata = {"group": group, "help": help, "choices": choices, "alias": alias, "derived": derived, **limits}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run can be told. Build it with `make_config`, which derives and checks."""
+
+    env: str = flag("task", "cartpole_swingup", "task of dm_control.suite, as domain_task", alias="task")
+    action_repeat: int = flag("task", 4, "frames (control steps) for which an action is held", low=1)
+    time_limit: int = flag("task", None, "frames per episode", low=1, derived="the task's own")
+    image_size: int = flag("task", 84, "height and width of an observation, pixels", low=16)
+    frame_stack: int = flag("task", 3, "frames in an observation", low=1, alias="framestack")
+    benchmark: str = flag(
+        "task",
+        None,
+        "a paper's settings for the chosen task (batch size 512 and its action repeat); flags beside it win",
+        choices=("planet", "dreamer"),
+        derived="none",
+    )
+
+    num_train_steps: int = flag("budget", 1_000_000, "training budget, agent steps", low=1)
+    num_train_frames: int = flag(
+        "budget",
+        None,
+        "training budget, frames; instead of --num_train_steps",
+        low=1,
+        derived="num_train_steps x action_repeat",
+    )
+    num_seed_steps: int = flag("budget", 1000, "agent steps with random actions before the first update", low=0)
+    num_train_iters: int = flag("budget", 1, "updates per agent step", low=1)
+    replay_buffer_capacity: int = flag("budget", 100_000, "transitions held (one per agent step)", low=1)
+    seed: int = flag(
+        "budget", 1, "random seed of everything: weights, task, skills, batches, noise", low=0, high=MAX_SEED
+    )
+    device: str = flag("budget", None, "cuda, cuda:N or cpu", derived="cuda, or cpu where there is no CUDA device")
+    deterministic: bool = flag(
+        "budget", False, "on CUDA: the same numbers in every run, more slowly; the CPU's always are"
+    )
+
+    num_skills: int = flag("DIAYN", 10, "number of skills; 0 is plain DrQ", low=0)
+    skill_embedding_dim: int = flag("DIAYN", 10, "width of the learned skill embedding; 0 feeds the one-hot", low=0)
+    lr_discriminator: float = flag("DIAYN", None, "learning rate of the discriminator", above=0, derived="lr")
+    discriminator_encoder: str = flag(
+        "DIAYN",
+        "shared",
+        "convolutions the discriminator reads: the critic's (detached) or its own",
+        choices=("shared", "separate"),
+    )
+    diayn_intrinsic_reward_coeff: float = flag(
+        "DIAYN", None, "weight of the intrinsic reward", low=0, derived="1.0 with skills, 0.0 without"
+    )
+    extrinsic_reward_coeff: float = flag(
+        "DIAYN", None, "weight of the task's reward", low=0, derived="0.0 with skills, 1.0 without"
+    )
+
+    batch_size: int = flag("DrQ", 128, "transitions per update (the DrQ paper: 512)", low=1)
+    discount: float = flag("DrQ", 0.99, "discount factor per agent step", low=0, high=1)
+    lr: float = flag("DrQ", 1e-3, "learning rate of actor, critic and temperature", above=0)
+    cuda_graphs: bool = flag("DrQ", True, "on CUDA: launch an update as one recorded graph; false runs it step by step")
+    precision: str = flag("DrQ", "fp32", "arithmetic of the convolutions; all else is fp32", choices=("fp32", "bf16"))
+    augmentation: str = flag(
+        "DrQ",
+        "shift",
+        "image augmentation (paper, appendix E)",
+        choices=("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none"),
+    )
+    image_pad: int = flag("DrQ", 4, "random shift: at most so many pixels in each direction", low=0)
+    temperature: str = flag(
+        "DrQ",
+        None,
+        "entropy temperature alpha: learned (DrQ), fixed at --init_temperature (DIAYN), or by the agent",
+        choices=("auto", "fixed", "learned"),
+        derived="auto: fixed with skills, learned without",
+    )
+    init_temperature: float = flag("DrQ", 0.1, "first, or fixed, temperature", above=0)
+    actor_update_frequency: int = flag("DrQ", 2, "updates of the critic per update of the actor", low=1)
+    critic_tau: float = flag("DrQ", 0.01, "weight of the critic in the target's moving average", above=0, high=1)
+    critic_target_update_frequency: int = flag("DrQ", 2, "updates of the critic per update of its target", low=1)
+    encoder_feature_dim: int = flag("DrQ", 50, "features behind the convolutions", low=1)
+    hidden_dim: int = flag("DrQ", 1024, "units in a hidden layer", low=1)
+    hidden_depth: int = flag("DrQ", 2, "hidden layers", low=1)
+    log_std_bounds: tuple[float, float] = flag("DrQ", (-10.0, 2.0), "range of the policy's log standard deviation")
+
+    eval_frequency: int = flag("outputs", 5000, "agent steps between evaluations; 0 never evaluates", low=0)
+    num_eval_episodes: int = flag(
+        "outputs", None, "episodes per evaluation, for each skill", low=1, derived="10 without skills, 1 with"
+    )
+    eval_workers: int = flag(
+        "outputs", 0, "processes that play evaluation episodes side by side; 0 plays them in the training one", low=0
+    )
+    log_frequency_step: int = flag("outputs", 10_000, "agent steps between histograms in TensorBoard", low=1)
+    log_save_tb: bool = flag("outputs", True, "write TensorBoard logs")
+    save_video: bool = flag("outputs", True, "write a video of each skill at each evaluation")
+    checkpoint_frequency: int = flag(
+        "outputs",
+        None,
+        "agent steps between checkpoints; 0 writes them only when the run stops",
+        low=0,
+        derived="at every evaluation",
+    )
+    save_replay_buffer: bool = flag("outputs", True, "keep the replay buffer in the checkpoints, for an exact resume")
+    work_dir: str = flag("outputs", "runs", "folder in which run folders are made")
+    resume: str = flag("outputs", None, "go on with the run in this folder, under its own flags", derived="a new run")
+
+
+CONFIG_TYPES = typing.get_type_hints(Config)
+# What may change when a run is resumed: its budget, what it writes down, and what it is computed on.
+CHANGEABLE = frozenset(
+    {
+        *("num_train_steps", "num_train_frames", "device", "deterministic", "cuda_graphs", "resume"),
+        *("eval_frequency", "num_eval_episodes", "eval_workers", "log_frequency_step", "log_save_tb", "save_video"),
+        *("checkpoint_frequency", "save_replay_buffer"),
+    }
+)
+
+
+def make_config(given: Mapping[str, Any]) -> Config:
+    """A Config from the flags that were given: benchmark presets, derived defaults, checks.
+
+    Raises UserError, naming the flag, for what is out of range or contradicts itself.
+    """
+    values: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
+    values |= _benchmark_settings(given)
+    values |= given
+    values["env"] = values["env"].removeprefix("dmc_")
+    for field in dataclasses.fields(Config):
+        _check(field, values[field.name])
+
+    with_skills = values["num_skills"] > 0
+    if values["temperature"] in (None, "auto"):
+        values["temperature"] = "fixed" if with_skills else "learned"
+    for name, default in (
+        ("lr_discriminator", values["lr"]),
+        ("num_eval_episodes", 1 if with_skills else 10),
+        ("diayn_intrinsic_reward_coeff", 1.0 if with_skills else 0.0),
+        ("extrinsic_reward_coeff", 0.0 if with_skills else 1.0),
+        ("checkpoint_frequency", values["eval_frequency"] or CHECKPOINTS_WITHOUT_EVALUATIONS),
+    ):
+        values[name] = default if values[name] is None else values[name]
+
+    repeat = values["action_repeat"]
+    if "num_train_frames" in given:
+        if "num_train_steps" in given:
+            raise UserError("--num_train_frames and --num_train_steps exclude each other; give one of them")
+        values["num_train_steps"] = values["num_train_frames"] // repeat
+        if not values["num_train_steps"]:
+            raise UserError(f"--num_train_frames must be at least --action_repeat, which is {repeat}")
+    values["num_train_frames"] = values["num_train_steps"] * repeat
+    low, high = values["log_std_bounds"]
+    if low >= high:
+        raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
+    if not values["extrinsic_reward_coeff"] and not (with_skills and values["diayn_intrinsic_reward_coeff"]):
+        raise UserError(
+            "--extrinsic_reward_coeff 0 leaves no reward; give it above 0, or --num_skills and "
+            "--diayn_intrinsic_reward_coeff"
+        )
+    return Config(**values)
+
+
+def resumed_config(given: Mapping[str, Any]) -> Config:
+    """The Config of the run that `given["resume"]` names, with what may change taken from `given`. Raises UserError."""
+    folder = Path(given["resume"])
+    stored = read_flags(folder)
+    kept = {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
+    if "num_train_frames" in given:
+        del kept["num_train_steps"]
+    config = make_config({**kept, **given})
+    refuse_changes(stored, config, f"the run in {folder}")
+    return config
+
+
+def refuse_changes(stored: Mapping[str, Any], config: Config, owner: str) -> None:
+    """Raise UserError, naming the flag, where the config differs from a run's flags in what may not change."""
+    for name in CONFIG_TYPES:
+        new, old = getattr(config, name), stored.get(name)
+        if name not in CHANGEABLE and name in stored and new != old:
+            raise UserError(
+                f"--{name} {_shown(new)} differs from {owner}, which has {_shown(old)}; a resumed run keeps its "
+                "settings: leave the flag out, or start a new run"
+            )
+
+
+def read_flags(folder: Path) -> dict[str, Any]:
+    """The flags in a run's config.json, types checked. Raises UserError."""
+    path = folder / CONFIG_FILE
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"--resume {folder}: there is no {CONFIG_FILE} in it; name a run's folder") from None
+    except OSError as error:
+        raise UserError(f"--resume {folder}: {path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError):
+        raise UserError(f"--resume {folder}: {path} is damaged; put its text back, or start a new run") from None
+    flags = record.get("flags") if isinstance(record, dict) else None
+    if not isinstance(flags, dict):
+        raise UserError(f"--resume {folder}: {path} has no flags; put its text back, or start a new run")
+    return {name: _stored_value(path, name, value) for name, value in flags.items()}
+
+
+def _stored_value(path: Path, name: str, value: Any) -> Any:
+    """A flag's value as JSON has it, checked against the flag's type."""
+    kind = CONFIG_TYPES.get(name)
+    if kind is None:
+        raise UserError(f"--resume: {path} has a flag {name!r} that this version doesn't know; resume with its version")
+    if value is None and Config.__dataclass_fields__[name].metadata["derived"]:
+        return None
+    if isinstance(value, list) and len(value) == 2 and all(_is_number(part) for part in value):
+        value = tuple(map(float, value))
+    numbers = {int: isinstance(value, int) and not isinstance(value, bool), float: _is_number(value)}
+    fits = numbers[kind] if kind in numbers else isinstance(value, typing.get_origin(kind) or kind)
+    if not fits:
+        raise UserError(f"--resume: {path} is damaged: {name} is {value!r}; put its text back, or start a new run")
+    return float(value) if kind is float else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _benchmark_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    benchmark = given.get("benchmark")
+    if benchmark is None:
+        return {}
+    if benchmark == "dreamer":
+        return {"batch_size": BENCHMARK_BATCH_SIZE, "action_repeat": DREAMER_ACTION_REPEAT}
+    task = str(given.get("env", "cartpole_swingup")).removeprefix("dmc_")
+    for domain, repeat in PLANET_ACTION_REPEATS.items():
+        if task.startswith(f"{domain}_"):
+            return {"batch_size": BENCHMARK_BATCH_SIZE, "action_repeat": repeat}
+    if "action_repeat" in given:
+        return {"batch_size": BENCHMARK_BATCH_SIZE}
+    raise UserError(
+        f"--benchmark planet has no action repeat for --env {task} (only for {', '.join(PLANET_ACTION_REPEATS)}); "
+        "give --action_repeat beside it"
+    )
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raise UserError where a value is out of its flag's range."""
+    if value is None:
+        return
+    bounds = (("low", "at least", operator.ge), ("above", "above", operator.gt), ("high", "at most", operator.le))
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"--{field.name} must be a finite number; got {number}")
+        for key, words, holds in bounds:
+            bound = field.metadata[key]
+            if bound is not None and not holds(number, bound):
+                raise UserError(f"--{field.name} must be {words} {bound}; got {number}")
+    choices = field.metadata["choices"]
+    if choices and value not in choices:
+        raise UserError(f"--{field.name} must be one of {', '.join(choices)}; got {value}")
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and to which -1e1 is a number."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
+
+    def error(self, message: str) -> typing.NoReturn:
+        unknown = re.match(r"unrecognized arguments: --?([\w-]+)", message)
+        if unknown:
+            nearest = difflib.get_close_matches(unknown.group(1), CONFIG_TYPES, n=1)
+            message += f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Config:
+    """The command line as a Config. Bad input ends the program with one line and exit code 2."""
+    parser = _Parser(
+        prog="train.py",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # so that the namespace holds what was given, and nothing else
+        epilog="An agent step is one action; a frame is one control step of the task: frames = agent steps x action "
+        "repeat. Every step column, axis and file name of the outputs counts frames.",
+    )
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        meta = field.metadata
+        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
+        groups[meta["group"]] = group
+        names = [f"--{name}" for name in (field.name, meta["alias"]) if name]
+        shown = meta["derived"] or _shown(field.default)
+        options: dict[str, Any] = {"dest": field.name, "help": f"{meta['help']} (default: {shown})"}
+        group.add_argument(*names, **options, **_argument_type(CONFIG_TYPES[field.name], meta["choices"]))
+    given = vars(parser.parse_args(argv))
+    if "log_std_bounds" in given:
+        given["log_std_bounds"] = tuple(given["log_std_bounds"])
+    try:
+        return resumed_config(given) if "resume" in given else make_config(given)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _argument_type(kind: Any, choices: Sequence[str]) -> dict[str, Any]:
+    """argparse's options for a Config field's type."""
+    if kind is bool:
+        return {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
+    if kind is int:
+        return {"type": _integer, "metavar": "N"}
+    if kind is float:
+        return {"type": float, "metavar": "X"}
+    if choices:
+        return {"choices": choices}
+    if kind is str:
+        return {"metavar": "NAME"}
+    return {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+
+
+def _boolean(text: str) -> bool:
+    words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"must be true or false; got {text!r}")
+    return words[text.lower()]
+
+
+def _integer(text: str) -> int:
+    """A whole number, also as 1e6 or 100_000."""
+    for kind in (int, float):  # int first: it is exact
+        try:
+            if kind(text) == int(kind(text)):
+                return int(kind(text))
+        except (ValueError, OverflowError):
+            continue
+    raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}")

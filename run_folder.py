@@ -1,0 +1,135 @@
+"""A run's folder: made, locked, and told what it takes to repeat the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from checkpoint import write_file
+from config import CONFIG_FILE, Config, UserError
+
+if TYPE_CHECKING:
+    from dmc import RendererInfo
+
+LOCK_FILE = ".lock"
+RECORDED_PACKAGES = ("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard")
+EXACT_PACKAGES = ("torch", "numpy", "dm_control", "mujoco")  # another version of them may give other numbers
+
+
+@contextmanager
+def new_run_folder(config: Config) -> Iterator[Path]:
+    """A new folder <work_dir>/<env>/<timestamp>_seed<seed>; where the block fails, what was made goes away again."""
+    parent = Path(config.work_dir) / config.env
+    missing = [place for place in (parent, *parent.parents) if not place.exists()]
+    folder = None
+    try:
+        folder = _make_unique(parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{config.seed}")
+        yield folder
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        for place in missing:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+        raise
+
+
+def _make_unique(folder: Path) -> Path:
+    """Make the folder, with a number behind its name where another run took the name first."""
+    for number in itertools.count(2):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            folder = folder.with_name(f"{folder.name.partition('-run')[0]}-run{number}")
+        else:
+            break
+    return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Keep other processes from writing into the folder; the system frees it when this one ends, however it ends.
+
+    Raises UserError where another process has it.
+    """
+    try:
+        file = (folder / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error.strerror}; mend its rights or copy it elsewhere") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()[:200] or "another process"
+            raise UserError(f"{folder} is in use by {owner}; stop that first") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield folder
+
+
+def write_config(config: Config, folder: Path, renderer: RendererInfo, resumed_at: int | None = None) -> None:
+    """config.json: every flag, and what else it takes to repeat the run.
+
+    `resumed_at` is the frame at which an existing run goes on: what it goes on with is added to the record.
+    """
+    path = folder / CONFIG_FILE
+    flags = {**dataclasses.asdict(config), "resume": None}
+    record: dict[str, Any] = {"flags": flags, **_surroundings(config, renderer)}
+    if resumed_at is not None:
+        before = json.loads(path.read_text())
+        _warn_of_versions(before.get("versions", {}), record["versions"])
+        resumed = [*before.get("resumed", []), {"frame": resumed_at, **_surroundings(config, renderer)}]
+        record = {**before, "flags": flags, "resumed": resumed}
+    write_file(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _surroundings(config: Config, renderer: RendererInfo) -> dict[str, Any]:
+    versions = {"python": sys.version.split()[0]}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return {
+        "versions": versions,
+        "renderer": {"backend": renderer.backend, "name": renderer.name},
+        "device": torch.cuda.get_device_name(config.device) if config.device != "cpu" else "cpu",
+        "tf32": {"cudnn": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
+        "git_commit": _git_commit(),
+    }
+
+
+def _warn_of_versions(before: dict[str, str], now: dict[str, str]) -> None:
+    changed = [
+        f"{name} {before[name]} -> {now[name]}" for name in EXACT_PACKAGES if before.get(name, now[name]) != now[name]
+    ]
+    if changed:
+        print(f"warning: {', '.join(changed)}: the run goes on, but with slightly other numbers", file=sys.stderr)
+
+
+def _git_commit() -> str | None:
+    """The commit of this source, with "-dirty" where files differ from it; None outside git."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,491 @@
+"""A run: what it is made of, how it begins, how it is saved and how it goes on.
+
+Heavy modules are imported inside the functions that need them, as in train.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import Config, UserError, refuse_changes
+from stop import StopRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from checkpoint import Checkpoints, State
+    from dmc import DMCEnv, RendererInfo
+    from drq import DrQAgent
+    from logger import Logger
+    from replay_buffer import ReplayBuffer
+    from rollouts import Lanes
+    from utils import Stopwatch
+
+COUNTERS = ("step", "episode", "evaluated", "learning_from")  # of a Run
+CUDA_HEADROOM = 6 << 30  # bytes of device memory left to networks and activations, at a batch of 512
+AGENT_FLAGS = (  # passed on as they are, under the same names
+    *("device", "seed", "augmentation", "image_pad", "lr", "discount", "extrinsic_reward_coeff", "init_temperature"),
+    *("actor_update_frequency", "critic_tau", "critic_target_update_frequency", "encoder_feature_dim"),
+    *("hidden_dim", "hidden_depth", "log_std_bounds", "precision"),
+)
+DIAYN_FLAGS = (
+    *("num_skills", "skill_embedding_dim", "lr_discriminator", "discriminator_encoder"),
+    "diayn_intrinsic_reward_coeff",
+)
+
+
+class RunError(Exception):
+    """The run can't go on; the message is one line that says why and what is saved."""
+
+
+@dataclasses.dataclass
+class Underway:
+    """The training episode that is being played."""
+
+    skill: int
+    obs: np.ndarray  # the newest observation
+    start: dict[str, Any]  # state of the environment before its reset
+    first_step: int
+    began: float  # time.perf_counter(), as if it had been played in one go
+    extrinsic_reward: float = 0.0
+    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
+    action: np.ndarray | None = None  # chosen, and not yet played
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts that the loop plays together, and how far it has come."""
+
+    config: Config
+    folder: Path
+    checkpoints: Checkpoints
+    agent: DrQAgent
+    env: DMCEnv
+    lanes: Lanes  # evaluation's own environments
+    buffer: ReplayBuffer
+    skill_rng: np.random.Generator
+    stopwatch: Stopwatch
+    learning_from: int  # agent step of the first update
+    logger: Logger = dataclasses.field(init=False)  # opened last, as it cuts back the logs of a resumed run
+    step: int = 0  # agent steps so far; whatever is written down counts frames
+    episode: int = 0  # finished training episodes
+    underway: Underway | None = None  # None between episodes
+    evaluated: int = -1  # agent step of the last evaluation
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
+    resources: ExitStack = dataclasses.field(default_factory=ExitStack)
+
+    @property
+    def frame(self) -> int:
+        return self.step * self.config.action_repeat
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.config.num_train_steps
+
+    def close(self) -> None:
+        """Close files and environments, end worker processes, unlock the folder."""
+        self.resources.close()
+
+
+def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> DrQAgent:
+    """DIAYN where there are skills, else plain DrQ."""
+    from diayn import DIAYNAgent
+    from drq import DrQAgent
+
+    settings: dict[str, Any] = {
+        "learn_temperature": config.temperature == "learned",
+        **{name: getattr(config, name) for name in AGENT_FLAGS},
+    }
+    agent: DrQAgent
+    if config.num_skills:
+        agent = DIAYNAgent(obs_shape, action_dim, **settings, **{name: getattr(config, name) for name in DIAYN_FLAGS})
+    else:
+        agent = DrQAgent(obs_shape, action_dim, **settings)
+    if config.device != "cpu" and config.cuda_graphs:
+        agent.use_cuda_graphs()
+    return agent
+
+
+def choose_device(wanted: str | None) -> str:
+    """The device to use. Raises UserError where the one asked for does not exist."""
+    import torch
+
+    if wanted is None:
+        if torch.cuda.is_available():
+            return "cuda"
+        print("warning: no CUDA device was found; training on the CPU (--device cpu says so)", file=sys.stderr)
+        return "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+        raise UserError(f"--device must be cuda, cuda:N or cpu; got {wanted}")
+    if wanted != "cpu":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= int(wanted.partition(":")[2] or 0):
+            raise UserError(f"--device {wanted}: CUDA devices found here: {count}; use --device cpu or another index")
+    return wanted
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: the system's, or its control group's where that is tighter."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return min(free, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no such group, or no limit ("max")
+        return int(free)
+
+
+def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> str:
+    """Print what the replay buffer will need and what is free, and name the device to keep its frames on.
+
+    That is the CUDA device where the frames leave it room for the networks. Raises UserError where nothing has room.
+    """
+    import torch
+
+    from replay_buffer import ReplayBuffer
+
+    needed = ReplayBuffer.bytes_needed(config.replay_buffer_capacity, frame_shape, config.frame_stack, action_dim)
+    if config.device != "cpu":
+        free, _ = torch.cuda.mem_get_info(config.device)
+        if needed + CUDA_HEADROOM <= free:
+            print(f"replay buffer: {needed / 1e9:.2f} GB on the device, of {free / 1e9:.2f} GB free")
+            return config.device
+        print(
+            f"replay buffer: {needed / 1e9:.2f} GB; too much for the device ({free / 1e9:.2f} GB free), so on the host"
+        )
+    free = free_memory()
+    figures = f"{config.replay_buffer_capacity} transitions need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+    if needed > free:
+        fitting = int(config.replay_buffer_capacity * free / needed * 0.8)
+        raise UserError(f"--replay_buffer_capacity: {figures}; {fitting} would leave some room")
+    print(f"replay buffer: {figures}")
+    return "cpu"
+
+
+def make_environment(config: Config) -> DMCEnv:
+    """The task as pixels. Raises UserError."""
+    from dmc import DMCEnv, TaskError
+
+    settings = {name: getattr(config, name) for name in ("image_size", "frame_stack", "action_repeat", "time_limit")}
+    try:
+        env = DMCEnv(config.env, **settings)
+    except TaskError as error:
+        raise UserError(f"--env: {error}") from error
+    longest = env.max_episode_steps
+    if longest is None:
+        raise UserError(f"--env {config.env} has no time limit of its own; give --time_limit")
+    if config.replay_buffer_capacity < longest:
+        raise UserError(f"--replay_buffer_capacity must hold one episode, which is {longest} agent steps")
+    return env
+
+
+def check_libraries() -> RendererInfo:
+    """Load what needs system libraries, and find a renderer. Raises UserError."""
+    from dmc import INSTALL_HINT, RenderingError, choose_renderer
+
+    try:
+        import cv2  # noqa: F401  # needs system libraries, which its wheel leaves out
+    except ImportError as error:
+        raise UserError(f"opencv-python can't be loaded ({error}); try: {INSTALL_HINT}") from error
+    try:
+        return choose_renderer()
+    except RenderingError as error:
+        raise UserError(str(error)) from error
+
+
+def make_deterministic() -> None:
+    """Have CUDA give the same numbers in every run."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it here
+    torch.backends.cudnn.benchmark = False
+
+
+def make_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> ReplayBuffer:
+    """An empty one, where there is room for it. Raises UserError."""
+    from replay_buffer import ReplayBuffer
+
+    storage = place_replay_buffer(config, frame_shape, action_dim)
+    try:
+        return ReplayBuffer(
+            config.replay_buffer_capacity,
+            frame_shape,
+            config.frame_stack,
+            action_dim,
+            device=config.device,
+            storage=storage,
+            seed=config.seed,
+        )
+    except MemoryError as error:
+        raise UserError(f"--replay_buffer_capacity: {error}; choose a smaller one") from error
+
+
+def setup(config: Config) -> Run:
+    """A new run, or an old one as its last checkpoint has it.
+
+    What can fail comes first, and the cheapest of it before the rest; only then a folder is made, or one changed.
+    Raises UserError.
+    """
+    renderer = check_libraries()
+    config = dataclasses.replace(config, device=choose_device(config.device))
+    print(f"device: {config.device}; renderer: {renderer.backend}, {renderer.name}")
+    if renderer.is_software and config.device != "cpu":
+        print("warning: pictures are rendered in software beside a GPU; MUJOCO_GL=egl is faster", file=sys.stderr)
+    with ExitStack() as resources:  # closes what is open where something fails
+        run, logs = resume(config, resources) if config.resume is not None else (start(config, resources), None)
+        record(run, renderer, logs, resources)
+        run.resources = resources.pop_all()
+    return run
+
+
+def start(config: Config, resources: ExitStack) -> Run:
+    """A new run in a new folder."""
+    from checkpoint import Checkpoints
+    from run_folder import locked, new_run_folder
+
+    parts = make_parts(config, resources)
+    try:
+        folder = resources.enter_context(new_run_folder(config))
+        resources.enter_context(locked(folder))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--work_dir {config.work_dir}: {reason}; name a folder on a disk with room") from error
+    return Run(config, folder, Checkpoints(folder), **parts)
+
+
+def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
+    """The run in the folder `config.resume` as it was at its last checkpoint, and how its logs were then.
+
+    A run that was killed before its first checkpoint is at its beginning, without logs.
+    """
+    from checkpoint import CheckpointError, Checkpoints
+    from run_folder import locked
+
+    folder = resources.enter_context(locked(Path(config.resume)))
+    checkpoints = Checkpoints(folder)
+    try:
+        state = checkpoints.read()
+        if state is not None:
+            refuse_changes(state.get("flags", {}), config, f"the checkpoint in {folder}")
+        run = Run(config, folder, checkpoints, **make_parts(config, resources))
+        if state is not None:
+            restore(run, state)
+    except CheckpointError as error:
+        raise UserError(f"--resume {folder}: {error}") from error
+    return run, state and state["logs"]
+
+
+def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
+    """What a `Run` plays with, all at its beginning."""
+    import numpy as np
+
+    from rollouts import close_lanes, make_lanes
+    from utils import Stopwatch, keep_freed_memory, seed_everything
+
+    env = resources.enter_context(closing(make_environment(config)))
+    obs_shape, action_dim = env.observation_space.shape, env.action_space.shape[0]
+    buffer = make_replay_buffer(config, (3, *obs_shape[1:]), action_dim)
+    if config.deterministic and config.device != "cpu":
+        make_deterministic()
+    keep_freed_memory()
+    seed_everything(config.seed)
+    env.action_space.seed(config.seed)
+    agent = make_agent(config, obs_shape, action_dim)
+    try:
+        episodes = len(agent.skills()) * config.num_eval_episodes
+        lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
+    except OSError as error:
+        raise UserError(f"--eval_workers {config.eval_workers}: {error}; try fewer") from error
+    resources.callback(close_lanes, lanes)
+    skill_rng, stopwatch = np.random.default_rng(config.seed), Stopwatch()
+    parts = {
+        "agent": agent,
+        "env": env,
+        "lanes": lanes,
+        "buffer": buffer,
+        "skill_rng": skill_rng,
+        "stopwatch": stopwatch,
+    }
+    return {**parts, "learning_from": config.num_seed_steps}
+
+
+def record(run: Run, renderer: RendererInfo, logs: State | None, resources: ExitStack) -> None:
+    """Begin to write into the run's folder, or go on after what `logs` say: the CSVs, TensorBoard, config.json."""
+    from logger import LogError, Logger
+    from run_folder import write_config
+    from video import remove_unfinished
+
+    config, folder = run.config, run.folder
+    try:
+        run.logger = Logger(
+            folder,
+            with_skills=config.num_skills > 0,
+            tensorboard=config.log_save_tb,
+            total_frames=config.num_train_frames,
+            position=None if logs is None else logs["position"],
+            step=run.frame,
+        )
+        resources.callback(run.logger.close)
+        write_config(config, folder, renderer, None if config.resume is None else run.frame)
+    except LogError as error:
+        raise UserError(f"--resume {folder}: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--work_dir {config.work_dir}: {reason}; name a folder on a disk with room") from error
+    if logs is not None:
+        run.logger.load_meters(logs, run.agent.device)
+    remove_unfinished(folder / "video")
+    print(f"outputs: {folder}")
+    if config.resume is not None:
+        print(f"resumed at frame {run.frame}, in episode {run.episode + 1}")
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def state_of(run: Run) -> State:
+    """All that the run needs to go on as if nothing had happened: tensors and plain data."""
+    from utils import plain, random_states
+
+    episode = run.underway
+    return {
+        "flags": dataclasses.asdict(run.config),
+        "counters": {name: getattr(run, name) for name in COUNTERS},
+        "agent": run.agent.state_dict(),
+        "replay_buffer": run.buffer.state_dict(),
+        "random": random_states(run.agent.device),
+        "action_space": plain(run.env.action_space.np_random.bit_generator.state),
+        "skills": run.skill_rng.bit_generator.state,
+        "environment": run.env.state() if episode is None else episode.start,
+        "underway": None if episode is None else _episode_state(episode),
+        "logs": run.logger.state_dict(),
+        "stopwatch": run.stopwatch.state_dict(),
+        "render_seconds": run.env.render_seconds,
+    }
+
+
+def _episode_state(episode: Underway) -> State:
+    """An episode under way. The environment's state is not in it: the same actions from the same start lead there."""
+    import torch
+
+    return {
+        "skill": episode.skill,
+        "obs": torch.from_numpy(episode.obs),
+        "first_step": episode.first_step,
+        "seconds": time.perf_counter() - episode.began,
+        "extrinsic_reward": float(episode.extrinsic_reward),
+        "actions": [torch.from_numpy(action) for action in episode.actions],
+        "action": None if episode.action is None else torch.from_numpy(episode.action),
+    }
+
+
+def save_checkpoint(run: Run) -> None:
+    """Make where the run is now its checkpoint. Raises RunError where it isn't worth it, OSError where it can't."""
+    check_losses(run)
+    buffer, checkpoints = run.buffer, run.checkpoints
+    with run.stopwatch("checkpoint"):
+        run.logger.status("writing a checkpoint")
+        replay = buffer.transitions_since(checkpoints.saved_frames) if run.config.save_replay_buffer else None
+        frames = {"oldest_frame": buffer.oldest_frame, "end": buffer.frames_written}
+        checkpoints.write(run.step, state_of(run), replay, **frames)
+        run.logger.status("")
+
+
+def restore(run: Run, state: State) -> None:
+    """Bring the parts of a run at its beginning to where `state` has them. Raises CheckpointError."""
+    from checkpoint import CheckpointError
+    from utils import set_random_states
+
+    try:
+        for name in COUNTERS:
+            setattr(run, name, int(state["counters"][name]))
+        run.agent.load_state_dict(state["agent"])
+        run.env.action_space.np_random.bit_generator.state = state["action_space"]
+        run.skill_rng.bit_generator.state = state["skills"]
+        run.stopwatch.load_state_dict(state["stopwatch"])
+        run.env.load_state(state["environment"])
+        refill = restore_replay_buffer(run, state["replay_buffer"])
+        if state["underway"] is not None:
+            run.underway = replay_episode(run, state["underway"], refill)
+        run.env.render_seconds = state["render_seconds"]
+        set_random_states(state["random"], run.agent.device)  # last: nothing after it draws from them
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"the checkpoint doesn't fit this version of the program ({reason})") from error
+    if state["agent"]["device"] != run.agent.device.type:
+        print("warning: on another kind of device: the run goes on, but with other random numbers", file=sys.stderr)
+
+
+def restore_replay_buffer(run: Run, state: State) -> bool:
+    """Fill the replay buffer from the checkpoint; True where that doesn't have the transitions."""
+    if state["written"] and not run.checkpoints.saved_frames:
+        run.buffer.load_rng(state)
+        run.learning_from = run.step + run.config.num_seed_steps
+        print(
+            "warning: the replay buffer was not saved: the run goes on with an empty one, and its updates after "
+            f"{run.config.num_seed_steps} agent steps; it is not what it would have been without the interruption",
+            file=sys.stderr,
+        )
+        return True
+    run.buffer.load_state_dict(state)
+    for piece in run.checkpoints.replay_pieces():
+        run.buffer.load_transitions(piece)
+    return False
+
+
+def replay_episode(run: Run, saved: State, refill: bool) -> Underway:
+    """Play an episode's actions again from its start, to where it was."""
+    import numpy as np
+
+    env, buffer = run.env, run.buffer
+    first_step, actions = int(saved["first_step"]), [action.numpy() for action in saved["actions"]]
+    start = env.state()
+    obs, _ = env.reset(seed=run.config.seed if first_step == 0 else None)
+    if refill:
+        buffer.start_episode(obs)
+    for action in actions:
+        obs, reward, terminated, _, _ = env.step(action)
+        if refill:
+            buffer.add(action, reward, obs, terminated, saved["skill"])
+    if not np.array_equal(obs, saved["obs"].numpy()):
+        print(
+            "warning: the unfinished episode can't be repeated exactly here; it goes on all the same", file=sys.stderr
+        )
+    return Underway(
+        skill=saved["skill"],
+        obs=obs,
+        start=start,
+        first_step=first_step,
+        began=time.perf_counter() - saved["seconds"],
+        extrinsic_reward=saved["extrinsic_reward"],
+        actions=actions,
+        action=None if saved["action"] is None else saved["action"].numpy(),
+    )
+
+
+def check_losses(run: Run) -> None:
+    """Raise RunError where a loss since the last row was infinite or not a number. This waits for the device."""
+    names = run.logger.not_finite()
+    if names:
+        raise RunError(not_finite(run, names))
+
+
+def not_finite(run: Run, names: Sequence[str]) -> str:
+    kept = run.checkpoints
+    saved = f"of frame {kept.step * run.config.action_repeat}: {kept.folder}" if kept.step >= 0 else "none"
+    return (
+        f"{', '.join(names)} became infinite or not a number by frame {run.frame}; last good checkpoint {saved}; "
+        "start a new run with a smaller --lr"
+    )
