@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import pickle
 import subprocess
@@ -343,6 +344,46 @@ def test_reset_without_seed_continues_the_stream(make_env: MakeEnv) -> None:
     runs = [[episode(env, seed) for seed in (3, None, None)] for env in (make_env(), make_env())]
     assert all(same(one, other) for one, other in zip(*runs, strict=True))
     assert len({states[0].tobytes() for _, _, _, states in runs[0]}) == 3
+
+
+REPEATABLE = ("cartpole_swingup", "quadruped_escape", "point_mass_hard", "finger_turn_hard", "stacker_stack_2")
+
+
+def play_after_reset(env: dmc.DMCEnv) -> list[tuple[np.ndarray, float]]:
+    """A new episode, with the same actions each time: pictures and rewards."""
+    actions = np.random.default_rng(5).uniform(-1, 1, (4, *env.action_space.shape))
+    first, _ = env.reset()
+    return [(first, 0.0), *((obs, reward) for obs, reward, *_ in map(env.step, actions))]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *REPEATABLE,
+        *(
+            pytest.param(task, marks=pytest.mark.slow)
+            for task in ("acrobot_swingup", "fish_swim", "swimmer_swimmer6", "manipulator_bring_ball", "reacher_hard")
+        ),
+        *(
+            pytest.param(task, marks=pytest.mark.slow)
+            for task in ("lqr_lqr_2_1", "humanoid_walk", "dog_run", "hopper_hop", "cheetah_run", "walker_walk")
+        ),
+    ],
+)
+def test_a_fresh_environment_repeats_an_episode_from_the_state_before_it(name: str, make_env: MakeEnv) -> None:
+    """What an unfinished episode of a resumed run rests on. A state survives a checkpoint's plain data."""
+    settings: dict[str, Any] = {"image_size": 32, "action_repeat": 2, "time_limit": 1000}
+    played = make_env(name, **settings)
+    played.reset(seed=3)
+    for _ in range(5):
+        played.step(np.full(played.action_space.shape, 0.7))
+    state = json.loads(json.dumps(played.state()))
+    expected = play_after_reset(played)
+    fresh = make_env(name, **settings)
+    fresh.load_state(state)
+    for (obs, reward), (other_obs, other_reward) in zip(expected, play_after_reset(fresh), strict=True):
+        assert np.array_equal(obs, other_obs)
+        assert reward == other_reward
 
 
 def test_environments_do_not_disturb_each_other(make_env: MakeEnv) -> None:

@@ -1,0 +1,316 @@
+"""A run that is stopped and resumed equals the uninterrupted one bit for bit; here on the fake environment."""
+
+from __future__ import annotations
+
+import csv
+import random
+import shlex
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import IMAGE_SIZE
+from test_train import RecordingEnv, without_clock
+
+import dmc
+import runs
+import train
+from config import Config, parse_args
+from runs import Run
+
+FLAGS = (
+    f"--device cpu --image_size {IMAGE_SIZE} --hidden_dim 16 --encoder_feature_dim 8 --batch_size 4 --num_skills 2 "
+    "--num_seed_steps 12 --num_train_steps 90 --replay_buffer_capacity 31 --eval_frequency 25 --num_eval_episodes 2 "
+    "--save_video false --log_frequency_step 20 --action_repeat 3"
+)
+VARIANTS = {
+    "DIAYN": "",
+    "DrQ": "--num_skills 0",
+    "own convolutions": "--discriminator_encoder separate --skill_embedding_dim 0 --precision bf16",
+    "learned temperature, kornia": "--temperature learned --augmentation rotation --num_train_iters 2",
+}
+NUMBERS_OF_THE_CLOCK = ("duration", "fps")
+
+Start = Callable[..., Run]
+Rows = dict[str, list[dict[str, str]]]
+
+
+class SeededEnv(RecordingEnv):
+    """A seed decides all that follows, as with the real environment."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.episode = self.episode if seed is None else -1
+        return super().reset(seed=seed)
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
+    """`start(flags)`: a run on fake environments, whose episodes last 3 to 8 steps; `start(resume=folder)`: goes on."""
+
+    def make(config: Config) -> RecordingEnv:
+        return SeededEnv(ragged=True)
+
+    def begin(line: str = "", *, resume: Path | None = None) -> Run:
+        given = f"--resume {resume} {line}" if resume is not None else f"{FLAGS} --work_dir {tmp_path} {line}"
+        return runs.setup(parse_args(shlex.split(given)))
+
+    monkeypatch.setattr(runs, "make_environment", make)
+    monkeypatch.setattr(dmc, "choose_renderer", lambda: dmc.RendererInfo("fake", "a fake renderer"))
+    return begin
+
+
+def stop_at(run: Run, step: int) -> None:
+    """Have the signal come while that agent step is played."""
+    play = run.env.step
+
+    def stepping(action: np.ndarray) -> Any:
+        if run.step + 1 == step:
+            run.stop.number = signal.SIGTERM
+        return play(action)
+
+    run.env.step = stepping  # type: ignore[method-assign]
+
+
+def stop_in_evaluation(run: Run, at: int) -> None:
+    """Have the signal come in the first evaluation from agent step `at` on, after a few steps."""
+    play, steps = run.lanes.step, 0
+
+    def stepping(action: Any) -> Any:
+        nonlocal steps
+        steps += run.step >= at
+        if steps == 3:
+            run.stop.number = signal.SIGINT
+        return play(action)
+
+    run.lanes.step = stepping  # type: ignore[assignment, method-assign]
+
+
+def disturb_everything() -> None:
+    """Another process begins with other random numbers."""
+    random.seed()
+    np.random.seed()
+    torch.seed()
+
+
+def tables(run: Run) -> Rows:
+    found = {}
+    for name in ("train", "eval", "episodes"):
+        with (run.folder / f"{name}.csv").open(newline="") as file:
+            found[name] = without_clock(list(csv.DictReader(file)))
+    return found
+
+
+def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows, by tag: (frame, value). The clock's values are left out, and so are gradients: a resumed
+    run has none before its first update.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.folder / "tb"), size_guidance={"scalars": 0, "histograms": 0})
+    events.Reload()
+    found: dict[str, list[tuple[int, float]]] = {}
+    for tag in events.Tags()["scalars"]:
+        timed = tag.endswith(NUMBERS_OF_THE_CLOCK)
+        if not tag.startswith("time/"):
+            found[tag] = [(event.step, 0.0 if timed else event.value) for event in events.Scalars(tag)]
+    for tag in events.Tags()["histograms"]:
+        if not tag.endswith("_grad"):
+            found[tag] = [(event.step, event.histogram_value.sum) for event in events.Histograms(tag)]
+    return found
+
+
+def assert_same(first: Any, second: Any, where: str = "state") -> None:
+    """Equal to the bit, all the way down."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    elif isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype, where
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def state(run: Run) -> dict[str, Any]:
+    """Everything that a checkpoint holds, but the clock's numbers and where the logs end, which depend on those."""
+    found = runs.state_of(run)
+    for name in ("stopwatch", "render_seconds", "flags", "logs"):
+        del found[name]
+    if found["underway"] is not None:
+        del found["underway"]["seconds"]
+    return found
+
+
+def assert_equal_runs(run: Run, undisturbed: Run) -> None:
+    assert tables(run) == tables(undisturbed)
+    assert_same(state(run), state(undisturbed))
+    for _ in range(5):
+        assert_same(run.buffer.sample(8)._asdict(), undisturbed.buffer.sample(8)._asdict())
+    for each in (run, undisturbed):
+        each.close()
+    assert curves(run) == curves(undisturbed)
+
+
+def played(run: Run) -> Run:
+    train.train(run)
+    return run
+
+
+def interrupted(start: Start, line: str, stops: Sequence[Callable[[Run], None]]) -> Run:
+    """A run that is stopped once by each of `stops` and resumed, in processes that know nothing of each other."""
+    run = start(line)
+    for stop in stops:
+        stop(run)
+        train.train(run)
+        assert run.stop.number is not None, "the stop never came"
+        assert not run.finished
+        run.close()
+        disturb_everything()
+        run = start(resume=run.folder)
+    return played(run)
+
+
+@pytest.mark.parametrize("line", VARIANTS.values(), ids=VARIANTS.keys())
+def test_stopped_and_resumed_equals_uninterrupted(start: Start, line: str) -> None:
+    """In the seed steps, in the middle of an episode, twice in one episode, before and after the ring has wrapped."""
+    undisturbed = played(start(line))
+    assert undisturbed.buffer.frames_written > 3 * undisturbed.buffer.frame_capacity / 2
+    stops = [lambda run, step=step: stop_at(run, step) for step in (5, 20, 33, 34, 70, 71, 89)]
+    assert_equal_runs(interrupted(start, line, stops), undisturbed)
+
+
+@pytest.mark.parametrize("at", [0, 1, 50])
+def test_stopped_in_an_evaluation(start: Start, at: int) -> None:
+    """Nothing of it is written, and it is made again."""
+    undisturbed = played(start())
+    assert_equal_runs(interrupted(start, "", [lambda run: stop_in_evaluation(run, at)]), undisturbed)
+
+
+def test_stopped_at_every_step(start: Start) -> None:
+    line = "--num_train_steps 36 --eval_frequency 10 --num_seed_steps 4"
+    undisturbed = played(start(line))
+    stops = [lambda run, step=step: stop_at(run, step) for step in range(1, 36)]
+    assert_equal_runs(interrupted(start, line, stops), undisturbed)
+
+
+@pytest.mark.parametrize("frequency", [0, 7, 25, 1000])
+def test_killed_and_resumed_from_the_last_checkpoint(start: Start, frequency: int) -> None:
+    """What was written after the checkpoint is cut off and comes again; without one the run begins anew."""
+
+    class Killed(BaseException):
+        pass
+
+    line = f"--checkpoint_frequency {frequency}"
+    undisturbed = played(start(line))
+    run = start(line)
+    play = run.env.step
+
+    def step(action: np.ndarray) -> Any:
+        if run.step == 77:
+            raise Killed
+        return play(action)
+
+    run.env.step = step  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        train.train(run)
+    assert len(tables(run)["train"]) > 10
+    run.close()
+    disturb_everything()
+    again = start(resume=run.folder)
+    assert (again.step > 0) == (frequency in (7, 25))
+    assert_equal_runs(played(again), undisturbed)
+
+
+def test_checkpoints_come_when_they_are_due(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first episode end after each multiple of the frequency, after an evaluation, and at the end."""
+    made: list[tuple[int, bool]] = []
+    save = runs.save_checkpoint
+
+    def remember(run: Run) -> None:
+        made.append((run.step, run.underway is None))
+        save(run)
+
+    monkeypatch.setattr(train, "save_checkpoint", remember)
+    run = played(start("--checkpoint_frequency 20 --eval_frequency 0"))
+    ends = [int(row["step"]) // 3 for row in tables(run)["train"]]
+    due = [0, *(next(end for end in ends if end >= multiple) for multiple in (20, 40, 60, 80)), 90]
+    assert [step for step, _ in made] == sorted(set(due))
+    assert all(between for _, between in made[:-1])
+
+    made.clear()
+    run = played(start())
+    assert [step for step, _ in made] == [int(row["step"]) // 3 for row in tables(run)["eval"]]
+
+
+def test_a_finished_run_is_extended(start: Start) -> None:
+    """Its unfinished episode goes on. Only the evaluation at the end of the smaller budget is one more."""
+    longer = played(start("--num_train_steps 90"))
+    run = played(start("--num_train_steps 52"))
+    assert run.underway is not None
+    run.close()
+    disturb_everything()
+    again = played(start("--num_train_steps 90", resume=run.folder))
+    found, expected = tables(again), tables(longer)
+    assert found["train"] == expected["train"]
+    extra = [row for row in found["eval"] if row not in expected["eval"]]
+    assert [row["step"] for row in extra] == ["156"]
+    assert_same(state(again)["agent"], state(longer)["agent"])
+
+
+def test_a_finished_run_has_nothing_left_to_do(start: Start) -> None:
+    run = played(start())
+    before = tables(run)
+    run.close()
+    again = played(start(resume=run.folder))
+    assert tables(again) == before
+    assert again.step == run.step
+
+
+def test_without_the_replay_buffer(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run goes on, says what that changes, and updates only after num_seed_steps new transitions."""
+    line = "--save_replay_buffer false --replay_buffer_capacity 500 --eval_frequency 0"
+    run = start(line)
+    stop_at(run, 40)
+    train.train(run)
+    updates, held = run.agent.num_updates, run.underway
+    assert held is not None
+    run.close()
+    assert not list(run.folder.glob("checkpoint/replay*"))
+    capsys.readouterr()
+
+    again = start(resume=run.folder)
+    assert "replay buffer was not saved" in capsys.readouterr().err
+    assert len(again.buffer) == len(held.actions) > 0  # the unfinished episode's
+    stop_at(again, 40 + 12)
+    train.train(again)
+    assert again.agent.num_updates == updates
+    again.stop.number = None
+    played(again)
+    assert again.agent.num_updates == updates + 90 - 52
+    assert [int(row["episode"]) for row in tables(again)["train"]] == list(range(1, again.episode + 1))
+
+
+def test_weights_of_another_device_kind_are_taken_over(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint written on CUDA goes on here, with random numbers of its own."""
+    run = start()
+    stop_at(run, 40)
+    train.train(run)
+    run.close()
+    saved = run.checkpoints.read()
+    assert saved is not None
+    saved["agent"] |= {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}
+    run.checkpoints.write(run.step, saved, None)
+    again = start(resume=run.folder)
+    assert "another kind of device" in capsys.readouterr().err
+    assert_same(state(again)["agent"]["modules"], saved["agent"]["modules"])
+    played(again)
+    assert again.finished
