@@ -1,6 +1,6 @@
 """How fast the parts are, side by side with the plain baseline of tests/oracle.py, in one process.
 
-python benchmark.py update|loop|replay|eval|render|all [--device cuda] [--batch_size 128 512] [--out FILE.json]
+python benchmark.py update|loop|replay|eval|render|checkpoint|all [--device cuda] [--batch_size 128 512] [--out FILE]
 
 Variants take turns, block by block, so that a machine whose speed drifts drifts for all of them; what is printed is the
 median over blocks and the range. A block ends when the device is done. Sampling and the metrics' way to the logger
@@ -364,6 +364,74 @@ def bench_logging(args: argparse.Namespace) -> Iterator[Row]:
     yield {"case": "shares of a real run", "variant": "one run, 375 steps", **row, "remarks": remarks}
 
 
+def bench_checkpoint(args: argparse.Namespace) -> Iterator[Row]:
+    """Checkpoints of a full-sized run with 100,000 transitions: all of them, 5,000 new ones, none; and reading back."""
+    flags = {"env": args.env, "num_skills": args.num_skills, "save_video": False, "device": args.device}
+    with tempfile.TemporaryDirectory() as folder:
+        run = runs.setup(make_config({**flags, "work_dir": folder}))
+        episodes = [list(random_episode(run.env)) for _ in range(8)]  # real pictures, played over and over
+        run.env.reset(seed=0)
+        fill(run, episodes, 100_000)
+        for _ in range(2):  # so that the optimizers have something to save
+            run.agent.update(run.buffer.sample(8))
+        timings: dict[str, list[float]] = {"all": [timed(lambda: runs.save_checkpoint(run))]}
+        pieces = {"all": list((run.folder / "checkpoint").glob("replay_*"))}
+        for _ in range(args.blocks):
+            for name, new in (("5,000 new", 5_000), ("no new", 0)):
+                fill(run, episodes, new)
+                timings.setdefault(name, []).append(timed(lambda: runs.save_checkpoint(run)))
+                pieces[name] = sorted((run.folder / "checkpoint").glob("replay_*"), key=os.path.getmtime)[-1:]
+        state = max(path.stat().st_size for path in run.folder.glob("checkpoint/state_*"))
+        run.close()
+        again: list[runs.Run] = []
+        resumed = make_config({**flags, "work_dir": folder, "resume": str(run.folder)})
+        timings["set-up and reading back"] = [timed(lambda: again.append(runs.setup(resumed)))]
+        again[0].close()
+        for name, values in timings.items():
+            size = sum(path.stat().st_size for path in pieces.get(name, []) if path.exists())
+            figures = {"low_ms": min(values), "high_ms": max(values), "median_ms": statistics.median(values)}
+            remarks = f"state {state / 1e6:.0f} MB, replay {size / 1e6:.0f} MB"
+            case = f"100,000 transitions, {args.env}"
+            yield {
+                "case": case,
+                "variant": name,
+                **figures,
+                "ratio": timings["all"][0] / figures["median_ms"],
+                "remarks": remarks,
+            }
+
+
+def random_episode(env: dmc.DMCEnv) -> Iterator[tuple[Any, ...]]:
+    """(None, first observation), then (action, reward, observation, terminated) for each step."""
+    obs, _ = env.reset()
+    yield None, obs
+    over = False
+    while not over:
+        action = env.action_space.sample()
+        obs, reward, terminated, truncated, _ = env.step(action)
+        over = terminated or truncated
+        yield action, reward, obs, terminated
+
+
+def fill(run: runs.Run, episodes: Sequence[Sequence[tuple[Any, ...]]], transitions: int) -> None:
+    """Give the run's replay buffer so many transitions, of whole episodes."""
+    while transitions > 0:
+        for (_, first), *steps in episodes:
+            run.buffer.start_episode(first)
+            for action, reward, obs, terminated in steps:
+                run.buffer.add(action, reward, obs, terminated, 0)
+            transitions -= len(steps)
+            if transitions <= 0:
+                return
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Milliseconds that it takes."""
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1e3
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -378,6 +446,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "replay": bench_replay,
     "eval": bench_eval,
     "render": bench_render,
+    "checkpoint": bench_checkpoint,
 }
 
 if __name__ == "__main__":
