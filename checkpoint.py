@@ -21,7 +21,7 @@ import torch
 
 FORMAT = 1  # of everything here; another one is refused
 FOLDER, MANIFEST = "checkpoint", "manifest.json"
-FILE_NAME = re.compile(r"(state|replay)_\d+\.pt")
+FILE_NAME = re.compile(r"(state|replay)_[0-9]+\.pt")
 UNFINISHED = ".partial"
 
 State = dict[str, Any]  # tensors, numbers, strings, None, and dicts, lists and tuples of them
@@ -87,18 +87,26 @@ class Checkpoints:
             OSError: with the file's name; the checkpoint before is still there and whole.
         """
         self.folder.mkdir(exist_ok=True)
-        serial = self._serial + 1
+        manifest, serial = self.folder / MANIFEST, self._serial + 1
         pieces = [piece for piece in self._pieces if piece.end > oldest_frame] if replay is not None else []
+        sealed = b""
         try:
+            if not manifest.exists():  # so that a manifest that is missing beside other files is always damage
+                write_file(manifest, _sealed({"serial": 0, "step": -1, "state": None, "replay": []}))
             if replay is not None and end > self.saved_frames:
                 pieces.append(self._write_piece(f"replay_{serial}.pt", replay, end))
             main = self._write_piece(f"state_{serial}.pt", state)
             listed = [piece._asdict() for piece in pieces]
             content = {"serial": serial, "step": step, "state": main._asdict(), "replay": listed}
-            write_file(self.folder / MANIFEST, _sealed(content))
+            sealed = _sealed(content)
+            write_file(manifest, sealed)
         except OSError:
-            for kind in ("replay", "state"):
-                (self.folder / f"{kind}_{serial}.pt").unlink(missing_ok=True)
+            if sealed and manifest.read_bytes() == sealed:
+                # Renamed, but a power cut may undo that: this one is the checkpoint, and the old one's files stay.
+                self.step, self._serial, self._pieces = step, serial, pieces
+            else:
+                for kind in ("replay", "state"):
+                    (self.folder / f"{kind}_{serial}.pt").unlink(missing_ok=True)
             raise
         self.step, self._serial, self._pieces = step, serial, pieces
         self._remove_all_but({main.name, *(piece.name for piece in pieces)})
@@ -125,20 +133,24 @@ class Checkpoints:
         if manifest is None:
             return None
         try:
-            state = Piece(**manifest["state"])
-            self._pieces = [Piece(**piece) for piece in manifest["replay"]]
-            self.step, self._serial = int(manifest["step"]), int(manifest["serial"])
+            if manifest["state"] is None:  # killed or out of room during the first one
+                return None
+            state, *pieces = [self._listed(**piece) for piece in [manifest["state"], *manifest["replay"]]]
+            step, serial = _count(manifest["step"]), _count(manifest["serial"])
         except (KeyError, TypeError, ValueError) as error:
             raise self._damage(MANIFEST, "it lacks something") from error
+        self.step, self._serial, self._pieces = step, serial, pieces
         return self._read_piece(state)
+
+    def _listed(self, name: str, bytes: int, sha256: str, end: int) -> Piece:
+        """A file as the manifest lists it."""
+        if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
+            raise self._damage(MANIFEST, f"it names a file {name!r}")
+        return Piece(name, _count(bytes), sha256, _count(end))
 
     def replay_pieces(self) -> Iterator[State]:
         """The pieces of the replay buffer, oldest first. Raises CheckpointError."""
         return map(self._read_piece, self._pieces)
-
-    def forget_replay(self) -> None:
-        """Go on without the pieces: the next checkpoint lists none of them."""
-        self._pieces = []
 
     def _read_manifest(self) -> dict[str, Any] | None:
         path = self.folder / MANIFEST
@@ -167,8 +179,6 @@ class Checkpoints:
         return list(self.folder.iterdir()) if self.folder.is_dir() else []
 
     def _read_piece(self, piece: Piece) -> State:
-        if not isinstance(piece.name, str) or not FILE_NAME.fullmatch(piece.name):
-            raise self._damage(MANIFEST, f"it names a file {piece.name!r}")
         try:
             data = (self.folder / piece.name).read_bytes()
         except FileNotFoundError:
@@ -199,6 +209,13 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
     }
     seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**content, "sha256": seal}, indent=1) + "\n").encode()
+
+
+def _count(value: Any) -> int:
+    """The value, where it is a number as this program counts anything. Raises ValueError."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(value)
+    return value
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ PLANET_ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "cheetah": 4, "finger": 2,
 DREAMER_ACTION_REPEAT = 2
 BENCHMARK_BATCH_SIZE = 512
 MAX_SEED = 2**64 - 1  # torch takes no larger one
+MAX_NUMBER = 2**63 - 1  # of any other whole number
 CHECKPOINTS_WITHOUT_EVALUATIONS = 5000  # agent steps between checkpoints where nothing else says how many
 CONFIG_FILE = "config.json"  # in a run's folder
 DESCRIPTION = "Train DrQ, with DIAYN skills or without, on a DeepMind Control Suite task seen as pixels."
@@ -28,6 +29,11 @@ DESCRIPTION = "Train DrQ, with DIAYN skills or without, on a DeepMind Control Su
 
 class UserError(Exception):
     """Something the user can mend. The message is one line that names the flag or the thing, and the remedy."""
+
+
+def one_line(message: str) -> str:
+    """The message with what would break its line, or do something to a terminal, written as an escape."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
 
 
 # -- the configuration: the one home of every flag and its default ---------------------------------------------------
@@ -213,7 +219,7 @@ def resumed_config(given: Mapping[str, Any]) -> Config:
     stored = read_flags(folder)
     kept = {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
     if "num_train_frames" in given:
-        del kept["num_train_steps"]
+        kept.pop("num_train_steps", None)
     config = make_config({**kept, **given})
     refuse_changes(stored, config, f"the run in {folder}")
     return config
@@ -256,7 +262,7 @@ def _stored_value(path: Path, name: str, value: Any) -> Any:
         return None
     if isinstance(value, list) and len(value) == 2 and all(_is_number(part) for part in value):
         value = tuple(map(float, value))
-    numbers = {int: isinstance(value, int) and not isinstance(value, bool), float: _is_number(value)}
+    numbers = {int: type(value) is int, float: _is_number(value)}
     fits = numbers[kind] if kind in numbers else isinstance(value, typing.get_origin(kind) or kind)
     if not fits:
         raise UserError(f"--resume: {path} is damaged: {name} is {value!r}; put its text back, or start a new run")
@@ -264,7 +270,7 @@ def _stored_value(path: Path, name: str, value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, float) or (type(value) is int and abs(value) <= MAX_NUMBER)
 
 
 def _benchmark_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,6 +301,8 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
             raise UserError(f"--{field.name} must be a finite number; got {number}")
         for key, words, holds in bounds:
             bound = field.metadata[key]
+            if key == "high" and bound is None and isinstance(number, int):
+                bound = MAX_NUMBER
             if bound is not None and not holds(number, bound):
                 raise UserError(f"--{field.name} must be {words} {bound}; got {number}")
     choices = field.metadata["choices"]
@@ -317,7 +325,7 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             nearest = difflib.get_close_matches(unknown.group(1), CONFIG_TYPES, n=1)
             message += f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Config:

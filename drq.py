@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -538,6 +538,7 @@ class DrQAgent:
             module.load_state_dict(state["modules"][name])
         for name, optimizer in self.optimizers().items():
             groups = optimizer.state_dict()["param_groups"]  # learning rates and kernels are this agent's own
+            _check_moments(state["optimizers"][name], groups[0]["params"], optimizer.param_groups[0]["params"])
             optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
 
     def _all_modules(self) -> dict[str, nn.Module]:
@@ -557,3 +558,15 @@ class DrQAgent:
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return to_device(array, self.device)
+
+
+def _check_moments(state: Mapping[int, Any], numbers: Sequence[int], parameters: Sequence[torch.Tensor]) -> None:
+    """Raise ValueError where an Adam's state isn't of these parameters: the fused kernel would write anywhere."""
+    if state and set(state) != set(numbers):
+        raise ValueError("the optimizer's state is of other parameters")
+    for number, parameter in zip(numbers, parameters, strict=True):
+        moments = state.get(number, {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter})
+        shapes = {name: (value.shape, value.dtype) for name, value in moments.items()}
+        as_parameter = (parameter.shape, parameter.dtype)
+        if shapes != {"step": (torch.Size(()), torch.float32), "exp_avg": as_parameter, "exp_avg_sq": as_parameter}:
+            raise ValueError("the optimizer's state is of other parameters")

@@ -36,6 +36,7 @@ UPDATE_METRICS = (
     "alpha_value",
 )
 SKILL_UPDATE_METRICS = ("discriminator_loss", "discriminator_accuracy", "intrinsic_reward")
+CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")
 EPISODE_COLUMNS = (
     "type",
     "episode",
@@ -364,6 +365,16 @@ class Logger:
                 parts.append(f"{label}: -")  # no update yet
         tqdm.write(" | ".join(parts), file=sys.stdout)
         sys.stdout.flush()
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Raise an error of any usual kind where a Logger could not go on after this `state_dict`."""
+    position = {name: state["position"][name] for name in CSV_FILES} | state["position"]
+    if not all(type(size) is int and size >= 0 for size in position.values()):
+        raise ValueError("lengths of log files")
+    meters = Meters()
+    meters.load_state_dict(state["meters"], torch.device("cpu"))
+    meters.peek()
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -95,9 +95,13 @@ def write_config(config: Config, folder: Path, renderer: RendererInfo, resumed_a
     flags = {**dataclasses.asdict(config), "resume": None}
     record: dict[str, Any] = {"flags": flags, **_surroundings(config, renderer)}
     if resumed_at is not None:
-        before = json.loads(path.read_text())
-        _warn_of_versions(before.get("versions", {}), record["versions"])
-        resumed = [*before.get("resumed", []), {"frame": resumed_at, **_surroundings(config, renderer)}]
+        before = json.loads(path.read_bytes())
+        versions, resumed = before.get("versions"), before.get("resumed")
+        _warn_of_versions(versions if isinstance(versions, dict) else {}, record["versions"])
+        resumed = [
+            *(resumed if isinstance(resumed, list) else []),
+            {"frame": resumed_at, **_surroundings(config, renderer)},
+        ]
         record = {**before, "flags": flags, "resumed": resumed}
     write_file(path, (json.dumps(record, indent=2) + "\n").encode())
 

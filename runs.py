@@ -271,6 +271,7 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
     A run that was killed before its first checkpoint is at its beginning, without logs.
     """
     from checkpoint import CheckpointError, Checkpoints
+    from dmc import RenderingError
     from run_folder import locked
 
     folder = resources.enter_context(locked(Path(config.resume)))
@@ -278,11 +279,14 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
     try:
         state = checkpoints.read()
         if state is not None:
-            refuse_changes(state.get("flags", {}), config, f"the checkpoint in {folder}")
+            flags = state.get("flags")
+            if not isinstance(flags, dict):
+                raise CheckpointError("the checkpoint doesn't fit this version of the program (it has no flags)")
+            refuse_changes(flags, config, f"the checkpoint in {folder}")
         run = Run(config, folder, checkpoints, **make_parts(config, resources))
         if state is not None:
             restore(run, state)
-    except CheckpointError as error:
+    except (CheckpointError, RenderingError) as error:
         raise UserError(f"--resume {folder}: {error}") from error
     return run, state and state["logs"]
 
@@ -302,7 +306,12 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
     keep_freed_memory()
     seed_everything(config.seed)
     env.action_space.seed(config.seed)
-    agent = make_agent(config, obs_shape, action_dim)
+    try:
+        agent = make_agent(config, obs_shape, action_dim)
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error):  # torch has no class of its own for this on the CPU
+            raise
+        raise UserError("--hidden_dim, --encoder_feature_dim: no memory for networks of that size; smaller") from error
     try:
         episodes = len(agent.skills()) * config.num_eval_episodes
         lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
@@ -406,6 +415,8 @@ def save_checkpoint(run: Run) -> None:
 def restore(run: Run, state: State) -> None:
     """Bring the parts of a run at its beginning to where `state` has them. Raises CheckpointError."""
     from checkpoint import CheckpointError
+    from dmc import RenderingError
+    from logger import check_state
     from utils import set_random_states
 
     try:
@@ -419,9 +430,12 @@ def restore(run: Run, state: State) -> None:
         refill = restore_replay_buffer(run, state["replay_buffer"])
         if state["underway"] is not None:
             run.underway = replay_episode(run, state["underway"], refill)
-        run.env.render_seconds = state["render_seconds"]
+        run.env.render_seconds = float(state["render_seconds"])
+        check_state(state["logs"])
         set_random_states(state["random"], run.agent.device)  # last: nothing after it draws from them
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+    except RenderingError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"the checkpoint doesn't fit this version of the program ({reason})") from error
     if state["agent"]["device"] != run.agent.device.type:

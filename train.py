@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from config import UserError, parse_args
+from config import UserError, one_line, parse_args
 from runs import Run, RunError, Underway, check_losses, not_finite, save_checkpoint, setup
 from stop import StopError, StopRequest
 
@@ -219,16 +220,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("stopped before the run began", file=sys.stderr)
             return stop.exit_code
         run.stop, stop.listening = stop, True
-        go_on = f"python train.py --resume {run.folder}"
+        go_on = f"python train.py --resume {shlex.quote(str(run.folder))}"
         try:
             train(run)
         except RunError as error:
             return _failed(f"{error}; {go_on}", 1)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                place = error.filename or run.folder
+                return _failed(f"the disk is full at {place}; make room, then go on with: {go_on}", 2)
+            if not str(error.filename).startswith(str(run.folder)):
                 raise
-            place = error.filename or run.folder
-            return _failed(f"the disk is full at {place}; make room, then go on with: {go_on}", 2)
+            return _failed(f"{error.filename}: {error.strerror}; mend that, then go on with: {go_on}", 2)
         finally:
             run.close()
         if stop.number is not None:
@@ -238,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str, exit_code: int) -> int:
-    print(f"train.py: error: {message}", file=sys.stderr)
+    print(f"train.py: error: {one_line(message)}", file=sys.stderr)
     return exit_code
 
 
