@@ -541,6 +541,12 @@ class DrQAgent:
             _check_moments(state["optimizers"][name], groups[0]["params"], optimizer.param_groups[0]["params"])
             optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
 
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether every weight is a finite number. This waits for the device."""
+        weights = [p for module in self._all_modules().values() for p in module.parameters()]
+        return bool(torch.stack(torch._foreach_norm([*weights, self.log_alpha])).isfinite().all())
+
     def _all_modules(self) -> dict[str, nn.Module]:
         return {**self.modules(), "critic_target": self.critic_target}
 

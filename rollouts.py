@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
@@ -67,7 +69,7 @@ def make_lanes(factory: Callable[[], gymnasium.Env[Any, Any]], episodes: int, wo
     rounds = math.ceil(episodes / (workers or MAX_LANES))
     count = math.ceil(episodes / rounds)
     if workers:
-        return AsyncVectorEnv([lambda: _of_worker(factory)] * count, context="spawn")
+        return AsyncVectorEnv([partial(_of_worker, factory, os.getpid())] * count, context="spawn")
     return SyncVectorEnv([lambda: Parked(factory())] * count)
 
 
@@ -80,10 +82,11 @@ def close_lanes(lanes: Lanes) -> None:
             process.kill()
 
 
-def _of_worker(factory: Callable[[], gymnasium.Env[Any, Any]]) -> Parked:
+def _of_worker(factory: Callable[[], gymnasium.Env[Any, Any]], owner: int) -> Parked:
     """An environment in a process of its own, which leaves Ctrl-C and a cluster's SIGTERM to the training process."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    if os.getpid() != owner:  # the vector also makes one in the training process, to look at
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     return Parked(factory())
 
 

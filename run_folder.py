@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -70,7 +70,7 @@ def locked(folder: Path) -> Iterator[Path]:
     Raises UserError where another process has it.
     """
     try:
-        file = (folder / LOCK_FILE).open("a+")
+        file = os.fdopen(os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644), "r+")
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error.strerror}; mend its rights or copy it elsewhere") from error
     with file:
@@ -80,9 +80,8 @@ def locked(folder: Path) -> Iterator[Path]:
             file.seek(0)
             owner = file.read().strip()[:200] or "another process"
             raise UserError(f"{folder} is in use by {owner}; stop that first") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with suppress(OSError):  # who has it is said to be helpful; a full disk is no reason to stop here
+            os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".ljust(80).encode(), 0)
         yield folder
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from rollouts import Lanes
     from utils import Stopwatch
 
-COUNTERS = ("step", "episode", "evaluated", "learning_from")  # of a Run
+COUNTERS = ("step", "episode", "evaluated", "scheduled", "learning_from")  # of a Run
 CUDA_HEADROOM = 6 << 30  # bytes of device memory left to networks and activations, at a batch of 512
 AGENT_FLAGS = (  # passed on as they are, under the same names
     *("device", "seed", "augmentation", "image_pad", "lr", "discount", "extrinsic_reward_coeff", "init_temperature"),
@@ -80,12 +81,18 @@ class Run:
     episode: int = 0  # finished training episodes
     underway: Underway | None = None  # None between episodes
     evaluated: int = -1  # agent step of the last evaluation
+    scheduled: int = -1  # likewise, without one that the end of the budget brought about within an episode
+    saved: tuple[int, int] = (-1, -1)  # `step` and `evaluated` of the checkpoint
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     resources: ExitStack = dataclasses.field(default_factory=ExitStack)
 
     @property
     def frame(self) -> int:
         return self.step * self.config.action_repeat
+
+    @property
+    def resume_command(self) -> str:
+        return f"python train.py --resume {shlex.quote(str(self.folder))}"
 
     @property
     def finished(self) -> bool:
@@ -352,6 +359,8 @@ def record(run: Run, renderer: RendererInfo, logs: State | None, resources: Exit
         raise UserError(f"--resume {folder}: {error}") from error
     except OSError as error:
         reason = error.strerror or error
+        if config.resume is not None:
+            raise UserError(f"--resume {folder}: {reason}: {error.filename or folder}; mend that first") from error
         raise UserError(f"--work_dir {config.work_dir}: {reason}; name a folder on a disk with room") from error
     if logs is not None:
         run.logger.load_meters(logs, run.agent.device)
@@ -403,12 +412,15 @@ def _episode_state(episode: Underway) -> State:
 def save_checkpoint(run: Run) -> None:
     """Make where the run is now its checkpoint. Raises RunError where it isn't worth it, OSError where it can't."""
     check_losses(run)
+    if not run.agent.is_finite():
+        raise RunError(not_finite(run, ["weights"]))
     buffer, checkpoints = run.buffer, run.checkpoints
     with run.stopwatch("checkpoint"):
         run.logger.status("writing a checkpoint")
         replay = buffer.transitions_since(checkpoints.saved_frames) if run.config.save_replay_buffer else None
         frames = {"oldest_frame": buffer.oldest_frame, "end": buffer.frames_written}
         checkpoints.write(run.step, state_of(run), replay, **frames)
+        run.saved = (run.step, run.evaluated)
         run.logger.status("")
 
 
@@ -422,6 +434,7 @@ def restore(run: Run, state: State) -> None:
     try:
         for name in COUNTERS:
             setattr(run, name, int(state["counters"][name]))
+        run.saved = (run.step, run.evaluated)
         run.agent.load_state_dict(state["agent"])
         run.env.action_space.np_random.bit_generator.state = state["action_space"]
         run.skill_rng.bit_generator.state = state["skills"]

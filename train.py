@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -42,10 +41,10 @@ def train(run: Run) -> None:
             train_episode(run)
         except RenderingError as error:
             failure = error
-    if run.checkpoints.step < run.step:
+    if run.saved != (run.step, run.evaluated):
         save_checkpoint(run)
     if failure is not None:
-        raise RunError(f"{failure}; the run is saved up to frame {run.frame}") from failure
+        raise RunError(f"{failure}; saved up to frame {run.frame}, go on with: {run.resume_command}") from failure
     if run.finished and run.stop.number is None:
         run.logger.finish(run.frame, run.stopwatch.elapsed, time_shares(run))
 
@@ -54,7 +53,7 @@ def evaluation_is_due(run: Run) -> bool:
     frequency = run.config.eval_frequency
     if not frequency:
         return False
-    passed = run.underway is None and run.step // frequency > run.evaluated // frequency
+    passed = run.underway is None and run.step // frequency > run.scheduled // frequency
     return passed or (run.finished and run.evaluated < run.step)
 
 
@@ -200,6 +199,8 @@ def evaluate(run: Run) -> None:
         logger.status("")
         logger.evaluation(run.episode, frame, results)
         run.evaluated = run.step
+        if run.underway is None:
+            run.scheduled = run.step
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -220,11 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("stopped before the run began", file=sys.stderr)
             return stop.exit_code
         run.stop, stop.listening = stop, True
-        go_on = f"python train.py --resume {shlex.quote(str(run.folder))}"
+        go_on = run.resume_command
         try:
             train(run)
         except RunError as error:
-            return _failed(f"{error}; {go_on}", 1)
+            return _failed(str(error), 1)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 place = error.filename or run.folder

@@ -1,0 +1,748 @@
+"""Faults, given to the real program on dm_control's pixels: kills, stops, full disks, lost renderers, lost numbers.
+
+Whatever happens, `--resume` goes on as if nothing had: the same rows, weights, replay buffer and random states.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import dmc
+import runs
+import train
+from checkpoint import MANIFEST, Checkpoints
+from config import CHANGEABLE
+from replay_buffer import ReplayBuffer
+
+# Ten and a half episodes of 8 agent steps, updates from step 20 on, a replay buffer that is full after four episodes.
+# Evaluations after steps 0, 24, 48, 64 and 84; checkpoints after 0, 24, 40, 64, 80 and 84.
+SMALL = (
+    "--device cpu --env cartpole_swingup --image_size 24 --time_limit 16 --action_repeat 2 --num_train_steps 84 "
+    "--num_seed_steps 20 --num_skills 2 --batch_size 4 --hidden_dim 8 --encoder_feature_dim 4 --num_eval_episodes 1 "
+    "--replay_buffer_capacity 30 --log_frequency_step 50 --eval_frequency 21 --checkpoint_frequency 20 "
+    "--save_video false"
+)
+EPISODE_STEPS, ACTION_REPEAT = 8, 2
+CLOCK = ("duration", "fps")  # columns and tags that a clock measured
+KILLS, SEED = 20, 1
+PATIENCE = 120.0  # seconds for what takes a few
+
+NO_EVALUATION = "--eval_frequency 1000"  # but the first and the last
+
+signals = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+
+
+class Child:
+    """`python train.py`, the leader of a process group of its own; what it says goes into files.
+
+    Args:
+        line: its arguments.
+        place: a new folder for those files.
+    """
+
+    def __init__(self, line: str, place: Path) -> None:
+        place.mkdir()
+        self._said, self._complained = place / "stdout", place / "stderr"
+        environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        with self._said.open("wb") as stdout, self._complained.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *shlex.split(line)],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def stdout(self) -> str:
+        return self._said.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._complained.read_text()
+
+    @property
+    def last_line(self) -> str:
+        return self.stderr.splitlines()[-1]
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        return self.process.wait(timeout)
+
+    def until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> bool:
+        """Wait for the condition; False where the process ends first, or the time does."""
+        end = time.monotonic() + timeout
+        while not condition():
+            if not self.running or time.monotonic() > end:
+                return bool(condition())
+            time.sleep(0.002)
+        return True
+
+    def until_says(self, text: str) -> None:
+        assert self.until(lambda: text in self.stdout), f"{text!r} was not said: {self.stdout}{self.stderr}"
+
+    def until_episode(self, number: int) -> None:
+        """Wait until this training episode is over."""
+        self.until_says(f"| train | E: {number} ")
+
+    def finish(self) -> Child:
+        """Wait for a good end."""
+        assert self.wait() == 0, self.stderr
+        assert "Traceback" not in self.stderr
+        return self
+
+    def halt(self) -> None:
+        """SIGSTOP, and wait until it stands still."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+Launch = Callable[[str], Child]
+Mount = Callable[[str], Path]
+Undisturbed = Callable[[str], Path]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """`launch(arguments)`: a Child, which doesn't outlive the test."""
+    children: list[Child] = []
+
+    def start(line: str) -> Child:
+        children.append(Child(line, tmp_path / f"child{len(children)}"))
+        return children[-1]
+
+    yield start
+    for child in children:
+        if child.running:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """`undisturbed(flags)`: the folder of a run with SMALL and these flags that nothing happened to."""
+    done: dict[str, Path] = {}
+
+    def folder(line: str) -> Path:
+        if line not in done:
+            place = tmp_path_factory.mktemp("undisturbed")
+            Child(f"{SMALL} {line} --work_dir {place / 'runs'}", place / "child").finish()
+            done[line] = run_folder(place / "runs")
+        return done[line]
+
+    return folder
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """`mount(options)`: a small file system of its own. Only root can make one."""
+    mounted: list[Path] = []
+
+    def make(options: str) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("no right to mount a file system")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def run_folder(work_dir: Path) -> Path:
+    (record,) = work_dir.glob("*/*/config.json")
+    return record.parent
+
+
+# -- what a run leaves ---------------------------------------------------------------------------------------------
+
+
+def table(path: Path) -> list[list[str]]:
+    """A CSV's cells as they stand in the file, but for what a clock measured. Every row must be whole."""
+    text = path.read_text()
+    assert text.endswith("\n")
+    header, *rows = [line.split(",") for line in text.splitlines()]
+    assert all(len(row) == len(header) for row in rows), path
+    kept = [number for number, column in enumerate(header) if column not in CLOCK]
+    return [[row[number] for number in kept] for row in (header, *rows)]
+
+
+def tables(folder: Path) -> dict[str, list[list[str]]]:
+    return {name: table(folder / f"{name}.csv") for name in ("train", "eval", "episodes")}
+
+
+def column(folder: Path, name: str, title: str) -> list[str]:
+    header, *rows = table(folder / f"{name}.csv")
+    return [row[header.index(title)] for row in rows]
+
+
+def steps(folder: Path, name: str) -> list[int]:
+    return [int(cell) for cell in column(folder, name, "step")]
+
+
+def scalars(folder: Path, purge: bool) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's (step, value) pairs by tag; `purge`: as it shows them, else all that the files hold."""
+    reader = EventAccumulator(str(folder / "tb"), size_guidance={"scalars": 0}, purge_orphaned_data=purge)
+    reader.Reload()
+    pairs = {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+    measured = {tag for tag in pairs if tag.rpartition("/")[2] in CLOCK}
+    return {
+        tag: [(step, 0.0 if tag in measured else value) for step, value in found]
+        for tag, found in pairs.items()
+        if not tag.startswith("time/")
+    }
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """All that the checkpoint holds, the replay buffer put together, without clocks and names of files."""
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.read()
+    assert found is not None
+    flags = found["flags"]
+    buffer = ReplayBuffer(flags["replay_buffer_capacity"], (3, *[flags["image_size"]] * 2), flags["frame_stack"], 1)
+    buffer.load_state_dict(found["replay_buffer"])
+    for piece in checkpoints.replay_pieces():
+        buffer.load_transitions(piece)
+    assert len(buffer) > 0
+    found["transitions"] = buffer.transitions_since(0)
+    found["flags"] = {name: value for name, value in flags.items() if name not in CHANGEABLE | {"work_dir"}}
+    found["logs"] = found["logs"]["meters"]
+    del found["stopwatch"], found["render_seconds"]
+    if found["underway"] is not None:
+        del found["underway"]["seconds"]
+    return found
+
+
+def differences(one: Any, two: Any, where: str = "") -> Iterator[str]:
+    """The places in which two states differ, in type or in value."""
+    if type(one) is not type(two):
+        yield f"{where}: {type(one)}, {type(two)}"
+    elif isinstance(one, dict):
+        if list(one) != list(two):
+            yield f"{where}: {list(one)}, {list(two)}"
+        for key in one.keys() & two.keys():
+            yield from differences(one[key], two[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        if len(one) != len(two):
+            yield f"{where}: lengths {len(one)}, {len(two)}"
+        for number, pair in enumerate(zip(one, two, strict=False)):
+            yield from differences(*pair, f"{where}/{number}")
+    elif isinstance(one, torch.Tensor):
+        if one.dtype != two.dtype or not torch.equal(one, two):
+            yield where
+    elif one != two:
+        yield f"{where}: {one}, {two}"
+
+
+def assert_equal_runs(folder: Path, reference: Path, context: str = "", tensorboard: bool = True) -> None:
+    """The same CSVs apart from durations, the same TensorBoard scalars, the same last checkpoint; nothing twice."""
+    for name, rows in tables(reference).items():
+        assert table(folder / f"{name}.csv") == rows, f"{name}.csv {context}"
+        assert steps(folder, name) == sorted(steps(folder, name)), context
+    for name in ("train", "eval"):
+        assert len(steps(folder, name)) == len(set(steps(folder, name))), context
+    assert list(differences(state(folder), state(reference))) == [], context
+    if tensorboard:
+        for purge in (True, False):
+            assert scalars(folder, purge) == scalars(reference, purge), context
+    assert leftovers(folder) == [], context
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.partial*"))
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Of the checkpoint there is, all of whose files are read; -1 without one."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.read()
+    assert all(checkpoints.replay_pieces())
+    return checkpoints.step
+
+
+# -- kills ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_twenty_kills(launch: Launch, tmp_path: Path) -> None:
+    """SIGKILL at the start, in an episode, an evaluation, a checkpoint: what is left ends as the undisturbed run."""
+    line = f"{SMALL} --num_train_steps 400 --eval_frequency 40 --checkpoint_frequency 8 --replay_buffer_capacity 100"
+    reference = launch(f"{line} --work_dir {tmp_path / 'reference'}")
+    rng, work_dir = random.Random(SEED), tmp_path / "killed"
+    moments = ["start"] * 3 + ["checkpoint"] * 4 + ["evaluation"] * 3 + ["anywhere"] * (KILLS - 10)
+    rng.shuffle(moments)
+    hits: list[str] = []
+    for moment in moments:
+        found = sorted(work_dir.glob("*/*/config.json"))
+        child = launch(f"--resume {found[0].parent}" if found else f"{line} --work_dir {work_dir}")
+        wait_for_moment(child, moment, work_dir, rng)
+        checkpoints = len(list(work_dir.glob(f"*/*/checkpoint/{MANIFEST}")))
+        if not child.running:
+            child.finish()
+            break
+        child.kill()
+        assert child.process.returncode == -signal.SIGKILL
+        assert "Traceback" not in child.stderr, child.stderr
+        hits.append(f"{moment}, {checkpoints} checkpoint, {child.stdout.splitlines()[-1:]}")
+    context = f"seed {SEED}; the kills hit: {hits}"
+    folder = sorted(work_dir.glob("*/*/config.json"))[0].parent
+    launch(f"--resume {folder}").finish()
+    reference.finish()
+    assert len(hits) >= 10, context
+    assert any(", 1 checkpoint" in hit for hit in hits), context
+    assert steps(folder, "train") == list(range(16, 801, 16)), context
+    assert_equal_runs(folder, run_folder(tmp_path / "reference"), context)
+
+
+def wait_for_moment(child: Child, moment: str, work_dir: Path, rng: random.Random) -> None:
+    if moment == "start":
+        child.until(lambda: False, rng.uniform(0.2, 4.5))
+        return
+    child.until_says("outputs:")
+    if moment == "checkpoint":
+        child.until(lambda: False, rng.uniform(0, 0.5))
+        child.until(lambda: list(work_dir.glob("*/*/checkpoint/*.partial")), 3)
+    elif moment == "evaluation":
+        child.until(lambda: re.search(r"\| train \| E: \d+ \| S: \d*0 [^\n]*\n$", child.stdout), 3)
+        child.until(lambda: False, rng.uniform(0, 0.2))
+    else:
+        child.until(lambda: False, rng.uniform(0, 1))
+
+
+# -- being asked to stop -------------------------------------------------------------------------------------------
+
+
+def assert_stopped(child: Child, number: int, folder: Path) -> int:
+    """Stopped by the signal as it should be: the agent step at which it stopped and was saved."""
+    assert child.wait() == 128 + number, child.stderr
+    assert "Traceback" not in child.stderr, child.stderr
+    said = re.fullmatch(
+        rf"stopped at frame (\d+), which is saved; go on with: python train\.py --resume {folder}", child.last_line
+    )
+    assert said, child.stderr
+    assert leftovers(folder) == []
+    assert checkpoint_step(folder) * ACTION_REPEAT == int(said[1])
+    return checkpoint_step(folder)
+
+
+def in_evaluation(child: Child, work_dir: Path, frame: int) -> None:
+    """Wait until the child films the evaluation at this frame, and halt it there."""
+    assert child.until(lambda: list(work_dir.glob(f"*/*/video/.{frame}_skill0.*"))), child.stderr
+    child.halt()
+    assert list(work_dir.glob(f"*/*/video/.{frame}_skill0.*"))
+
+
+@signals
+@pytest.mark.slow
+def test_stop_in_training(number: signal.Signals, launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    child = launch(f"{SMALL} --work_dir {tmp_path}")
+    child.until_episode(4)
+    time.sleep(0.1)
+    os.kill(child.pid, number)
+    folder = run_folder(tmp_path)
+    assert 4 * EPISODE_STEPS <= assert_stopped(child, number, folder) < 84
+    launch(f"--resume {folder}").finish()
+    assert_equal_runs(folder, undisturbed(""))
+
+
+@signals
+@pytest.mark.slow
+def test_stop_in_evaluation(number: signal.Signals, launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """It is broken off without a trace, and played when the run is resumed."""
+    child = launch(f"{SMALL} --save_video true --work_dir {tmp_path}")
+    in_evaluation(child, tmp_path, 48)
+    os.kill(child.pid, number)
+    child.go_on()
+    folder = run_folder(tmp_path)
+    assert assert_stopped(child, number, folder) == 24
+    assert steps(folder, "eval") == [0]
+    videos = {f"{name}.mp4" for name in ("0_skill0", "0_skill1", "0_skills")}
+    assert {path.name for path in (folder / "video").iterdir()} == videos
+    launch(f"--resume {folder} --save_video false").finish()
+    assert_equal_runs(folder, undisturbed(""))
+
+
+@pytest.mark.slow
+def test_stop_in_the_last_evaluation(launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """It is all that is left to do; after it the run is finished, as its checkpoint knows."""
+    child = launch(f"{SMALL} {NO_EVALUATION} --save_video true --work_dir {tmp_path}")
+    in_evaluation(child, tmp_path, 168)
+    os.kill(child.pid, signal.SIGINT)
+    child.go_on()
+    folder = run_folder(tmp_path)
+    assert assert_stopped(child, signal.SIGINT, folder) == 84
+    launch(f"--resume {folder} --save_video false").finish()
+    assert tables(folder) == tables(undisturbed(NO_EVALUATION))
+    assert_equal_runs(folder, undisturbed(NO_EVALUATION))
+
+
+@signals
+@pytest.mark.slow
+def test_second_signal(number: signal.Signals, launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """It ends the process in the middle of a step that takes seconds; what the last checkpoint has goes on."""
+    line = "--num_train_steps 22 --checkpoint_frequency 8 --num_train_iters 400"
+    child = launch(f"{SMALL} {line} --work_dir {tmp_path}")
+    child.until_episode(2)
+    time.sleep(0.5)  # past the steps without updates
+    os.kill(child.pid, signal.SIGINT)
+    assert child.until(lambda: "stopping" in child.stderr, 2), "the first signal was not heard"
+    began = time.monotonic()
+    os.kill(child.pid, number)
+    assert child.wait() == 128 + number
+    assert time.monotonic() - began < 2
+    assert "stopped" not in child.stderr, "the step was over before the second signal"
+    assert "Traceback" not in child.stderr
+    folder = run_folder(tmp_path)
+    assert checkpoint_step(folder) == 16
+    launch(f"--resume {folder}").finish()
+    assert_equal_runs(folder, undisturbed(line))
+
+
+@signals
+@pytest.mark.slow
+def test_stop_with_workers(number: signal.Signals, launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """A signal to the whole process group, as a terminal's Ctrl-C is, with evaluation in processes of its own."""
+    child = launch(f"{SMALL} --eval_workers 2 --save_video true --work_dir {tmp_path}")
+    in_evaluation(child, tmp_path, 0)
+    others = psutil.Process(child.pid).children(recursive=True)
+    assert len(others) >= 2
+    os.killpg(child.pid, number)
+    child.go_on()
+    folder = run_folder(tmp_path)
+    assert assert_stopped(child, number, folder) == 0
+    _, alive = psutil.wait_procs(others, timeout=10)
+    assert alive == []
+    launch(f"--resume {folder} --eval_workers 0 --save_video false").finish()
+    assert_equal_runs(folder, undisturbed(""))
+
+
+# -- two processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True], ids=["goes_on", "killed"])
+def test_folder_in_use(killed: bool, launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """A second process is refused and changes nothing; with the first one's death the folder is free."""
+    first = launch(f"{SMALL} --work_dir {tmp_path}")
+    first.until_episode(4)
+    first.halt()
+    folder = run_folder(tmp_path)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    second = launch(f"--resume {folder}")
+    assert second.wait() == 2
+    assert re.fullmatch(f"train.py: error: {folder} is in use by process {first.pid} on .+", second.last_line)
+    assert "Traceback" not in second.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    if killed:
+        first.kill()
+        launch(f"--resume {folder}").finish()
+    else:
+        first.go_on()
+        first.finish()
+    assert_equal_runs(folder, undisturbed(""))
+
+
+# -- full disks ----------------------------------------------------------------------------------------------------
+
+
+def fill(disk: Path, spare: int = 0) -> Path:
+    """A file that takes what is free on the disk, but for so many bytes."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            file.truncate(max(0, file.tell() - spare))
+    return filler
+
+
+def assert_disk_full(child: Child, folder: Path, place: str) -> None:
+    """Ended with one line that names a path and how to go on. What was written before is whole."""
+    assert child.wait() == 2, child.stderr
+    assert "Traceback" not in child.stderr, child.stderr
+    pattern = rf"train\.py: error: the disk is full at {folder}{place}; make room, then go on with: .*--resume {folder}"
+    assert re.fullmatch(pattern, child.last_line), child.stderr
+    assert all("warning" in line for line in child.stderr.splitlines()[:-1]), child.stderr
+    assert tables(folder)
+    assert leftovers(folder) == []
+
+
+@pytest.mark.slow
+def test_disk_fills_up_at_a_checkpoint(mount: Mount, launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    disk = mount("size=6m")
+    child = launch(f"{SMALL} --log_save_tb false --work_dir {disk}")
+    child.until_episode(4)
+    filler = fill(disk, spare=100 << 10)
+    folder = run_folder(disk)
+    assert_disk_full(child, folder, "/checkpoint/.+")
+    assert checkpoint_step(folder) in (24, 40)
+    filler.unlink()
+    launch(f"--resume {folder}").finish()
+    assert_equal_runs(folder, undisturbed(""), tensorboard=False)
+
+
+@pytest.mark.slow
+def test_disk_fills_up_at_a_csv(mount: Mount, launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """TensorBoard is dropped with a warning. A resume before there is room says so and harms nothing."""
+    disk = mount("size=6m")
+    line = "--time_limit 4 --num_train_steps 130 --eval_frequency 1000 --checkpoint_frequency 60"
+    child = launch(f"{SMALL} {line} --work_dir {disk}")
+    child.until_says("| S: 124 ")  # 2 agent steps after the checkpoint
+    fill(disk)
+    folder = run_folder(disk)
+    assert_disk_full(child, folder, r"(/\w+\.csv)?")
+    assert "no more TensorBoard logs" in child.stderr
+    assert checkpoint_step(folder) == 60
+    again = launch(f"--resume {folder}")
+    assert again.wait() == 2, again.stderr
+    assert "Traceback" not in again.stderr, again.stderr
+    assert checkpoint_step(folder) == 60
+    subprocess.run(["mount", "-o", "remount,size=12m", str(disk)], check=True)
+    launch(f"--resume {folder}").finish()
+    assert_equal_runs(folder, undisturbed(line), tensorboard=False)
+
+
+# -- a renderer that fails -----------------------------------------------------------------------------------------
+
+
+def break_drawing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[dmc.DMCEnv], bool]) -> None:
+    draw = dmc.DMCEnv._draw
+
+    def maybe(self: dmc.DMCEnv, height: int, width: int) -> np.ndarray:
+        if fails(self):
+            raise RuntimeError("the context is lost")
+        return draw(self, height, width)
+
+    monkeypatch.setattr(dmc.DMCEnv, "_draw", maybe)
+
+
+@pytest.fixture
+def environment() -> Iterator[Callable[[], dmc.DMCEnv]]:
+    """`environment()`: a small real one."""
+    dmc.choose_renderer()
+    made: list[dmc.DMCEnv] = []
+
+    def make() -> dmc.DMCEnv:
+        made.append(dmc.DMCEnv("cartpole_swingup", image_size=24, action_repeat=2, time_limit=16))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
+
+
+def play(env: dmc.DMCEnv) -> list[np.ndarray]:
+    """All pictures of two episodes of the same actions."""
+    pictures = []
+    for seed in (1, None):
+        pictures.append(env.reset(seed=seed)[0])
+        pictures += [env.step(np.array([action], np.float32))[0] for action in np.linspace(-1, 1, EPISODE_STEPS)]
+    return pictures
+
+
+@pytest.mark.parametrize("failing", [0, 5, 9], ids=["first", "step", "reset"])
+def test_drawing_fails_once(
+    failing: int,
+    environment: Callable[[], dmc.DMCEnv],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is tried again on a new context, and nothing can be told from the pictures."""
+    expected, env = play(environment()), environment()
+    calls, contexts = iter(range(1000)), []  # the contexts themselves, as an id may come again
+
+    def fails(self: dmc.DMCEnv) -> bool:
+        contexts.append(self.physics.contexts.gl)
+        return next(calls) == failing
+
+    break_drawing(monkeypatch, fails)
+    np.testing.assert_array_equal(play(env), expected)
+    assert len(contexts) == len(expected) + 1
+    assert (len(set(contexts[: failing + 1])), len(set(contexts[failing + 1 :]))) == (1, 1)
+    assert contexts[failing] is not contexts[failing + 1]
+    assert capsys.readouterr().err.count("on a new context") == 1
+
+
+def test_drawing_fails_for_good(environment: Callable[[], dmc.DMCEnv], monkeypatch: pytest.MonkeyPatch) -> None:
+    env = environment()
+    env.reset(seed=1)
+    break_drawing(monkeypatch, lambda _: True)
+    with pytest.raises(dmc.RenderingError, match=r"twice: the context is lost; on a new context: the context is lost"):
+        env.step(np.zeros(1, np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "saved"), [("step", 28), ("reset", 24), ("evaluation", 24)])
+def test_training_without_a_renderer(
+    moment: str,
+    saved: int,
+    tmp_path: Path,
+    undisturbed: Undisturbed,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The run is saved where it is, and goes on as if nothing had happened once drawing works again."""
+    environments: list[dmc.DMCEnv] = []
+    drawn: Counter[int] = Counter()
+    make, three = runs.make_environment, 3 * (EPISODE_STEPS + 1)  # pictures of three episodes
+
+    def make_environment(config: Any) -> dmc.DMCEnv:
+        environments.append(make(config))
+        return environments[-1]
+
+    def fails(env: dmc.DMCEnv) -> bool:
+        number = environments.index(env)  # 0 is training's
+        due = {"step": three + 5, "reset": three, "evaluation": three}[moment]
+        if drawn[0] >= due and (number > 0) == (moment == "evaluation"):
+            return True
+        drawn[number] += 1
+        return False
+
+    with monkeypatch.context() as patches:
+        patches.setattr(runs, "make_environment", make_environment)
+        break_drawing(patches, fails)
+        arguments = shlex.split(f"{SMALL} --work_dir {tmp_path}")
+        if moment == "reset":
+            arguments += NO_EVALUATION.split()
+        assert train.main(arguments) == 1
+    folder = run_folder(tmp_path)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("train.py: error: drawing a frame failed twice: the context is lost")
+    assert f"saved up to frame {saved * ACTION_REPEAT}" in last
+    assert last.endswith(f"python train.py --resume {folder}")
+    assert checkpoint_step(folder) == saved
+    assert train.main(["--resume", str(folder)]) == 0
+    assert_equal_runs(folder, undisturbed(NO_EVALUATION if moment == "reset" else ""))
+
+
+# -- numbers that are none -----------------------------------------------------------------------------------------
+
+
+def tensors(content: Any) -> Iterator[torch.Tensor]:
+    if isinstance(content, torch.Tensor):
+        yield content
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from tensors(value)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from tensors(value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first_update", [20, 23], ids=["in_an_episode", "before_a_checkpoint"])
+def test_losses_become_nan(first_update: int, launch: Launch, tmp_path: Path) -> None:
+    """One line names the loss, the frame and the last good checkpoint, in which all weights are numbers."""
+    line = f"--lr 1e30 --num_seed_steps {first_update} --checkpoint_frequency 8 --eval_frequency 0"
+    child = launch(f"{SMALL} {line} --work_dir {tmp_path}")
+    assert child.wait() == 1, child.stderr
+    assert "Traceback" not in child.stderr, child.stderr
+    folder = run_folder(tmp_path)
+    frame = checkpoint_step(folder) * ACTION_REPEAT
+    pattern = (
+        rf"train\.py: error: .*(_loss|action)\b.* became infinite or not a number by frame \d+; "
+        rf"last good checkpoint of frame {frame}: {folder}.*"
+    )
+    assert re.fullmatch(pattern, child.last_line), child.stderr
+    found = Checkpoints(folder).read()
+    assert found is not None
+    assert all(torch.isfinite(tensor).all() for tensor in tensors(found["agent"]))
+
+
+# -- a resume that changes something -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_without_the_replay_buffer(launch: Launch, tmp_path: Path) -> None:
+    """The resumed run says what it changes and fills a new buffer before it updates again."""
+    child = launch(f"{SMALL} --save_replay_buffer false --work_dir {tmp_path}")
+    child.until_episode(4)
+    os.kill(child.pid, signal.SIGINT)
+    folder = run_folder(tmp_path)
+    stopped = assert_stopped(child, signal.SIGINT, folder)
+    assert not list((folder / "checkpoint").glob("replay_*"))
+    before = tables(folder)
+    again = launch(f"--resume {folder}").finish()
+    assert re.search(
+        r"warning: the replay buffer was not saved.* updates after 20 agent steps; .*not what", again.stderr
+    )
+    assert {name: rows[: len(before[name])] for name, rows in tables(folder).items()} == before
+    ends = list(range(EPISODE_STEPS, 84, EPISODE_STEPS))
+    assert steps(folder, "train") == [step * ACTION_REPEAT for step in ends]
+    updated = {end: cell != "" for end, cell in zip(ends, column(folder, "train", "critic_loss"), strict=True)}
+    later = [end for end in ends if end - EPISODE_STEPS >= stopped]
+    assert [updated[end] for end in later] == [end > stopped + 20 for end in later]
+    assert not all(updated[end] for end in later)
+    assert updated[ends[-1]]
+
+
+@pytest.fixture(scope="module")
+def extended(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 84 agent steps, which end within an episode, resumed with that budget and then with one of 120."""
+    place = tmp_path_factory.mktemp("extended")
+    folder = Path(shutil.copytree(undisturbed(""), place / "run"))
+    Child(f"--resume {folder}", place / "same").finish()
+    for name in ("train", "eval", "episodes"):
+        assert (folder / f"{name}.csv").read_bytes() == (undisturbed("") / f"{name}.csv").read_bytes()
+    assert_equal_runs(folder, undisturbed(""))
+    Child(f"--resume {folder} --num_train_steps 120", place / "more").finish()
+    return folder
+
+
+@pytest.mark.slow
+def test_larger_budget(extended: Path, undisturbed: Undisturbed) -> None:
+    """A finished run goes on in its unfinished episode; with the budget it had there was nothing to do."""
+    longer = undisturbed("--num_train_steps 120")
+    assert table(extended / "train.csv") == table(longer / "train.csv")
+    for part in ("agent", "transitions", "random", "action_space", "skills", "environment", "underway"):
+        assert list(differences(state(extended)[part], state(longer)[part])) == []
+    assert json.loads((extended / "config.json").read_text())["flags"]["num_train_steps"] == 120
+
+
+@pytest.mark.slow
+def test_larger_budget_evaluations(extended: Path, undisturbed: Undisturbed) -> None:
+    """They are those of the larger budget, and the one at the end of the smaller."""
+    longer = undisturbed("--num_train_steps 120")
+    end = str(84 * ACTION_REPEAT)
+    rows = table(extended / "eval.csv")
+    assert [row for row in rows if row[1] != end] == table(longer / "eval.csv")
+    assert sum(row[1] == end for row in rows) == 1
