@@ -81,7 +81,14 @@ CHOICES = {
     "temperature": ("auto", "fixed", "learned"),
 }
 
-DERIVED = ("device", "num_train_frames", "lr_discriminator", "temperature", "resume", *COEFFICIENTS)  # tested further down, resume in test_resume.py
+DERIVED = (
+    "device",
+    "num_train_frames",
+    "lr_discriminator",
+    "temperature",
+    "resume",
+    *COEFFICIENTS,
+)  # tested further down, resume in test_resume.py
 
 # The unit that --help names, for each flag that counts something.
 UNITS = {
