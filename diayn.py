@@ -101,7 +101,7 @@ class DIAYNAgent(DrQAgent):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         action, _, _ = super().assess_features(obs, features, skill)
         logits = self.classify(obs, features)
-        return action, self.intrinsic_reward(logits, skill), logits.argmax(dim=1) == skill
+        return action, self.intrinsic_reward(logits, skill), logits.argmax(dim=1)
 
     @torch.no_grad()
     def intrinsic_return(self, episode: Iterable[Batch]) -> float:

@@ -182,6 +182,11 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """dm_control's physics, for measurements; stepping it by hand breaks the episode."""
         return self._env.physics
 
+    def measure(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the bodies are: the physics' state, float64 (n,), and the centre of all mass, (x, y, z) in metres."""
+        physics = self._env.physics
+        return physics.get_state().copy(), np.array(physics.data.subtree_com[0])
+
     def state(self) -> dict[str, Any]:
         """What the coming episodes depend on, as plain data: the state of the task's random stream.
 

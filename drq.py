@@ -244,7 +244,7 @@ class Assessment(NamedTuple):
 
     action: np.ndarray  # float32 (N, action_dim), deterministic
     intrinsic_reward: np.ndarray  # float32 (N,), of having arrived here; 0 without DIAYN
-    recognised: np.ndarray  # bool (N,): the discriminator names the right skill
+    named: np.ndarray  # int64 (N,): the skill that the discriminator takes it for; NO_SKILL without DIAYN
 
 
 class DrQAgent:
@@ -380,7 +380,7 @@ class DrQAgent:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """An `Assessment` as tensors, given the critic's features. Plain DrQ judges nothing."""
         nothing = torch.zeros(len(features), device=self.device)
-        return self.actor(features, skill).mode(), nothing, nothing.bool()
+        return self.actor(features, skill).mode(), nothing, torch.full_like(skill, NO_SKILL)
 
     @torch.no_grad()
     def assess_tensors(self, obs: torch.Tensor, skill: torch.Tensor) -> dict[str, torch.Tensor]:

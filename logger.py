@@ -13,11 +13,12 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -48,8 +49,19 @@ EPISODE_COLUMNS = (
 )
 TRAIN_COLUMNS = ("episode", "step", "episode_reward", "duration", *UPDATE_METRICS, "fps")
 TRAIN_SKILL_COLUMNS = ("skill_id", "episode_intrinsic_reward_sum", *SKILL_UPDATE_METRICS)
+SKILL_COLUMNS = (
+    *("step", "skill_id", "episodes", "episode_extrinsic_reward", "episode_intrinsic_reward_sum"),
+    *("discriminator_accuracy", "accuracy_at_start", "mutual_information_bound"),
+    *("displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
+)
 EVAL_COLUMNS = ("episode", "step", "episode_reward")
 EVAL_SKILL_COLUMNS = ("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound")
+
+# What TensorBoard shows for each skill.
+BOARD_SKILL_COLUMNS = (
+    *("discriminator_accuracy", "mutual_information_bound", "displacement_x"),
+    *("state_distance_within", "state_distance_between"),
+)
 
 # (column, label, format) of the console lines: DrQ's, and DIAYN's appended.
 TRAIN_LINE = (
@@ -115,13 +127,7 @@ class CsvFile:
             self._file = path.open("wb", buffering=0)
             self._write(self.columns)
             return
-        try:
-            beginning = path.read_bytes()[:keep]
-        except FileNotFoundError:
-            beginning = b""
-        header, _, _ = beginning.decode(errors="replace").partition("\n")
-        if len(beginning) < keep or not beginning.endswith(b"\n") or tuple(header.split(",")) != self.columns:
-            raise LogError(f"{path} isn't as the checkpoint left it; put a copy back, or start a new run")
+        check_beginning(path, self.columns, keep)
         self._file = path.open("rb+", buffering=0)
         self._file.truncate(keep)
         self._file.seek(0, os.SEEK_END)
@@ -145,6 +151,18 @@ class CsvFile:
         if written != len(data):  # the disk filled up in the middle of the row
             self._file.truncate(self._file.tell() - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+
+
+def check_beginning(path: Path, columns: Sequence[str], keep: int) -> None:
+    """Raise LogError where the first `keep` bytes of a CSV aren't whole rows under these columns."""
+    try:
+        beginning = path.read_bytes()[:keep] if keep else b""
+    except OSError:
+        beginning = b""
+    header, _, _ = beginning.decode(errors="replace").partition("\n")
+    whole = len(beginning) == keep and beginning.endswith(b"\n") and header == ",".join(columns)
+    if keep and not whole:
+        raise LogError(f"{path} isn't as the checkpoint left it; put a copy back, or start a new run")
 
 
 class Meters:
@@ -209,15 +227,18 @@ class Logger:
         position: Mapping[str, int] | None = None,
         step: int = 0,
     ) -> None:
-        self._with_skills, self._board_folder = with_skills, folder / "tb"
+        self._with_skills, self._board_folder, self._picture_folder = with_skills, folder / "tb", folder / "skills"
         columns = {
             "train.csv": TRAIN_COLUMNS + TRAIN_SKILL_COLUMNS * with_skills,
             "eval.csv": EVAL_COLUMNS + EVAL_SKILL_COLUMNS * with_skills,
             "episodes.csv": EPISODE_COLUMNS,
+            **({"skills.csv": SKILL_COLUMNS} if with_skills else {}),
         }
         kept = position or {}
+        for name in columns:  # all of them before the first is changed
+            check_beginning(folder / name, columns[name], kept.get(name, 0))
         self._files = {name: CsvFile(folder / name, columns[name], keep=kept.get(name, 0)) for name in columns}
-        self._train, self._eval, self._episodes = self._files.values()
+        self._train, self._eval, self._episodes = (self._files[f"{name}.csv"] for name in ("train", "eval", "episodes"))
         _cut_back(self._board_folder, kept)
         self._writer = _summary_writer(self._board_folder, step if position else None) if tensorboard else None
         self._meters = Meters()
@@ -301,6 +322,32 @@ class Logger:
         self._console("eval ", EVAL_LINE, row)
         self._board(lambda writer: writer.flush())
 
+    def skills(self, rows: Iterable[Row], step: int) -> None:
+        """Log what an evaluation says of each skill."""
+        for row in rows:
+            self._files["skills.csv"].write({"step": step, **row})
+            values = {
+                f"{name}/skill_{row['skill_id']}": row[name]
+                for name in BOARD_SKILL_COLUMNS
+                if row.get(name) is not None
+            }
+            self._scalars("eval", values, step)
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """Keep a picture, uint8 RGB (H, W, 3), as skills/<step>_<name>.png and in TensorBoard; failing, warn."""
+        import cv2
+
+        path = self._picture_folder / f"{step}_{name}.png"
+        try:
+            _, png = cv2.imencode(".png", image[:, :, ::-1])
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(png.tobytes())
+        except (OSError, cv2.error) as error:
+            path.unlink(missing_ok=True)
+            print(f"warning: the picture {path} was not written: {error}", file=sys.stderr)
+            return
+        self._image(f"skills/{name}", png.tobytes(), image.shape[0], image.shape[1], step)
+
     def time_shares(self, shares: Mapping[str, float], step: int) -> None:
         """What share of the time each part of the loop took so far."""
         self._scalars("time", shares, step)
@@ -312,11 +359,7 @@ class Logger:
 
     def clip(self, name: str, gif: bytes, height: int, width: int, *, step: int) -> None:
         """Show an animation in TensorBoard, under Images. Its own add_video would need an old moviepy."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
-        summary = Summary(value=[Summary.Value(tag=f"video/{name}", image=image)])
-        self._board(lambda writer: writer.file_writer and writer.file_writer.add_summary(summary, step))
+        self._image(f"video/{name}", gif, height, width, step)
 
     def histograms(self, values: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
         def write(writer: SummaryWriter) -> None:
@@ -340,6 +383,13 @@ class Logger:
         except OSError as error:
             print(f"warning: no more TensorBoard logs, tb/ can't be written: {error}", file=sys.stderr)
             self._writer = None
+
+    def _image(self, tag: str, encoded: bytes, height: int, width: int, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._board(lambda writer: writer.file_writer and writer.file_writer.add_summary(summary, step))
 
     def _episode(self, kind: str, number: int, step: int, result: Episode) -> None:
         cells = (kind, number, step, result.duration, result.extrinsic_reward, result.skill)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,12 +26,24 @@ Lanes = AsyncVectorEnv | SyncVectorEnv
 MAX_LANES = 16  # environments side by side in one process, each with a rendering context of its own
 
 
+@dataclass
+class Trace:
+    """What happens in an episode of T steps, filled by `play`. Lists of T + 1 begin with what the reset returned."""
+
+    picture_every: int = 0  # steps; 0 keeps none
+    named: list[int] = field(default_factory=list)  # the skill that the discriminator takes an observation for, T + 1
+    states: list[np.ndarray] = field(default_factory=list)  # of the physics, T + 1; none where an environment has none
+    centres: list[np.ndarray] = field(default_factory=list)  # of mass, (x, y, z), metres; likewise
+    pictures: list[np.ndarray] = field(default_factory=list)  # newest frames, uint8 (3, H, W)
+
+
 class Start(NamedTuple):
     """An episode to play. The recorder, where there is one, has been started and is stopped by `play`."""
 
     skill: int
     seed: int
     recorder: VideoRecorder | None = None
+    trace: Trace | None = None
 
 
 class Parked(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
@@ -54,6 +67,11 @@ class Parked(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         if terminated or truncated:
             self._last = obs
         return obs, float(reward), False, False, {"over": terminated or truncated}
+
+    def measure(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """State and centre of mass, as `DMCEnv.measure` has them; None where the environment has no such thing."""
+        measure = getattr(self.env, "measure", None)
+        return measure() if measure is not None else None
 
     def picture(self, height: int, width: int) -> np.ndarray:
         """The scene as it is now, uint8 RGB (height, width, 3)."""
@@ -114,15 +132,17 @@ def _play_round(
     length, recognised, extrinsic, intrinsic = np.zeros((4, lanes.num_envs))
     over = np.zeros(lanes.num_envs, bool)
     obs, _ = lanes.reset(seed=seeds)  # type: ignore[arg-type]  # gymnasium's vectors take one each
-    action = agent.assess(obs, skills).action
+    action, _, named = agent.assess(obs, skills)
+    _trace(lanes, starts, over, length, obs, named)
     while not over.all():
         between_steps()
         obs, reward, _, _, info = lanes.step(action)
-        action, r_int, correct = agent.assess(obs, skills)
+        action, r_int, named = agent.assess(obs, skills)
         length += ~over
         extrinsic += reward
         intrinsic += np.where(over, 0.0, r_int)
-        recognised += ~over & correct
+        recognised += ~over & (named == skills) & (skills != NO_SKILL)
+        _trace(lanes, starts, over, length, obs, named)
         _record(lanes, starts, over, length, r_int, intrinsic)
         over |= info["over"]
     duration = (time.perf_counter() - began) / count
@@ -138,6 +158,24 @@ def _play_round(
         )
         for lane, start in enumerate(starts)
     ]
+
+
+def _trace(
+    lanes: Lanes, starts: Sequence[Start], over: np.ndarray, length: np.ndarray, obs: np.ndarray, named: np.ndarray
+) -> None:
+    """Add what there is now to the traces of the episodes that are still going."""
+    going = [(lane, start.trace) for lane, start in enumerate(starts) if start.trace is not None and not over[lane]]
+    if not going:
+        return
+    measured = lanes.call("measure")
+    for lane, trace in going:
+        trace.named.append(int(named[lane]))
+        if measured[lane] is not None:
+            state, centre = measured[lane]
+            trace.states.append(state)
+            trace.centres.append(centre)
+        if trace.picture_every and length[lane] % trace.picture_every == 0:
+            trace.pictures.append(obs[lane, -3:].copy())
 
 
 def _record(

@@ -7,6 +7,7 @@ functions that need them, so that --help and a mistyped flag answer at once.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 import time
@@ -166,7 +167,15 @@ def evaluate(run: Run) -> None:
     import numpy as np
 
     from dmc import RenderingError
-    from rollouts import Start, play
+    from rollouts import Start, Trace, play
+    from skills import (
+        SHEET_COLUMNS,
+        by_skill,
+        confusion_matrix,
+        contact_sheet,
+        draw_confusion_matrix,
+        rows_of_skills,
+    )
     from video import VideoRecorder, gif_clip
 
     config, logger, frame = run.config, run.logger, run.frame
@@ -178,8 +187,12 @@ def evaluate(run: Run) -> None:
         recorders = {f"skill{skill}" if config.num_skills else "policy": VideoRecorder(folder, fps) for skill in skills}
         for name, recorder in recorders.items():
             recorder.start(f"{frame}_{name}" if config.num_skills else str(frame))
-        starts = [Start(skill, seeds[0], recorder) for skill, recorder in zip(skills, recorders.values(), strict=True)]
-        starts += [Start(skill, seed) for seed in seeds[1:] for skill in skills]
+        every = math.ceil((run.env.max_episode_steps or 1) / SHEET_COLUMNS)
+        starts = [
+            Start(skill, seeds[0], recorder, Trace(picture_every=every))
+            for skill, recorder in zip(skills, recorders.values(), strict=True)
+        ]
+        starts += [Start(skill, seed, None, Trace()) for seed in seeds[1:] for skill in skills]
         try:
             results = play(run.agent, run.lanes, starts, between_steps=run.stop.check)
         except (StopError, RenderingError) as error:
@@ -198,6 +211,11 @@ def evaluate(run: Run) -> None:
                 logger.clip(name, *clip, step=frame)
         logger.status("")
         logger.evaluation(run.episode, frame, results)
+        if config.num_skills:
+            played = by_skill(starts, results)
+            logger.skills(rows_of_skills(played), frame)
+            logger.picture("confusion_matrix", draw_confusion_matrix(confusion_matrix(played)), frame)
+            logger.picture("contact_sheet", contact_sheet(played), frame)
         run.evaluated = run.step
         if run.underway is None:
             run.scheduled = run.step

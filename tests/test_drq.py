@@ -322,7 +322,7 @@ def test_assessment_of_a_row_does_not_depend_on_the_rows_beside_it(rows: int) ->
     np.testing.assert_array_equal(part.action, everything.action[:rows])
     assert part.action.shape == (rows, ACTION_DIM)
     assert part.intrinsic_reward.tolist() == [0.0] * rows
-    assert part.recognised.tolist() == [False] * rows
+    assert part.named.tolist() == [-1] * rows
     modes = [agent.act(one, -1, sample=False) for one in obs[:rows]]
     np.testing.assert_allclose(part.action, modes, rtol=1e-4, atol=1e-6)
 

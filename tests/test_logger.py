@@ -456,4 +456,4 @@ def test_without_tensorboard_there_is_no_folder(make_logger: MakeLogger, tmp_pat
     logger.histograms([("actor/weight", torch.zeros(3))], step=400)
     logger.clip("skill0", b"", 1, 1, step=400)
     logger.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "eval.csv", "train.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "eval.csv", "skills.csv", "train.csv"]

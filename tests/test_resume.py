@@ -6,6 +6,7 @@ import csv
 import random
 import shlex
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,28 +99,31 @@ def disturb_everything() -> None:
 
 def tables(run: Run) -> Rows:
     found = {}
-    for name in ("train", "eval", "episodes"):
+    for name in ("train", "eval", "episodes", *(["skills"] if run.config.num_skills else [])):
         with (run.folder / f"{name}.csv").open(newline="") as file:
             found[name] = without_clock(list(csv.DictReader(file)))
     return found
 
 
 def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows, by tag: (frame, value). The clock's values are left out, and so are gradients: a resumed
-    run has none before its first update.
+    """What lies in TensorBoard's files, by tag: (frame, value).
+
+    The clock's values are left out, and so are gradients: a resumed run has none before its first update.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run.folder / "tb"), size_guidance={"scalars": 0, "histograms": 0})
-    events.Reload()
-    found: dict[str, list[tuple[int, float]]] = {}
-    for tag in events.Tags()["scalars"]:
-        timed = tag.endswith(NUMBERS_OF_THE_CLOCK)
-        if not tag.startswith("time/"):
-            found[tag] = [(event.step, 0.0 if timed else event.value) for event in events.Scalars(tag)]
-    for tag in events.Tags()["histograms"]:
-        if not tag.endswith("_grad"):
-            found[tag] = [(event.step, event.histogram_value.sum) for event in events.Histograms(tag)]
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    # File by file, as their names tell the order only for processes of different seconds.
+    for path in sorted(run.folder.glob("tb/*"), key=lambda path: int(path.suffix[1:])):
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0, "histograms": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            timed = tag.endswith(NUMBERS_OF_THE_CLOCK)
+            if not tag.startswith("time/"):
+                found[tag] += [(event.step, 0.0 if timed else event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["histograms"]:
+            if not tag.endswith("_grad"):
+                found[tag] += [(event.step, event.histogram_value.sum) for event in events.Histograms(tag)]
     return found
 
 

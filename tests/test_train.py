@@ -554,7 +554,7 @@ def test_interrupt(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 # -- how the code is laid out ------------------------------------------------------------------------------------------
 
 LAYERS: dict[str, set[str]] = {
-    "train": {"config", "runs", "stop", "dmc", "logger", "rollouts", "video"},
+    "train": {"config", "runs", "stop", "dmc", "logger", "rollouts", "skills", "video"},
     "runs": {
         *("config", "stop", "checkpoint", "run_folder", "dmc", "diayn", "drq", "replay_buffer", "rollouts", "logger"),
         *("video", "utils"),
@@ -562,6 +562,7 @@ LAYERS: dict[str, set[str]] = {
     "run_folder": {"config", "checkpoint", "dmc"},
     "checkpoint": set(),
     "config": set(),
+    "skills": {"logger", "rollouts"},
     "stop": set(),
     "rollouts": {"drq", "replay_buffer", "logger", "video"},
     "diayn": {"drq", "replay_buffer", "utils"},

@@ -1,0 +1,276 @@
+"""Learning curves from the CSV files of runs, finished, going on or killed: one figure for each task.
+
+python plot.py runs/cartpole_swingup [MORE ...] [--out plots] [--reference published.csv]
+
+Runs whose flags differ in the seed only are one group: its mean over seeds with a bootstrapped interval, and its
+interquartile mean. Every horizontal axis counts frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from config import CHANGEABLE
+
+TABLES = ("eval", "episodes", "skills")
+NOT_SETTINGS = CHANGEABLE | {"seed", "work_dir"}  # flags that make no other experiment
+NAMED_BY_KIND = frozenset(  # what differs between DrQ and DIAYN anyway
+    {"num_skills", "diayn_intrinsic_reward_coeff", "extrinsic_reward_coeff", "temperature"}
+)
+CONFIDENCE = 0.95
+COLOURS = [f"C{number}" for number in range(10)]
+
+
+@dataclass
+class Run:
+    """What the files of one run say."""
+
+    folder: Path
+    env: str
+    seed: int
+    flags: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame] = field(repr=False)
+
+    @property
+    def num_skills(self) -> int:
+        return int(self.flags.get("num_skills", 0))
+
+
+@dataclass
+class Group:
+    """Runs of one task that differ in the seed only."""
+
+    label: str
+    runs: list[Run]
+    colour: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="plot.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a run, or a folder with runs in it"
+    )
+    parser.add_argument("--out", type=Path, default=Path("plots"), help="folder for the figures (default: plots)")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="CSV",
+        help="published curves to draw as a band: columns env, seed, step (frames), episode_reward",
+    )
+    args = parser.parse_args(argv)
+    try:
+        reference = None if args.reference is None else read_reference(args.reference)
+        runs = [run for folder in find_runs(args.runs) if (run := read_run(folder)) is not None]
+        if not runs:
+            raise OSError(f"no evaluations in {', '.join(map(str, args.runs))}; name a run's folder, or one above it")
+        args.out.mkdir(parents=True, exist_ok=True)
+        for env in sorted({run.env for run in runs}):
+            groups = make_groups([run for run in runs if run.env == env])
+            for path in draw_task(env, groups, reference, args.out):
+                print(path)
+    except (OSError, ValueError) as error:
+        print(f"plot.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def find_runs(places: Iterable[Path]) -> list[Path]:
+    """The folders of runs among `places` and below them, each once."""
+    found: dict[Path, None] = {}
+    for place in places:
+        if not place.is_dir():
+            raise OSError(f"{place} is no folder; name a run's folder, or one above it")
+        found.update(dict.fromkeys(sorted(path.parent.resolve() for path in place.rglob("eval.csv"))))
+    return list(found)
+
+
+def read_run(folder: Path) -> Run | None:
+    """A run as far as it has come; None before its first evaluation."""
+    tables = {}
+    for name in TABLES:
+        path = folder / f"{name}.csv"
+        tables[name] = pd.read_csv(path) if path.exists() and path.stat().st_size else pd.DataFrame()
+    if tables["eval"].empty:
+        return None
+    try:
+        flags = json.loads((folder / "config.json").read_text())["flags"]
+    except FileNotFoundError:  # CSVs that were kept without the rest
+        flags = {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
+    return Run(folder, flags.get("env", folder.parent.name), int(flags.get("seed", 0)), flags, tables)
+
+
+def read_reference(path: Path) -> pd.DataFrame:
+    """Published curves. Raises ValueError where columns are missing."""
+    table = pd.read_csv(path)
+    missing = {"env", "seed", "step", "episode_reward"} - set(table.columns)
+    if missing:
+        raise ValueError(f"--reference {path} lacks the columns {', '.join(sorted(missing))}")
+    return table
+
+
+def make_groups(runs: Sequence[Run]) -> list[Group]:
+    """Runs by their settings; a group's label names the flags in which the groups differ."""
+    names = sorted({name for run in runs for name in run.flags} - NOT_SETTINGS)
+    differing = [name for name in names if len({json.dumps(run.flags.get(name)) for run in runs}) > 1]
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.num_skills, run.seed)):
+        settings = ", ".join(f"{name} {run.flags.get(name)}" for name in differing if name not in NAMED_BY_KIND)
+        kind = f"DIAYN, {run.num_skills} skills" if run.num_skills else "DrQ"
+        groups.setdefault(f"{kind} ({settings})" if settings else kind, []).append(run)
+    return [
+        Group(label, members, COLOURS[number % len(COLOURS)]) for number, (label, members) in enumerate(groups.items())
+    ]
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
+    """Mean, interquartile mean and the mean's bootstrapped interval of curves over frames, where all of them go.
+
+    Runs evaluate at the ends of episodes, which need not fall on the same frames: between its own, a curve is
+    interpolated.
+    """
+    end = min(curve.index[-1] for curve in curves)
+    frames = np.unique(np.concatenate([curve.index[curve.index <= end] for curve in curves]))
+    values = np.stack([np.interp(frames, curve.index, curve.to_numpy()) for curve in curves])
+    mean = values.mean(axis=0)
+    low, high = mean, mean
+    if len(curves) > 1:
+        result = stats.bootstrap(
+            (values,), np.mean, axis=0, confidence_level=CONFIDENCE, method="percentile", n_resamples=2000, rng=0
+        )
+        low, high = result.confidence_interval
+    columns = {"mean": mean, "interquartile_mean": stats.trim_mean(values, 0.25, axis=0), "low": low, "high": high}
+    return pd.DataFrame({"frame": frames, **columns, "seeds": len(curves)})
+
+
+def curve(run: Run, column: str) -> pd.Series:
+    """A column of eval.csv by frame."""
+    return run.tables["eval"].groupby("step")[column].last()
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------------
+
+
+def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None, out: Path) -> list[Path]:
+    """Figure and numbers of one task; the paths of what was written."""
+    with_skills = [group for group in groups if group.runs[0].num_skills]
+    shape = (2, 3) if with_skills else (1, 1)
+    figure = Figure(figsize=(5.2 * shape[1], 3.8 * shape[0]), layout="constrained")
+    axes = figure.subplots(*shape, squeeze=False).ravel()
+    figure.suptitle(env)
+    if reference is not None:
+        draw_reference(axes[0], reference[reference["env"] == env])
+    numbers = [draw_curves(axes[0], groups, "episode_reward", "return of evaluation episodes")]
+    if with_skills:
+        ceiling = {math.log(group.runs[0].num_skills) for group in with_skills}
+        chance = {1 / group.runs[0].num_skills for group in with_skills}
+        column = "mutual_information_bound"
+        numbers.append(draw_curves(axes[1], with_skills, column, "bound on I(skill; state), nats", ceiling))
+        column = "discriminator_accuracy"
+        numbers.append(draw_curves(axes[2], with_skills, column, "discriminator accuracy, fresh episodes", chance))
+        draw_skill_returns(axes[3], with_skills[0].runs[0])
+        draw_reward_against_reward(axes[4], with_skills)
+        draw_distances(axes[5], with_skills[0].runs[0])
+    paths = [out / f"{env}.{kind}" for kind in ("png", "pdf", "csv")]
+    figure.savefig(paths[0], dpi=120)
+    figure.savefig(paths[1])
+    pd.concat(numbers).to_csv(paths[2], index=False, float_format="%.6g")
+    return paths
+
+
+def draw_curves(
+    axes: Axes, groups: Sequence[Group], column: str, name: str, levels: Iterable[float] = ()
+) -> pd.DataFrame:
+    """Each group's curve over its seeds; what was drawn, as numbers."""
+    drawn = []
+    for group in groups:
+        curves = [curve(run, column) for run in group.runs]
+        summary = over_seeds(curves)
+        label = f"{group.label}: {len(curves)} seed{'s' if len(curves) > 1 else ''}"
+        axes.plot(summary["frame"], summary["mean"], color=group.colour, label=label)
+        axes.fill_between(summary["frame"], summary["low"], summary["high"], color=group.colour, alpha=0.25, lw=0)
+        if len(curves) > 3:  # with fewer it is the mean
+            axes.plot(summary["frame"], summary["interquartile_mean"], color=group.colour, ls=":")
+        if len(curves) > 1:
+            for single in curves:
+                axes.plot(single.index, single, color=group.colour, lw=0.6, alpha=0.5)
+        drawn.append(summary.assign(group=group.label, metric=column))
+    for level in levels:
+        axes.axhline(level, color="0.5", ls="--", lw=0.8)
+    _finish(axes, name)
+    return pd.concat(drawn)
+
+
+def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
+    """The published seeds: their range and their mean."""
+    if table.empty:
+        return
+    by_step = table.groupby("step")["episode_reward"]
+    low, high, mean = by_step.min(), by_step.max(), by_step.mean()
+    axes.fill_between(low.index, low, high, color="0.85", label=f"published: range of {table['seed'].nunique()} seeds")
+    axes.plot(mean.index, mean, color="0.5", lw=1, label="published: mean")
+
+
+def draw_skill_returns(axes: Axes, run: Run) -> None:
+    """The evaluated return of each skill of one run."""
+    for skill, table in run.tables["skills"].groupby("skill_id"):
+        axes.plot(
+            table["step"], table["episode_extrinsic_reward"], color=COLOURS[int(skill) % 10], lw=1, label=f"{skill}"
+        )
+    _finish(axes, f"return of each skill, seed {run.seed}", legend_columns=2)
+
+
+def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
+    """At the last evaluation: what each skill earns from the discriminator, and what from the task."""
+    for group in groups:
+        for number, run in enumerate(group.runs):
+            last = run.tables["skills"]
+            last = last[last["step"] == last["step"].max()]
+            axes.scatter(
+                last["episode_intrinsic_reward_sum"],
+                last["episode_extrinsic_reward"],
+                color=group.colour,
+                s=14,
+                label=group.label if number == 0 else None,
+            )
+    _finish(axes, "return of a skill, last evaluation", x="its intrinsic reward, summed over an episode")
+
+
+def draw_distances(axes: Axes, run: Run) -> None:
+    """How far apart the states of one skill, and of different skills, lie."""
+    means = run.tables["skills"].groupby("step")[["state_distance_within", "state_distance_between"]].mean()
+    for column, name in (("state_distance_between", "other skills"), ("state_distance_within", "the same skill")):
+        axes.plot(means.index, means[column], label=f"states of {name}")
+    _finish(axes, f"distance of states, standard deviations, seed {run.seed}")
+
+
+def _finish(axes: Axes, name: str, *, x: str = "frames", legend_columns: int = 1) -> None:
+    axes.set(xlabel=x, title=name)
+    axes.title.set_fontsize(10)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, ncols=legend_columns, framealpha=0.6)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""What an evaluation says of the skills: do they differ, and in what. Numbers for skills.csv, and two pictures.
+
+Nothing here plays or learns: it is handed the traces of episodes that were played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from logger import Episode
+from rollouts import Start, Trace
+
+STATES_COMPARED = 100  # of each skill, at most, spread evenly over its episodes
+SHEET_COLUMNS = 8  # pictures of an episode on the contact sheet
+
+Played = Mapping[int, Sequence[tuple[Episode, Trace]]]  # by skill
+
+
+def by_skill(starts: Sequence[Start], results: Sequence[Episode]) -> Played:
+    """The episodes of an evaluation with their traces, by skill."""
+    played: dict[int, list[tuple[Episode, Trace]]] = {}
+    for start, result in zip(starts, results, strict=True):
+        assert start.trace is not None
+        played.setdefault(start.skill, []).append((result, start.trace))
+    return played
+
+
+def rows_of_skills(played: Played) -> list[dict[str, Any]]:
+    """A row of skills.csv for each skill, but for `step`."""
+    within, between = state_distances({skill: _states(episodes) for skill, episodes in played.items()})
+    return [_row(skill, episodes, within.get(skill), between.get(skill)) for skill, episodes in played.items()]
+
+
+def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | None, between: float | None) -> dict:
+    episodes, traces = [episode for episode, _ in played], [trace for _, trace in played]
+    lengths = [episode.length for episode in episodes]
+    row = {
+        "skill_id": skill,
+        "episodes": len(episodes),
+        "episode_extrinsic_reward": np.mean([episode.extrinsic_reward for episode in episodes]),
+        "episode_intrinsic_reward_sum": np.mean([episode.intrinsic_reward_sum for episode in episodes]),
+        "discriminator_accuracy": np.average([episode.discriminator_accuracy for episode in episodes], weights=lengths),
+        "accuracy_at_start": np.mean([trace.named[0] == skill for trace in traces]),
+        "mutual_information_bound": np.average(
+            [episode.mutual_information_bound for episode in episodes], weights=lengths
+        ),
+        "state_distance_within": within,
+        "state_distance_between": between,
+    }
+    if traces[0].centres:
+        moved = np.mean([trace.centres[-1] - trace.centres[0] for trace in traces], axis=0)
+        row |= {"displacement_x": moved[0], "displacement_y": moved[1]}
+    return {name: float(value) if isinstance(value, np.floating) else value for name, value in row.items()}
+
+
+def _states(played: Sequence[tuple[Episode, Trace]]) -> np.ndarray:
+    states = [state for _, trace in played for state in trace.states]
+    chosen = np.linspace(0, len(states) - 1, min(len(states), STATES_COMPARED)).astype(int)
+    return np.array([states[index] for index in chosen])
+
+
+def state_distances(states: Mapping[int, np.ndarray]) -> tuple[dict[int, float], dict[int, float]]:
+    """How far apart a skill's states (N, D) lie, by skill: from each other, and from those of all other skills.
+
+    Mean distances between pairs of states, in standard deviations: each dimension is divided by its own over all
+    skills, and a distance is the root mean square over dimensions. Skills that look alike have both equal.
+    """
+    everything = np.concatenate(list(states.values()))
+    spread = everything.std(axis=0) if everything.ndim == 2 else np.zeros(0)
+    moving = spread > 1e-9
+    if len(states) < 2 or not moving.any():
+        return {}, {}
+    scaled = {skill: part[:, moving] / spread[moving] / np.sqrt(moving.sum()) for skill, part in states.items()}
+    within, between = {}, {}
+    for skill, own in scaled.items():
+        others = np.concatenate([part for other, part in scaled.items() if other != skill])
+        within[skill] = float(cdist(own, own).sum() / max(len(own) * (len(own) - 1), 1))
+        between[skill] = float(cdist(own, others).mean())
+    return within, between
+
+
+def confusion_matrix(played: Played) -> np.ndarray:
+    """Shares (K, K): of the steps of skill k (row), those that the discriminator puts down to each skill (column)."""
+    matrix = np.zeros((len(played), len(played)))
+    for skill, episodes in played.items():
+        for _, trace in episodes:
+            np.add.at(matrix[skill], trace.named[1:], 1.0)
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def draw_confusion_matrix(matrix: np.ndarray) -> np.ndarray:
+    """The matrix as a picture: uint8 RGB (H, W, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(matrix)
+    figure = Figure(figsize=(2.2 + 0.42 * count, 1.6 + 0.42 * count), dpi=100, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="Blues")
+    for (row, column), share in np.ndenumerate(matrix):
+        if share >= 0.005:
+            colour = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set(
+        xticks=range(count),
+        yticks=range(count),
+        xlabel="the discriminator names skill",
+        ylabel="skill",
+        title="% of steps",
+    )
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def contact_sheet(played: Played) -> np.ndarray:
+    """A row for each skill, its first episode from left to right in time: uint8 RGB (H, W, 3)."""
+    import cv2
+
+    strips = []
+    for skill, episodes in played.items():
+        pictures = episodes[0][1].pictures[:SHEET_COLUMNS]
+        images = [np.ascontiguousarray(picture.transpose(1, 2, 0)) for picture in pictures]
+        images += [np.zeros_like(images[0])] * (SHEET_COLUMNS - len(images))
+        strip = np.concatenate(images, axis=1)
+        label = np.full((strip.shape[0], 24, 3), 255, np.uint8)
+        where = (2, strip.shape[0] // 2)
+        cv2.putText(label, str(skill), where, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        strips.append(np.concatenate([label, strip], axis=1))
+    return np.concatenate(strips)

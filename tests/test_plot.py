@@ -1,0 +1,140 @@
+"""plot.py on run folders as they are found: finished, killed, of several tasks and settings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+import plot
+from config import make_config
+from logger import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Writes a run's CSVs and config.json."""
+
+    def make(
+        name: str, returns: list[float], env: str = "cartpole_swingup", num_skills: int = 0, seed: int = 1, **flags: Any
+    ) -> Path:
+        folder = tmp_path / "runs" / env / name
+        folder.mkdir(parents=True)
+        config = make_config({"env": env, "num_skills": num_skills, "seed": seed, **flags})
+        (folder / "config.json").write_text(json.dumps({"flags": vars(config)}))
+        steps = [1000 * number for number in range(len(returns))]
+        columns = EVAL_COLUMNS + EVAL_SKILL_COLUMNS * bool(num_skills)
+        rows = [
+            [number, step, value, 5.0, 0.5, 1.0]
+            for number, (step, value) in enumerate(zip(steps, returns, strict=True))
+        ]
+        pd.DataFrame([row[: len(columns)] for row in rows], columns=columns).to_csv(folder / "eval.csv", index=False)
+        pd.DataFrame(columns=EPISODE_COLUMNS).to_csv(folder / "episodes.csv", index=False)
+        if num_skills:
+            per_skill = [
+                [step, skill, 1, value + skill, 5.0, 0.5, 0.1, 1.0, 0.0, 0.0, 0.5, 1.5]
+                for step, value in zip(steps, returns, strict=True)
+                for skill in range(num_skills)
+            ]
+            pd.DataFrame(per_skill, columns=SKILL_COLUMNS).to_csv(folder / "skills.csv", index=False)
+        return folder
+
+    return make
+
+
+def numbers(out: Path, env: str = "cartpole_swingup") -> pd.DataFrame:
+    return pd.read_csv(out / f"{env}.csv")
+
+
+def test_mean_interquartile_mean_and_interval(make_run: MakeRun, tmp_path: Path) -> None:
+    values = [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 1000.0]
+    for seed, value in enumerate(values):
+        make_run(f"run{seed}", [0.0, value], seed=seed)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    last = numbers(tmp_path / "out").iloc[-1]
+    assert last["mean"] == pytest.approx(np.mean(values), rel=1e-4)
+    assert last["interquartile_mean"] == pytest.approx(np.mean(values[2:6]))
+    assert last["low"] < last["mean"] < last["high"]
+    assert last["low"] > 0
+    assert last["seeds"] == 8
+    picture = cv2.imread(str(tmp_path / "out" / "cartpole_swingup.png"))
+    assert picture is not None
+    assert picture.std() > 10
+    assert (tmp_path / "out" / "cartpole_swingup.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_runs_of_other_lengths_are_compared_where_all_go(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("long", [0.0, 1.0, 2.0, 3.0], seed=1)
+    killed = make_run("killed", [0.0, 3.0], seed=2)
+    (killed / "eval.csv").write_text((killed / "eval.csv").read_text().replace("1,1000,", "1,1500,"))
+    plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    table = numbers(tmp_path / "out")
+    assert table["frame"].tolist() == [0, 1000, 1500]
+    assert table["mean"].tolist() == pytest.approx([0.0, 1.5, 2.25])
+
+
+def test_a_figure_for_each_task_and_a_group_for_each_setting(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", [1.0, 2.0], seed=1)
+    make_run("b", [1.0, 2.0], seed=2)
+    make_run("c", [1.0, 2.0], seed=1, precision="bf16")
+    make_run("d", [1.0, 2.0], num_skills=4)
+    make_run("e", [1.0, 2.0], env="walker_walk", num_skills=3)
+    plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["cartpole_swingup.png", "walker_walk.png"]
+    seeds = numbers(tmp_path / "out").query("metric == 'episode_reward'").groupby("group")["seeds"].first().to_dict()
+    assert sorted(seeds.values()) == [1, 1, 2]
+    assert any("bf16" in label for label in seeds)
+    assert any("4 skills" in label for label in seeds)
+    bound = numbers(tmp_path / "out", "walker_walk").query("metric == 'mutual_information_bound'")
+    assert bound["mean"].tolist() == [1.0, 1.0]
+
+
+def test_a_run_that_has_just_begun_and_one_without_config(make_run: MakeRun, tmp_path: Path) -> None:
+    empty = make_run("begun", [])
+    assert (empty / "eval.csv").read_text().count("\n") == 1
+    (make_run("kept", [1.0, 2.0]) / "config.json").unlink()
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert numbers(tmp_path / "out")["seeds"].tolist() == [1, 1]
+
+
+def test_reference_is_drawn(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", [1.0, 2.0])
+    reference = tmp_path / "published.csv"
+    reference.write_text(
+        "step,episode,episode_reward,env,seed\n0,0,500,cartpole_swingup,1\n2000,1,900,cartpole_swingup,1\n"
+    )
+    pictures = []
+    for more in ([], ["--reference", str(reference)]):
+        assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), *more]) == 0
+        pictures.append((tmp_path / "out" / "cartpole_swingup.png").read_bytes())
+    assert pictures[0] != pictures[1]
+
+
+@pytest.mark.parametrize("trouble", ["no folder", "no runs", "no columns"])
+def test_bad_input(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], trouble: str) -> None:
+    arguments = [str(make_run("a", [1.0, 2.0])), "--out", str(tmp_path / "out")]
+    if trouble == "no folder":
+        arguments[0] = str(tmp_path / "nowhere")
+    elif trouble == "no runs":
+        (tmp_path / "empty").mkdir()
+        arguments[0] = str(tmp_path / "empty")
+    else:
+        (tmp_path / "r.csv").write_text("a,b\n1,2\n")
+        arguments += ["--reference", str(tmp_path / "r.csv")]
+    assert plot.main(arguments) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_over_seeds_alone() -> None:
+    summary = plot.over_seeds([pd.Series([1.0, math.pi], index=[0, 8])])
+    assert summary["low"].tolist() == summary["high"].tolist() == summary["mean"].tolist() == [1.0, math.pi]

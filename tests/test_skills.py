@@ -1,0 +1,126 @@
+"""What an evaluation says of the skills, against numbers worked out by hand and on real rollouts."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dmc
+from diayn import DIAYNAgent
+from logger import Episode
+from rollouts import Start, Trace, make_lanes, play
+from skills import (
+    SHEET_COLUMNS,
+    by_skill,
+    confusion_matrix,
+    contact_sheet,
+    draw_confusion_matrix,
+    rows_of_skills,
+    state_distances,
+)
+
+
+def episode(named: list[int], states: list[list[float]], centres: list[list[float]], **figures: float) -> Any:
+    length = len(named) - 1
+    trace = Trace(1, named, [np.array(s) for s in states], [np.array(c) for c in centres])
+    return Episode(1.0, figures.get("reward", 0.0), 0, length * 1.0, figures.get("accuracy", 0.0), 1.0, length), trace
+
+
+def test_distances_by_hand() -> None:
+    """Two skills on a line: 0 and 2, and 10 and 12; a dimension that never moves counts for nothing."""
+    states = {3: np.array([[0.0, 7.0], [2.0, 7.0]]), 5: np.array([[10.0, 7.0], [12.0, 7.0]])}
+    within, between = state_distances(states)
+    spread = np.std([0.0, 2.0, 10.0, 12.0])
+    assert within == pytest.approx({3: 2 / spread, 5: 2 / spread})
+    assert between == pytest.approx({3: 10 / spread, 5: 10 / spread})
+
+
+def test_distances_against_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    states = {skill: rng.normal(skill, 1 + skill, (5 + skill, 3)) for skill in range(3)}
+    scale = np.concatenate(list(states.values())).std(axis=0)
+    within, between = state_distances(states)
+
+    def distance(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.sqrt((((one - other) / scale) ** 2).mean()))
+
+    for skill, own in states.items():
+        assert within[skill] == pytest.approx(np.mean([distance(*pair) for pair in combinations(own, 2)]))
+        others = [state for other in states if other != skill for state in states[other]]
+        assert between[skill] == pytest.approx(np.mean([distance(*pair) for pair in product(own, others)]))
+
+
+@pytest.mark.parametrize("states", [{0: np.zeros((4, 2))}, {0: np.ones((4, 2)), 1: np.ones((4, 2))}, {0: np.array([])}])
+def test_no_distances_where_there_is_nothing_to_compare(states: dict[int, np.ndarray]) -> None:
+    assert state_distances(states) == ({}, {})
+
+
+def test_rows_and_confusion() -> None:
+    """Means over a skill's episodes; accuracy over their steps; the start is none of the steps."""
+    still = [[0.0], [0.0], [0.0]]
+    played = {
+        0: [
+            episode([0, 0, 1], [[0], [1], [2]], [[0, 0, 9], [1, 1, 9], [3, -1, 9]], reward=2.0, accuracy=0.5),
+            episode([1, 0], [[0], [1]], [[0, 0, 0], [1, 1, 0]], reward=4.0, accuracy=1.0),
+        ],
+        1: [episode([0, 1, 1], still, [[0, 0, 0]] * 3, accuracy=1.0)],
+    }
+    first, second = rows_of_skills(played)
+    assert (first["skill_id"], first["episodes"], first["episode_extrinsic_reward"]) == (0, 2, 3.0)
+    assert first["discriminator_accuracy"] == pytest.approx(2 / 3)
+    assert (first["accuracy_at_start"], second["accuracy_at_start"]) == (0.5, 0.0)
+    assert (first["displacement_x"], first["displacement_y"]) == (2.0, 0.0)
+    np.testing.assert_allclose(confusion_matrix(played), [[2 / 3, 1 / 3], [0.0, 1.0]])
+
+
+def test_pictures() -> None:
+    """A row a skill, in time from left to right; a short episode leaves black; the matrix is darkest where it is 1."""
+    full = [np.full((3, 8, 8), 10 * column, np.uint8) for column in range(SHEET_COLUMNS + 2)]
+    played: Any = {0: [(None, Trace(pictures=full))], 1: [(None, Trace(pictures=full[4:6]))]}
+    sheet = contact_sheet(played)
+    assert sheet.shape == (16, 24 + 8 * SHEET_COLUMNS, 3)
+    assert [int(sheet[4, 28 + 8 * column, 0]) for column in range(SHEET_COLUMNS)] == [
+        10 * column for column in range(SHEET_COLUMNS)
+    ]
+    assert [int(sheet[12, 28 + 8 * column, 0]) for column in range(4)] == [40, 50, 0, 0]
+
+    plain, diagonal = (draw_confusion_matrix(matrix).astype(int) for matrix in (np.full((3, 3), 1 / 3), np.eye(3)))
+    assert plain.dtype == diagonal.dtype
+    assert plain.shape == diagonal.shape
+    assert diagonal.min(axis=(0, 1))[0] < plain.min(axis=(0, 1))[0] + 50
+    assert (diagonal[:, :, 2] - diagonal[:, :, 0] > 50).sum() > 3 * 400
+
+
+def test_traces_of_real_episodes() -> None:
+    """Physics, pictures and the discriminator's words of each step; equal starts, so nothing can leak at the start."""
+    dmc.choose_renderer()
+    torch.manual_seed(0)
+    agent = DIAYNAgent(
+        (9, 84, 84), 6, num_skills=3, skill_embedding_dim=4, lr_discriminator=1e-3, device="cpu", seed=0, hidden_dim=16
+    )
+    lanes = make_lanes(lambda: dmc.DMCEnv("walker_walk", action_repeat=10, time_limit=200), 3, 0)
+    starts = [Start(skill, 5, None, Trace(picture_every=3)) for skill in agent.skills()]
+    results = play(agent, lanes, starts)
+    env = dmc.DMCEnv("walker_walk", action_repeat=10, time_limit=200)
+    obs, _ = env.reset(seed=5)
+    trace = starts[1].trace
+    assert trace is not None
+    assert (len(trace.named), len(trace.states), len(trace.pictures)) == (21, 21, 7)
+    for step in range(21):
+        named = int(agent.classify(torch.from_numpy(obs[None])).argmax())
+        state, centre = env.measure()
+        assert trace.named[step] == named
+        np.testing.assert_array_equal(trace.states[step], state)
+        np.testing.assert_array_equal(trace.centres[step], centre)
+        if step % 3 == 0:
+            np.testing.assert_array_equal(trace.pictures[step // 3], obs[-3:])
+        obs, *_ = env.step(agent.assess(obs[None], np.array([1])).action[0])
+    assert abs(trace.centres[-1][2] - trace.centres[0][2]) > 0.1, "a random walker falls"
+    rows = rows_of_skills(by_skill(starts, results))
+    assert np.mean([row["accuracy_at_start"] for row in rows]) == pytest.approx(1 / 3)
+    lanes.close()
+    env.close()
