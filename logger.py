@@ -37,7 +37,7 @@ UPDATE_METRICS = (
     "alpha_value",
 )
 SKILL_UPDATE_METRICS = ("discriminator_loss", "discriminator_accuracy", "intrinsic_reward")
-CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")
+CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # of every run
 EPISODE_COLUMNS = (
     "type",
     "episode",
