@@ -190,15 +190,33 @@ class Checkpoints:
         if hashlib.sha256(data).hexdigest() != piece.sha256:
             raise self._damage(piece.name, "its checksum doesn't fit")
         try:
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # a crafted file can make the reader fail in any way
-            raise self._damage(piece.name, "it can't be read as tensors and plain data") from error
-        if not isinstance(content, dict):
-            raise self._damage(piece.name, "it holds no state")
-        return content
+            return _unpacked(data)
+        except ValueError as error:
+            raise self._damage(piece.name, str(error)) from error
 
     def _damage(self, name: str, what: str) -> CheckpointError:
         return CheckpointError(f"{self.folder / name} is damaged: {what}; put a copy back, or start a new run")
+
+
+def load_file(path: Path) -> State:
+    """The state in one file of a checkpoint, without a manifest to check it against. Raises CheckpointError."""
+    try:
+        return _unpacked(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _unpacked(data: bytes) -> State:
+    """What a file's bytes hold. Raises ValueError."""
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a crafted file can make the reader fail in any way
+        raise ValueError("it can't be read as tensors and plain data") from error
+    if not isinstance(content, dict):
+        raise ValueError("it holds no state")
+    return content
 
 
 def _sealed(manifest: dict[str, Any]) -> bytes:

@@ -108,6 +108,12 @@ class DIAYNAgent(DrQAgent):
         rewards = (self.intrinsic_reward(self.classify(part.next_obs), part.skill) for part in episode)
         return float(sum(reward.sum() for reward in rewards))
 
+    @torch.no_grad()
+    def log_likelihood(self, obs: np.ndarray, batch_size: int = 128) -> np.ndarray:
+        """log q_phi(z | s') of every skill, float32 (N, K), for observations uint8 (N, C, H, W)."""
+        parts = (self.classify(self._to_device(obs[i : i + batch_size])) for i in range(0, len(obs), batch_size))
+        return torch.cat([logits.log_softmax(dim=1) for logits in parts]).cpu().numpy()
+
     def intrinsic_reward(self, logits: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
         """log q_phi(z|s') - log p(z) (eq. 3): 0 at chance, at most log K; nats, (N,)."""
         return math.log(self.num_skills) - F.cross_entropy(logits, skill, reduction="none")

@@ -258,6 +258,7 @@ class DrQAgent:
         extrinsic_reward_coeff: weight of the environment's reward.
         learn_temperature: False keeps alpha at `init_temperature`.
         num_skills, skill_embedding_dim: width of the skill, 0 without DIAYN.
+        skill: the one skill that is acted and learned with, where there are skills and nothing else chooses them.
         precision: "fp32" or "bf16", of the convolutions alone.
         seed: of the agent's own generator. Weights come from torch's global one.
     """
@@ -285,9 +286,10 @@ class DrQAgent:
         log_std_bounds: tuple[float, float] = (-10.0, 2.0),
         num_skills: int = 0,
         skill_embedding_dim: int = 0,
+        skill: int = NO_SKILL,
         precision: str = "fp32",
     ) -> None:
-        self.device = torch.device(device)
+        self.device, self.skill = torch.device(device), skill
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.augment = make_augmentation(augmentation, image_pad, self.generator)
         self.discount, self.critic_tau = discount, critic_tau
@@ -347,12 +349,12 @@ class DrQAgent:
     # -- acting ---------------------------------------------------------------------------------------------------
 
     def skills(self) -> list[int]:
-        """The skills to evaluate: one that stands for none."""
-        return [NO_SKILL]
+        """The skills to evaluate: the one there is, which may stand for none."""
+        return [self.skill]
 
     def sample_skill(self, rng: np.random.Generator) -> int:
-        """The skill of a new episode. Plain DrQ draws no random number for it."""
-        return NO_SKILL
+        """The skill of a new episode. Where there is one only, no random number is drawn for it."""
+        return self.skill
 
     def act(self, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:
         """One action, float32 (action_dim,) in [-1, 1], for one observation: drawn, or the policy's mode."""
@@ -518,6 +520,7 @@ class DrQAgent:
         return {
             "device": self.device.type,
             "num_updates": self.num_updates,
+            "skill": self.skill,
             "log_alpha": self.log_alpha.detach(),
             "generator": self.generator.get_state(),
             "modules": {name: module.state_dict() for name, module in self._all_modules().items()},
@@ -530,16 +533,34 @@ class DrQAgent:
 
         From another kind of device the generator's state can't be taken over, and this agent's goes on from its seed.
         """
-        self.num_updates = state["num_updates"]
-        self.log_alpha.copy_(state["log_alpha"])
+        self.load_weights(state)
+        self.num_updates, self.skill = state["num_updates"], state["skill"]
         if state["device"] == self.device.type:
             self.generator.set_state(state["generator"])
-        for name, module in self._all_modules().items():
-            module.load_state_dict(state["modules"][name])
         for name, optimizer in self.optimizers().items():
             groups = optimizer.state_dict()["param_groups"]  # learning rates and kernels are this agent's own
             _check_moments(state["optimizers"][name], groups[0]["params"], optimizer.param_groups[0]["params"])
             optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
+
+    @torch.no_grad()
+    def load_weights(self, state: Mapping[str, Any]) -> None:
+        """Take over the networks and the temperature of an equal agent's `state_dict`, in place."""
+        self.log_alpha.copy_(state["log_alpha"])
+        for name, module in self._all_modules().items():
+            module.load_state_dict(state["modules"][name])
+
+    @torch.no_grad()
+    def load_pretrained(self, state: Mapping[str, Any], *, critic: bool) -> None:
+        """Take over actor, encoder and skill embeddings of a `state_dict`, and the critic's Q functions where told so.
+
+        Optimizers and temperature stay at their beginning, and the target follows the critic.
+        """
+        self.actor.load_state_dict(state["modules"]["actor"])
+        pretrained = state["modules"]["critic"]
+        if not critic:
+            pretrained = {k: v for k, v in pretrained.items() if k.startswith(("encoder.", "skill."))}
+        self.critic.load_state_dict({**self.critic.state_dict(), **pretrained})
+        self.critic_target.load_state_dict(self.critic.state_dict())
 
     @torch.no_grad()
     def is_finite(self) -> bool:

@@ -17,7 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from logger import Episode
 from replay_buffer import NO_SKILL
-from video import FAILURES, VIDEO_SIZE, VideoRecorder
+from video import FAILURES, VideoRecorder
 
 if TYPE_CHECKING:
     from drq import DrQAgent
@@ -31,6 +31,8 @@ class Trace:
     """What happens in an episode of T steps, filled by `play`. Lists of T + 1 begin with what the reset returned."""
 
     picture_every: int = 0  # steps; 0 keeps none
+    actions: list[np.ndarray] = field(default_factory=list)  # float32 (action_dim,), T
+    rewards: list[float] = field(default_factory=list)  # the task's, T
     named: list[int] = field(default_factory=list)  # the skill that the discriminator takes an observation for, T + 1
     states: list[np.ndarray] = field(default_factory=list)  # of the physics, T + 1; none where an environment has none
     centres: list[np.ndarray] = field(default_factory=list)  # of mass, (x, y, z), metres; likewise
@@ -136,7 +138,13 @@ def _play_round(
     _trace(lanes, starts, over, length, obs, named)
     while not over.all():
         between_steps()
+        for lane, start in enumerate(starts):
+            if start.trace is not None and not over[lane]:
+                start.trace.actions.append(action[lane].copy())
         obs, reward, _, _, info = lanes.step(action)
+        for lane, start in enumerate(starts):
+            if start.trace is not None and not over[lane]:
+                start.trace.rewards.append(float(reward[lane]))
         action, r_int, named = agent.assess(obs, skills)
         length += ~over
         extrinsic += reward
@@ -195,7 +203,8 @@ def _record(
     if not going:
         return
     try:
-        frames = lanes.call("picture", VIDEO_SIZE, VIDEO_SIZE)
+        size = going[0][2].size
+        frames = lanes.call("picture", size, size)
     except FAILURES as error:
         for _, _, recorder in going:
             recorder.give_up(error)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from logger import Episode
+from replay_buffer import NO_SKILL
 from rollouts import Start, Trace
 
 STATES_COMPARED = 100  # of each skill, at most, spread evenly over its episodes
@@ -43,14 +44,13 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
         "episodes": len(episodes),
         "episode_extrinsic_reward": np.mean([episode.extrinsic_reward for episode in episodes]),
         "episode_intrinsic_reward_sum": np.mean([episode.intrinsic_reward_sum for episode in episodes]),
-        "discriminator_accuracy": np.average([episode.discriminator_accuracy for episode in episodes], weights=lengths),
-        "accuracy_at_start": np.mean([trace.named[0] == skill for trace in traces]),
-        "mutual_information_bound": np.average(
-            [episode.mutual_information_bound for episode in episodes], weights=lengths
-        ),
         "state_distance_within": within,
         "state_distance_between": between,
     }
+    if traces[0].named[0] != NO_SKILL:  # there is a discriminator
+        row["discriminator_accuracy"] = np.average([e.discriminator_accuracy for e in episodes], weights=lengths)
+        row["accuracy_at_start"] = np.mean([trace.named[0] == skill for trace in traces])
+        row["mutual_information_bound"] = np.average([e.mutual_information_bound for e in episodes], weights=lengths)
     if traces[0].centres:
         moved = np.mean([trace.centres[-1] - trace.centres[0] for trace in traces], axis=0)
         row |= {"displacement_x": moved[0], "displacement_y": moved[1]}

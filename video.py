@@ -29,10 +29,11 @@ class VideoRecorder:
     Args:
         folder: where the videos go (made when the first one is written), or None.
         fps: playback speed, frames per second.
+        size: height and width that whoever draws the frames gives them, pixels.
     """
 
-    def __init__(self, folder: Path | None, fps: float) -> None:
-        self.folder, self.fps = folder, fps
+    def __init__(self, folder: Path | None, fps: float, *, size: int = VIDEO_SIZE) -> None:
+        self.folder, self.fps, self.size = folder, fps, size
         self._path: Path | None = None
         self._writer: subprocess.Popen[bytes] | None = None
         self._shape: tuple[int, ...] = ()

@@ -562,7 +562,7 @@ LAYERS: dict[str, set[str]] = {
     "run_folder": {"config", "checkpoint", "dmc"},
     "checkpoint": set(),
     "config": set(),
-    "skills": {"logger", "rollouts"},
+    "skills": {"logger", "replay_buffer", "rollouts"},
     "stop": set(),
     "rollouts": {"drq", "replay_buffer", "logger", "video"},
     "diayn": {"drq", "replay_buffer", "utils"},

@@ -1,0 +1,389 @@
+"""Play what a run has learned: its skills, one after the other or composed, with videos, numbers and trajectories.
+
+python evaluate.py RUN [--skills all|best|3,7] [--episodes 3] [--save_trajectories]
+python evaluate.py RUN --skill_schedule 3:100,7:100
+python evaluate.py RUN --imitate trajectory.npz
+
+Only reads the run's last checkpoint, also while it is training; whatever is written goes into a folder of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import Config, UserError, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from drq import DrQAgent
+    from logger import Episode
+    from rollouts import Start
+
+READ_AGAIN = 5  # times, where a training run replaces its checkpoint in the middle of being read
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder, its checkpoint folder or a state_N.pt")
+    add("--skills", default="all", metavar="all|best|3,7", help="which; best has the highest return (default: all)")
+    add("--episodes", type=_positive, default=1, metavar="N", help="for each skill, from the same starts (default: 1)")
+    add("--seed", type=int, default=0, metavar="N", help="of the starts (default: 0)")
+    add("--video_size", type=_positive, default=256, metavar="N", help="height and width, pixels (default: 256)")
+    add("--no_video", action="store_true", help="write no videos")
+    add("--save_trajectories", action="store_true", help="write an .npz for each episode")
+    add("--skill_schedule", metavar="3:100,7:100|random:100", help="skills and their agent steps, over and over")
+    add("--imitate", type=Path, metavar="NPZ", help="find the skill that explains the frames of a trajectory best")
+    add("--device", metavar="NAME", help="cuda, cuda:N or cpu (default: cuda, or cpu where there is no CUDA device)")
+    add("--out", type=Path, metavar="FOLDER", help="default: evaluations/<task>/<run>_<frame>")
+    args = parser.parse_args(argv)
+    if args.imitate is not None and args.skill_schedule is not None:
+        parser.error("--imitate and --skill_schedule exclude each other; give one of them")
+    return args
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 10**6:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on; got {text!r}")
+    return int(text)
+
+
+# -- what was learned --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Learned:
+    """A run as its checkpoint has it, without what only training needs."""
+
+    config: Config
+    agent: DrQAgent
+    step: int  # agent steps of training behind it
+    name: str
+    fps: float  # of its videos, in the task's time
+
+    @property
+    def frame(self) -> int:
+        return self.step * self.config.action_repeat
+
+
+def load(place: Path, device: str | None) -> Learned:
+    """The agent of a run. Raises UserError."""
+    from checkpoint import CheckpointError
+    from runs import choose_device, make_agent, make_environment
+
+    folder = place.parent if place.is_file() else place
+    run = folder.parent if folder.name == "checkpoint" else folder
+    try:
+        state = read_state(place if place.is_file() else run)
+        names = {field.name for field in dataclasses.fields(Config)}
+        config = Config(**{name: value for name, value in state["flags"].items() if name in names})
+        config = dataclasses.replace(config, device=choose_device(device), resume=None, cuda_graphs=False)
+        env = make_environment(config)
+        agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
+        fps = env.metadata["render_fps"]
+        env.close()
+        agent.load_weights(state["agent"])
+        return Learned(config, agent, int(state["counters"]["step"]), run.name, fps)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{place}: the checkpoint doesn't fit this version of the program") from error
+
+
+def read_state(place: Path) -> dict[str, Any]:
+    """The state in a run's newest checkpoint, or in one file of it. Raises CheckpointError, UserError."""
+    from checkpoint import CheckpointError, Checkpoints, load_file
+
+    if place.is_file():
+        return load_file(place)
+    if not place.is_dir():
+        raise UserError(f"{place} is neither a run's folder nor a checkpoint; name one")
+    for attempt in range(READ_AGAIN):
+        try:
+            state = Checkpoints(place).read()
+            break
+        except CheckpointError:
+            if attempt == READ_AGAIN - 1:
+                raise
+            time.sleep(0.5)
+    if state is None:
+        raise UserError(f"{place} has no checkpoint; name a run's folder, or wait for its first evaluation")
+    return state
+
+
+# -- what is played ----------------------------------------------------------------------------------------------------
+
+
+def chosen_skills(text: str, learned: Learned) -> list[int]:
+    """The skills that --skills names; all of them for "best", which is chosen once they were played."""
+    known = learned.agent.skills()
+    if text in ("all", "best") or len(known) == 1:
+        return known
+    try:
+        skills = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--skills must be all, best or numbers such as 3,7; got {text}") from None
+    missing = [skill for skill in skills if skill not in known]
+    if missing:
+        raise UserError(f"--skills: the run has the skills 0 to {len(known) - 1}; got {missing[0]}")
+    return list(dict.fromkeys(skills))
+
+
+def parse_schedule(text: str, learned: Learned, seed: int) -> Iterator[int]:
+    """The skill of every agent step, without end. Raises UserError."""
+    import numpy as np
+
+    known, parts = learned.agent.skills(), []
+    for part in text.split(","):
+        skill, _, steps = part.partition(":")
+        if not steps.isdecimal() or int(steps) < 1 or not (skill == "random" or skill.isdecimal()):
+            raise UserError(f"--skill_schedule must be such as 3:100,7:100 or random:100; got {text}")
+        if skill != "random" and int(skill) not in known:
+            raise UserError(f"--skill_schedule: the run has the skills {known[0]} to {known[-1]}; got {skill}")
+        parts.append((skill, int(steps)))
+    rng = np.random.default_rng(seed)
+
+    def skills() -> Iterator[int]:
+        while True:
+            for skill, steps in parts:
+                now = int(rng.choice(known)) if skill == "random" else int(skill)
+                yield from (now for _ in range(steps))
+
+    return skills()
+
+
+def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> None:
+    """Play skills from the same starts; a table, a video of each one's first episode and of all side by side."""
+    import numpy as np
+
+    from rollouts import Start, Trace
+    from skills import by_skill, rows_of_skills
+    from video import VideoRecorder
+
+    skills = chosen_skills(args.skills, learned)
+    seeds = np.random.SeedSequence(args.seed).generate_state(args.episodes).tolist()
+    if args.skills == "best" and len(skills) > 1:
+        skills = [best_skill(learned, seeds)]
+    fps, folder = learned.fps, None if args.no_video else out
+    recorders = [VideoRecorder(folder, fps, size=args.video_size) for _ in skills]
+    for skill, recorder in zip(skills, recorders, strict=True):
+        recorder.start(f"skill{skill}" if skill >= 0 else "policy")
+    every = int(args.save_trajectories)
+    starts = [
+        Start(skill, seed, recorder if seed == seeds[0] else None, Trace(picture_every=every))
+        for seed in seeds
+        for skill, recorder in zip(skills, recorders, strict=True)
+    ]
+    results = play_all(learned, starts)
+    videos = [recorder.stop() for recorder in recorders]
+    if len(skills) > 1:
+        VideoRecorder(folder, fps).tile("skills", [video for video in videos if video is not None])
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(out / "skills.csv", rows_of_skills(by_skill(starts, results)), learned.frame)
+    if args.save_trajectories:
+        for start in starts:
+            name = f"skill{start.skill}" if start.skill >= 0 else "policy"
+            save_trajectory(out / f"trajectory_{name}_{start.seed}.npz", learned, start)
+
+
+def best_skill(learned: Learned, seeds: Sequence[int]) -> int:
+    """The skill with the highest mean return over episodes from these starts."""
+    from rollouts import Start
+
+    skills = learned.agent.skills()
+    results = play_all(learned, [Start(skill, seed) for seed in seeds for skill in skills])
+    returns = {skill: sum(r.extrinsic_reward for r in results if r.skill == skill) / len(seeds) for skill in skills}
+    best = max(returns, key=lambda skill: returns[skill])
+    shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
+    print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
+    return best
+
+
+def play_all(learned: Learned, starts: Sequence[Start]) -> list[Episode]:
+    from functools import partial
+
+    from rollouts import close_lanes, make_lanes, play
+    from runs import make_environment
+
+    lanes = make_lanes(partial(make_environment, learned.config), len(starts), 0)
+    try:
+        return play(learned.agent, lanes, starts)
+    finally:
+        close_lanes(lanes)
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], frame: int) -> None:
+    """Print the rows and write them down, under the columns of a run's skills.csv."""
+    import pandas as pd
+
+    from logger import SKILL_COLUMNS
+
+    table = pd.DataFrame([{"step": frame, **row} for row in rows], columns=list(SKILL_COLUMNS))
+    table.to_csv(path, index=False)
+    print(table.drop(columns="step").dropna(axis=1, how="all").to_string(index=False, float_format="%.3f"))
+
+
+def save_trajectory(path: Path, learned: Learned, start: Start) -> None:
+    """An episode of T steps as an .npz: actions (T, A), rewards (T,), states (T + 1, D), frames (T + 1, 3, H, W)."""
+    import numpy as np
+
+    trace = start.trace
+    assert trace is not None
+    np.savez_compressed(
+        path,
+        actions=np.array(trace.actions),
+        rewards=np.array(trace.rewards),
+        states=np.array(trace.states),
+        frames=np.array(trace.pictures),
+        skill=start.skill,
+        seed=start.seed,
+        env=learned.config.env,
+    )
+
+
+def compose(learned: Learned, args: argparse.Namespace, out: Path) -> None:
+    """Episodes in which the skill changes on schedule; a video of the first."""
+    import numpy as np
+
+    from runs import make_environment
+    from video import VideoRecorder
+
+    schedule = parse_schedule(args.skill_schedule, learned, args.seed)
+    env = make_environment(learned.config)
+    for number, seed in enumerate(np.random.SeedSequence(args.seed).generate_state(args.episodes).tolist()):
+        recorder = VideoRecorder(None if number or args.no_video else out, learned.fps, size=args.video_size)
+        recorder.start("schedule")
+        obs, _ = env.reset(seed=seed)
+        over, total, steps = False, 0.0, 0
+        while not over:
+            skill = next(schedule)
+            action = learned.agent.assess(obs[None], np.array([skill])).action[0]
+            obs, reward, terminated, truncated, _ = env.step(action)
+            over, total, steps = terminated or truncated, total + reward, steps + 1
+            if recorder.recording:
+                recorder.record(env.render(args.video_size, args.video_size), [f"skill {skill}  step {steps}"])
+        recorder.stop()
+        print(f"episode from seed {seed}: return {total:.2f} in {steps} agent steps")
+    env.close()
+
+
+def imitate(learned: Learned, args: argparse.Namespace, out: Path) -> None:
+    """Which skill explains the frames of a trajectory best; its video beside the given one (DIAYN, section 4.2.3)."""
+    import numpy as np
+    import pandas as pd
+
+    from diayn import DIAYNAgent
+    from rollouts import Start
+    from video import VideoRecorder
+
+    agent = learned.agent
+    if not isinstance(agent, DIAYNAgent):
+        raise UserError(f"--imitate: {args.run} has no discriminator; name a run with skills")
+    frames, seed = read_frames(args.imitate, learned.config)
+    log_q = agent.log_likelihood(stacks(frames, learned.config.frame_stack))
+    table = pd.DataFrame({"skill_id": agent.skills(), "log_q_mean": log_q.mean(axis=0), "log_q_sum": log_q.sum(axis=0)})
+    best = int(table["log_q_mean"].idxmax())
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "imitation.csv", index=False)
+    print(table.to_string(index=False, float_format="%.4f"))
+    print(f"skill {best} explains {args.imitate} best")
+    if args.no_video:
+        return
+    size = args.video_size
+    given = VideoRecorder(out, learned.fps, size=size)
+    given.start("given")
+    for frame in frames[1:]:
+        given.record(_enlarged(frame, size), ["given"])
+    recorder = VideoRecorder(out, learned.fps, size=size)
+    recorder.start(f"skill{best}")
+    play_all(learned, [Start(best, args.seed if seed is None else seed, recorder)])
+    videos = [video for video in (given.stop(), recorder.stop()) if video is not None]
+    VideoRecorder(out, learned.fps).tile("imitation", videos)
+
+
+def read_frames(path: Path, config: Config) -> tuple[np.ndarray, int | None]:
+    """The frames of a trajectory, uint8 (T + 1, 3, image_size, image_size), and its seed where it has one."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            frames, seed = data["frames"], int(data["seed"]) if "seed" in data else None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"--imitate {path}: {error}; name an .npz from --save_trajectories") from error
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or len(frames) < 2:
+        raise UserError(f"--imitate {path}: frames must be uint8 (T + 1, 3, H, W); got {frames.dtype} {frames.shape}")
+    size = config.image_size
+    if frames.shape[2:] != (size, size):
+        frames = np.stack([_resized(frame, size) for frame in frames])
+    return frames, seed
+
+
+def stacks(frames: np.ndarray, count: int) -> np.ndarray:
+    """The observation after each step, as the environment stacks it: (T, 3 * count, H, W) from (T + 1, 3, H, W)."""
+    import numpy as np
+
+    newest = np.arange(1, len(frames))
+    parts = [frames[np.maximum(newest - age, 0)] for age in reversed(range(count))]
+    return np.concatenate(parts, axis=1)
+
+
+def _resized(frame: np.ndarray, size: int) -> np.ndarray:
+    import cv2
+    import numpy as np
+
+    picture = cv2.resize(np.ascontiguousarray(frame.transpose(1, 2, 0)), (size, size), interpolation=cv2.INTER_AREA)
+    return picture.transpose(2, 0, 1)
+
+
+def _enlarged(frame: np.ndarray, size: int) -> np.ndarray:
+    """A frame (3, H, W) as a picture (size, size, 3)."""
+    import cv2
+    import numpy as np
+
+    picture = np.ascontiguousarray(frame.transpose(1, 2, 0))
+    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_NEAREST)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, load, play. Returns the exit code: 2 for bad input, after one line that says what to mend."""
+    args = parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does, and before torch is imported
+    try:
+        from runs import check_libraries
+
+        check_libraries()
+        learned = load(args.run, args.device)
+        out = args.out or Path("evaluations") / learned.config.folder_name / f"{learned.name}_{learned.frame}"
+        if args.imitate is not None:
+            imitate(learned, args, out)
+        elif args.skill_schedule is not None:
+            compose(learned, args, out)
+        else:
+            evaluate_skills(learned, args, out)
+        print(f"outputs: {out}")
+    except UserError as error:
+        print(f"evaluate.py: error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"evaluate.py: error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
