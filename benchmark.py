@@ -401,7 +401,7 @@ def bench_checkpoint(args: argparse.Namespace) -> Iterator[Row]:
             }
 
 
-def random_episode(env: dmc.DMCEnv) -> Iterator[tuple[Any, ...]]:
+def random_episode(env: dmc.PixelEnv) -> Iterator[tuple[Any, ...]]:
     """(None, first observation), then (action, reward, observation, terminated) for each step."""
     obs, _ = env.reset()
     yield None, obs

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ FORMAT = 1  # of everything here; another one is refused
 FOLDER, MANIFEST = "checkpoint", "manifest.json"
 FILE_NAME = re.compile(r"(state|replay)_[0-9]+\.pt")
 UNFINISHED = ".partial"
+READ_AGAIN = 3  # times, where a training run replaces its checkpoint in the middle of being read
 
 State = dict[str, Any]  # tensors, numbers, strings, None, and dicts, lists and tuples of them
 
@@ -196,6 +198,16 @@ class Checkpoints:
 
     def _damage(self, name: str, what: str) -> CheckpointError:
         return CheckpointError(f"{self.folder / name} is damaged: {what}; put a copy back, or start a new run")
+
+
+def read_newest(place: Path) -> State | None:
+    """The state in a run's newest checkpoint, also while the run is replacing it. Raises CheckpointError."""
+    for _ in range(READ_AGAIN):
+        try:
+            return Checkpoints(place).read()
+        except CheckpointError:
+            time.sleep(0.5)
+    return Checkpoints(place).read()
 
 
 def load_file(path: Path) -> State:

@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import operator
+import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -109,6 +110,19 @@ class Config:
         "DIAYN", None, "weight of the task's reward", low=0, derived="0.0 with skills, 1.0 without"
     )
 
+    finetune_from: str = flag(
+        "fine-tuning", None, "a run with skills whose networks this one begins with", derived="none"
+    )
+    finetune_skill: str = flag(
+        "fine-tuning", "best", "the one skill to go on with: a number, or the best by return on this task"
+    )
+    finetune_critic: str = flag(
+        "fine-tuning",
+        "pretrained",
+        "Q functions to begin with: the run's, which know its intrinsic reward, or new ones",
+        choices=("pretrained", "scratch"),
+    )
+
     batch_size: int = flag("DrQ", 128, "transitions per update (the DrQ paper: 512)", low=1)
     discount: float = flag("DrQ", 0.99, "discount factor per agent step", low=0, high=1)
     lr: float = flag("DrQ", 1e-3, "learning rate of actor, critic and temperature", above=0)
@@ -156,7 +170,19 @@ class Config:
     )
     save_replay_buffer: bool = flag("outputs", True, "keep the replay buffer in the checkpoints, for an exact resume")
     work_dir: str = flag("outputs", "runs", "folder in which run folders are made")
+    run_name: str = flag("outputs", None, "name of the run's folder", derived="<date>_<time>_seed<seed>")
+    notes: str = flag("outputs", "", "anything you want to find in config.json again")
     resume: str = flag("outputs", None, "go on with the run in this folder, under its own flags", derived="a new run")
+
+    @property
+    def learns_skills(self) -> bool:
+        """Whether there is a discriminator: with skills, unless one of them is fine-tuned."""
+        return self.num_skills > 0 and self.finetune_from is None
+
+    @property
+    def folder_name(self) -> str:
+        """The task as a folder's name."""
+        return re.sub(r"[^\w.-]+", "_", self.env)
 
 
 CONFIG_TYPES = typing.get_type_hints(Config)
@@ -165,8 +191,14 @@ CHANGEABLE = frozenset(
     {
         *("num_train_steps", "num_train_frames", "device", "deterministic", "cuda_graphs", "resume"),
         *("eval_frequency", "num_eval_episodes", "eval_workers", "log_frequency_step", "log_save_tb", "save_video"),
-        *("checkpoint_frequency", "save_replay_buffer"),
+        *("checkpoint_frequency", "save_replay_buffer", "notes"),
     }
+)
+# What a fine-tuned run has from the run it begins with: the first may be given otherwise, the second may not.
+INHERITED = ("env", "action_repeat", "time_limit")
+SHARED_NETWORKS = (
+    *("image_size", "frame_stack", "num_skills", "skill_embedding_dim", "encoder_feature_dim", "hidden_dim"),
+    *("hidden_depth", "log_std_bounds"),
 )
 
 
@@ -176,13 +208,22 @@ def make_config(given: Mapping[str, Any]) -> Config:
     Raises UserError, naming the flag, for what is out of range or contradicts itself.
     """
     values: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
-    values |= _benchmark_settings(given)
+    if given.get("finetune_from") is not None and given.get("resume") is None:
+        inherited = _inherited(given)
+        values |= inherited | _benchmark_settings({"env": inherited["env"], **given})
+    else:
+        values |= _benchmark_settings(given)
     values |= given
     values["env"] = values["env"].removeprefix("dmc_")
     for field in dataclasses.fields(Config):
         _check(field, values[field.name])
 
-    with_skills = values["num_skills"] > 0
+    with_skills = values["num_skills"] > 0 and values["finetune_from"] is None
+    if values["finetune_from"] is None and ("finetune_skill" in given or "finetune_critic" in given):
+        if given.get("finetune_skill", "best") != "best" or given.get("finetune_critic", "pretrained") != "pretrained":
+            raise UserError("--finetune_skill and --finetune_critic need --finetune_from, a run with skills")
+    elif values["finetune_from"] is not None:
+        _check_finetuning(values)
     if values["temperature"] in (None, "auto"):
         values["temperature"] = "fixed" if with_skills else "learned"
     for name, default in (
@@ -213,10 +254,31 @@ def make_config(given: Mapping[str, Any]) -> Config:
     return Config(**values)
 
 
+def _inherited(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fine-tuned run has from the one it begins with. Raises UserError where `given` contradicts it."""
+    folder = Path(given["finetune_from"])
+    stored = read_flags(folder, "finetune_from")
+    if not stored.get("num_skills"):
+        raise UserError(f"--finetune_from {folder}: that run has no skills; name one with --num_skills above 0")
+    inherited = {name: stored[name] for name in (*INHERITED, *SHARED_NETWORKS) if name in stored}
+    for name in SHARED_NETWORKS:
+        if name in given and given[name] != inherited.get(name, given[name]):
+            raise UserError(f"--{name}: the networks of {folder} have {_shown(inherited[name])}; leave the flag out")
+    return inherited
+
+
+def _check_finetuning(values: Mapping[str, Any]) -> None:
+    skill, count = values["finetune_skill"], values["num_skills"]
+    if skill != "best" and not (skill.isdecimal() and int(skill) < count):
+        raise UserError(f"--finetune_skill must be best or a skill from 0 to {count - 1}; got {skill}")
+    if values["diayn_intrinsic_reward_coeff"]:
+        raise UserError("--diayn_intrinsic_reward_coeff: one skill alone has no intrinsic reward; leave the flag out")
+
+
 def resumed_config(given: Mapping[str, Any]) -> Config:
     """The Config of the run that `given["resume"]` names, with what may change taken from `given`. Raises UserError."""
     folder = Path(given["resume"])
-    stored = read_flags(folder)
+    stored = read_flags(folder, "resume")
     kept = {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
     if "num_train_frames" in given:
         kept.pop("num_train_steps", None)
@@ -236,28 +298,35 @@ def refuse_changes(stored: Mapping[str, Any], config: Config, owner: str) -> Non
             )
 
 
-def read_flags(folder: Path) -> dict[str, Any]:
-    """The flags in a run's config.json, types checked. Raises UserError."""
-    path = folder / CONFIG_FILE
+def template(path: Path) -> dict[str, Any]:
+    """The flags in a config.json, to begin another run with. Raises UserError."""
+    stored = read_flags(path.parent, "config", path.name)
+    own = ("resume", "num_train_frames", "run_name", "finetune_from")  # the other run's alone
+    return {name: value for name, value in stored.items() if value is not None and name not in own}
+
+
+def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, Any]:
+    """The flags in a run's config.json, types checked. Raises UserError, which names the flag `source`."""
+    path = folder / name
     try:
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"--resume {folder}: there is no {CONFIG_FILE} in it; name a run's folder") from None
+        raise UserError(f"--{source} {folder}: there is no {name} in it; name a run's") from None
     except OSError as error:
-        raise UserError(f"--resume {folder}: {path} can't be read: {error.strerror}") from error
+        raise UserError(f"--{source} {folder}: {path} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError):
-        raise UserError(f"--resume {folder}: {path} is damaged; put its text back, or start a new run") from None
+        raise UserError(f"--{source} {folder}: {path} is damaged; put its text back, or start a new run") from None
     flags = record.get("flags") if isinstance(record, dict) else None
     if not isinstance(flags, dict):
-        raise UserError(f"--resume {folder}: {path} has no flags; put its text back, or start a new run")
-    return {name: _stored_value(path, name, value) for name, value in flags.items()}
+        raise UserError(f"--{source} {folder}: {path} has no flags; put its text back, or start a new run")
+    return {key: _stored_value(path, source, key, value) for key, value in flags.items()}
 
 
-def _stored_value(path: Path, name: str, value: Any) -> Any:
+def _stored_value(path: Path, source: str, name: str, value: Any) -> Any:
     """A flag's value as JSON has it, checked against the flag's type."""
     kind = CONFIG_TYPES.get(name)
     if kind is None:
-        raise UserError(f"--resume: {path} has a flag {name!r} that this version doesn't know; resume with its version")
+        raise UserError(f"--{source}: {path} has a flag {name!r} that this version doesn't know; use its version")
     if value is None and Config.__dataclass_fields__[name].metadata["derived"]:
         return None
     if isinstance(value, list) and len(value) == 2 and all(_is_number(part) for part in value):
@@ -265,7 +334,7 @@ def _stored_value(path: Path, name: str, value: Any) -> Any:
     numbers = {int: type(value) is int, float: _is_number(value)}
     fits = numbers[kind] if kind in numbers else isinstance(value, typing.get_origin(kind) or kind)
     if not fits:
-        raise UserError(f"--resume: {path} is damaged: {name} is {value!r}; put its text back, or start a new run")
+        raise UserError(f"--{source}: {path} is damaged: {name} is {value!r}; put its text back, or start a new run")
     return float(value) if kind is float else value
 
 
@@ -347,13 +416,32 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
         shown = meta["derived"] or _shown(field.default)
         options: dict[str, Any] = {"dest": field.name, "help": f"{meta['help']} (default: {shown})"}
         group.add_argument(*names, **options, **_argument_type(CONFIG_TYPES[field.name], meta["choices"]))
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a run's config.json as a template; flags beside it win"
+    )
+    _complete(parser)
     given = vars(parser.parse_args(argv))
     if "log_std_bounds" in given:
         given["log_std_bounds"] = tuple(given["log_std_bounds"])
     try:
+        if "config" in given:
+            if "resume" in given:
+                raise UserError("--config and --resume exclude each other: a resumed run has its own settings")
+            beginning = template(given.pop("config"))
+            if "num_train_frames" in given:
+                beginning.pop("num_train_steps", None)
+            given = {**beginning, **given}
         return resumed_config(given) if "resume" in given else make_config(given)
     except UserError as error:
         parser.error(str(error))
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Shell completion, where argcomplete is installed; see README.md."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
 
 
 def _shown(default: Any) -> str:

@@ -118,7 +118,41 @@ def resolve_task(name: str) -> tuple[str, str]:
     return tasks[plain]
 
 
-class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """What training asks of an environment. Observations are stacks of the frames in `_frames`."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
+    render_mode = "rgb_array"
+    observation_space: gymnasium.spaces.Box
+    action_space: gymnasium.spaces.Box
+    max_episode_steps: int | None  # agent steps; None without a limit
+    render_seconds = 0.0  # spent drawing, since the environment was made
+    _frames: deque[np.ndarray]
+
+    def state(self) -> dict[str, Any]:
+        """What the coming episodes depend on, as plain data: the state of the random stream."""
+        raise NotImplementedError
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over the `state` of an equal environment; `reset` comes next."""
+        raise NotImplementedError
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Hold `action` for the action repeat, or until the episode ends."""
+        raise NotImplementedError
+
+    def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
+        """The scene as it is now: uint8 RGB `(height, width, 3)`, as large as a frame unless told otherwise."""
+        raise NotImplementedError
+
+    def _frame(self) -> np.ndarray:
+        return np.ascontiguousarray(self.render().transpose(2, 0, 1))
+
+    def _observation(self) -> np.ndarray:
+        return np.concatenate(list(self._frames))
+
+
+class DMCEnv(PixelEnv):
     """One task of dm_control.suite as stacked pixels.
 
     Observations are uint8 `(3 * frame_stack, image_size, image_size)`, RGB, oldest frame first; a reset repeats its
@@ -131,11 +165,6 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         time_limit: frames (control steps) per episode; None keeps the task's own limit.
         camera: index of the model's camera; None takes 0, and 2 for quadruped (the one that follows it).
     """
-
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
-    render_mode = "rgb_array"
-    observation_space: gymnasium.spaces.Box
-    action_space: gymnasium.spaces.Box
 
     def __init__(
         self,
@@ -160,9 +189,8 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._camera_id = (2 if domain == "quadruped" else 0) if camera is None else camera
         self._cameras: dict[tuple[int, int], Any] = {}
         self._image_size, self._action_repeat = image_size, action_repeat
-        self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
+        self._frames = deque(maxlen=frame_stack)
         self._frame_count = 0
-        self.render_seconds = 0.0  # spent drawing, since the environment was made
 
         # dm_control keeps its limit as a number of control steps; infinite where there is none.
         limit = self._frame_limit if time_limit is not None else self._env._step_limit
@@ -275,12 +303,6 @@ class DMCEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             with physics.contexts.gl.make_current() as context:
                 context.call(mujoco.mjr_resizeOffscreen, buffer.offwidth, buffer.offheight, physics.contexts.mujoco.ptr)
         return engine.Camera(physics, height, width, self._camera_id)
-
-    def _frame(self) -> np.ndarray:
-        return np.ascontiguousarray(self.render().transpose(2, 0, 1))
-
-    def _observation(self) -> np.ndarray:
-        return np.concatenate(list(self._frames))
 
 
 def main() -> int:

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from drq import DrQAgent
     from logger import Episode
     from rollouts import Start
-
-READ_AGAIN = 5  # times, where a training run replaces its checkpoint in the middle of being read
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,7 +87,7 @@ def load(place: Path, device: str | None) -> Learned:
         state = read_state(place if place.is_file() else run)
         names = {field.name for field in dataclasses.fields(Config)}
         config = Config(**{name: value for name, value in state["flags"].items() if name in names})
-        config = dataclasses.replace(config, device=choose_device(device), resume=None, cuda_graphs=False)
+        config = dataclasses.replace(config, device=choose_device(device), cuda_graphs=False)
         env = make_environment(config)
         agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
         fps = env.metadata["render_fps"]
@@ -105,20 +102,13 @@ def load(place: Path, device: str | None) -> Learned:
 
 def read_state(place: Path) -> dict[str, Any]:
     """The state in a run's newest checkpoint, or in one file of it. Raises CheckpointError, UserError."""
-    from checkpoint import CheckpointError, Checkpoints, load_file
+    from checkpoint import load_file, read_newest
 
     if place.is_file():
         return load_file(place)
     if not place.is_dir():
         raise UserError(f"{place} is neither a run's folder nor a checkpoint; name one")
-    for attempt in range(READ_AGAIN):
-        try:
-            state = Checkpoints(place).read()
-            break
-        except CheckpointError:
-            if attempt == READ_AGAIN - 1:
-                raise
-            time.sleep(0.5)
+    state = read_newest(place)
     if state is None:
         raise UserError(f"{place} has no checkpoint; name a run's folder, or wait for its first evaluation")
     return state
@@ -176,7 +166,7 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
     skills = chosen_skills(args.skills, learned)
     seeds = np.random.SeedSequence(args.seed).generate_state(args.episodes).tolist()
     if args.skills == "best" and len(skills) > 1:
-        skills = [best_skill(learned, seeds)]
+        skills = [choose_best(learned, seeds)]
     fps, folder = learned.fps, None if args.no_video else out
     recorders = [VideoRecorder(folder, fps, size=args.video_size) for _ in skills]
     for skill, recorder in zip(skills, recorders, strict=True):
@@ -199,14 +189,19 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
             save_trajectory(out / f"trajectory_{name}_{start.seed}.npz", learned, start)
 
 
-def best_skill(learned: Learned, seeds: Sequence[int]) -> int:
-    """The skill with the highest mean return over episodes from these starts."""
-    from rollouts import Start
+def choose_best(learned: Learned, seeds: Sequence[int]) -> int:
+    """The skill with the highest mean return over episodes from these starts, which is said."""
+    from functools import partial
+
+    from rollouts import best_skill, close_lanes, make_lanes
+    from runs import make_environment
 
     skills = learned.agent.skills()
-    results = play_all(learned, [Start(skill, seed) for seed in seeds for skill in skills])
-    returns = {skill: sum(r.extrinsic_reward for r in results if r.skill == skill) / len(seeds) for skill in skills}
-    best = max(returns, key=lambda skill: returns[skill])
+    lanes = make_lanes(partial(make_environment, learned.config), len(skills) * len(seeds), 0)
+    try:
+        best, returns, _ = best_skill(learned.agent, lanes, skills, seeds)
+    finally:
+        close_lanes(lanes)
     shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
     print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
     return best
@@ -282,7 +277,6 @@ def compose(learned: Learned, args: argparse.Namespace, out: Path) -> None:
 
 def imitate(learned: Learned, args: argparse.Namespace, out: Path) -> None:
     """Which skill explains the frames of a trajectory best; its video beside the given one (DIAYN, section 4.2.3)."""
-    import numpy as np
     import pandas as pd
 
     from diayn import DIAYNAgent

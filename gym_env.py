@@ -1,7 +1,7 @@
 """Any gymnasium environment with continuous actions that draws itself, seen as pixels: `--env gym:<id>`.
 
-It looks from outside as `dmc.DMCEnv` does, so that everything else here works with it. An environment of one's own needs
-to be registered with gymnasium; `gym:my_module:MyEnv-v0` imports `my_module`, which registers it, first.
+It looks from outside as `dmc.DMCEnv` does, so that everything else here works with it. An environment of one's own
+needs to be registered with gymnasium; `gym:my_module:MyEnv-v0` first imports `my_module`, which registers it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import cv2
 import gymnasium
 import numpy as np
 
-from dmc import TaskError
+from dmc import PixelEnv, TaskError
 
 PREFIX = "gym:"
 
 
-class GymPixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+class GymPixelEnv(PixelEnv):
     """Stacked pixels of what a gymnasium environment renders; its own observations are left aside.
 
     Observations are uint8 `(3 * frame_stack, image_size, image_size)`, RGB, oldest frame first. Actions are float32 in
@@ -34,9 +34,6 @@ class GymPixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     Raises:
         TaskError: there is no such environment, its actions are not continuous and bounded, or it can't draw itself.
     """
-
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
-    render_mode = "rgb_array"
 
     def __init__(
         self,
@@ -57,8 +54,7 @@ class GymPixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise TaskError(f"{name!r} has the actions {space}; they must be a bounded Box of one dimension")
         self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
         self._image_size, self._action_repeat = image_size, action_repeat
-        self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
-        self.render_seconds = 0.0  # spent drawing, since the environment was made
+        self._frames = deque(maxlen=frame_stack)
         limit = self._env.spec.max_episode_steps if self._env.spec is not None else None
         self.max_episode_steps = None if limit is None else math.ceil(limit / action_repeat)
         self.metadata = {**self.metadata, "render_fps": self._env.metadata.get("render_fps", 30) / action_repeat}
@@ -97,7 +93,7 @@ class GymPixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._observation(), total, bool(terminated), bool(truncated and not terminated), {}
 
     def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """The scene as it is now, scaled to uint8 RGB `(height, width, 3)`, `image_size` square unless told otherwise."""
+        """The scene as it is now, scaled to uint8 RGB `(height, width, 3)`, or `image_size` square."""
         started = time.perf_counter()
         picture = np.asarray(self._env.render())
         size = (width or self._image_size, height or self._image_size)
@@ -107,12 +103,6 @@ class GymPixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def close(self) -> None:
         self._env.close()
-
-    def _frame(self) -> np.ndarray:
-        return np.ascontiguousarray(self.render().transpose(2, 0, 1))
-
-    def _observation(self) -> np.ndarray:
-        return np.concatenate(list(self._frames))
 
 
 def _first_line(error: BaseException) -> str:

@@ -124,6 +124,18 @@ def play(
     return results
 
 
+def best_skill(
+    agent: DrQAgent, lanes: Lanes, skills: Sequence[int], seeds: Sequence[int]
+) -> tuple[int, dict[int, float], int]:
+    """The skill with the highest mean return over episodes from these starts, all means, and the agent steps played."""
+    results = play(agent, lanes, [Start(skill, seed) for seed in seeds for skill in skills])
+    returns = {
+        skill: sum(result.extrinsic_reward for result in results if result.skill == skill) / len(seeds)
+        for skill in skills
+    }
+    return max(returns, key=lambda skill: returns[skill]), returns, sum(result.length for result in results)
+
+
 def _play_round(
     agent: DrQAgent, lanes: Lanes, starts: Sequence[Start], between_steps: Callable[[], None]
 ) -> list[Episode]:

@@ -33,12 +33,12 @@ EXACT_PACKAGES = ("torch", "numpy", "dm_control", "mujoco")  # another version o
 
 @contextmanager
 def new_run_folder(config: Config) -> Iterator[Path]:
-    """A new folder <work_dir>/<env>/<timestamp>_seed<seed>; where the block fails, what was made goes away again."""
-    parent = Path(config.work_dir) / config.env
+    """A new folder <work_dir>/<env>/<run_name>; where the block fails, what was made goes away again."""
+    parent = Path(config.work_dir) / config.folder_name
     missing = [place for place in (parent, *parent.parents) if not place.exists()]
     folder = None
     try:
-        folder = _make_unique(parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{config.seed}")
+        folder = _make_unique(parent / (config.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{config.seed}"))
         yield folder
     except BaseException:
         if folder is not None:
@@ -63,6 +63,16 @@ def _make_unique(folder: Path) -> Path:
     return folder
 
 
+def link_latest(folder: Path) -> None:
+    """Have `latest` beside the run's folder lead to it, where the disk knows links; somebody's own file stays."""
+    link, aside = folder.with_name("latest"), folder.with_name(f".latest-{folder.name}")
+    if folder == link or (link.exists() and not link.is_symlink()):
+        return
+    with suppress(OSError):
+        aside.symlink_to(folder.name, target_is_directory=True)
+        os.replace(aside, link)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     """Keep other processes from writing into the folder; the system frees it when this one ends, however it ends.
@@ -85,14 +95,17 @@ def locked(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def write_config(config: Config, folder: Path, renderer: RendererInfo, resumed_at: int | None = None) -> None:
+def write_config(
+    config: Config, folder: Path, renderer: RendererInfo, resumed_at: int | None = None, **more: object
+) -> None:
     """config.json: every flag, and what else it takes to repeat the run.
 
-    `resumed_at` is the frame at which an existing run goes on: what it goes on with is added to the record.
+    `resumed_at` is the frame at which an existing run goes on: what it goes on with is added to the record. `more` is
+    written down as it is.
     """
     path = folder / CONFIG_FILE
     flags = {**dataclasses.asdict(config), "resume": None}
-    record: dict[str, Any] = {"flags": flags, **_surroundings(config, renderer)}
+    record: dict[str, Any] = {"flags": flags, **_surroundings(config, renderer), **more}
     if resumed_at is not None:
         before = json.loads(path.read_bytes())
         versions, resumed = before.get("versions"), before.get("resumed")

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     import numpy as np
 
     from checkpoint import Checkpoints, State
-    from dmc import DMCEnv, RendererInfo
+    from dmc import PixelEnv, RendererInfo
     from drq import DrQAgent
     from logger import Logger
     from replay_buffer import ReplayBuffer
     from rollouts import Lanes
     from utils import Stopwatch
 
-COUNTERS = ("step", "episode", "evaluated", "scheduled", "learning_from")  # of a Run
+COUNTERS = ("frames_before", "step", "episode", "evaluated", "scheduled", "learning_from")  # of a Run
 CUDA_HEADROOM = 6 << 30  # bytes of device memory left to networks and activations, at a batch of 512
 AGENT_FLAGS = (  # passed on as they are, under the same names
     *("device", "seed", "augmentation", "image_pad", "lr", "discount", "extrinsic_reward_coeff", "init_temperature"),
@@ -70,13 +70,14 @@ class Run:
     folder: Path
     checkpoints: Checkpoints
     agent: DrQAgent
-    env: DMCEnv
+    env: PixelEnv
     lanes: Lanes  # evaluation's own environments
     buffer: ReplayBuffer
     skill_rng: np.random.Generator
     stopwatch: Stopwatch
     learning_from: int  # agent step of the first update
     logger: Logger = dataclasses.field(init=False)  # opened last, as it cuts back the logs of a resumed run
+    frames_before: int = 0  # spent on choosing the skill that is fine-tuned
     step: int = 0  # agent steps so far; whatever is written down counts frames
     episode: int = 0  # finished training episodes
     underway: Underway | None = None  # None between episodes
@@ -88,7 +89,11 @@ class Run:
 
     @property
     def frame(self) -> int:
-        return self.step * self.config.action_repeat
+        return self.frame_at(self.step)
+
+    def frame_at(self, step: int) -> int:
+        """The frame that is written down for an agent step."""
+        return self.frames_before + step * self.config.action_repeat
 
     @property
     def resume_command(self) -> str:
@@ -113,9 +118,10 @@ def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> D
         **{name: getattr(config, name) for name in AGENT_FLAGS},
     }
     agent: DrQAgent
-    if config.num_skills:
+    if config.learns_skills:
         agent = DIAYNAgent(obs_shape, action_dim, **settings, **{name: getattr(config, name) for name in DIAYN_FLAGS})
-    else:
+    else:  # fine-tuned, its networks have room for skills, and one is given
+        settings |= {"num_skills": config.num_skills, "skill_embedding_dim": config.skill_embedding_dim}
         agent = DrQAgent(obs_shape, action_dim, **settings)
     if config.device != "cpu" and config.cuda_graphs:
         agent.use_cuda_graphs()
@@ -179,13 +185,17 @@ def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim
     return "cpu"
 
 
-def make_environment(config: Config) -> DMCEnv:
+def make_environment(config: Config) -> PixelEnv:
     """The task as pixels. Raises UserError."""
     from dmc import DMCEnv, TaskError
+    from gym_env import PREFIX, GymPixelEnv
 
     settings = {name: getattr(config, name) for name in ("image_size", "frame_stack", "action_repeat", "time_limit")}
     try:
-        env = DMCEnv(config.env, **settings)
+        if config.env.startswith(PREFIX):
+            env: PixelEnv = GymPixelEnv(config.env.removeprefix(PREFIX), **settings)
+        else:
+            env = DMCEnv(config.env, **settings)
     except TaskError as error:
         raise UserError(f"--env: {error}") from error
     longest = env.max_episode_steps
@@ -263,6 +273,8 @@ def start(config: Config, resources: ExitStack) -> Run:
     from run_folder import locked, new_run_folder
 
     parts = make_parts(config, resources)
+    if config.finetune_from is not None:
+        parts["frames_before"] = begin_fine_tuning(config, parts["agent"])
     try:
         folder = resources.enter_context(new_run_folder(config))
         resources.enter_context(locked(folder))
@@ -270,6 +282,43 @@ def start(config: Config, resources: ExitStack) -> Run:
         reason = error.strerror or error
         raise UserError(f"--work_dir {config.work_dir}: {reason}; name a folder on a disk with room") from error
     return Run(config, folder, Checkpoints(folder), **parts)
+
+
+def begin_fine_tuning(config: Config, agent: DrQAgent) -> int:
+    """Give the agent the networks of the run `config.finetune_from` and one skill of it; the frames that choosing took.
+
+    The best skill is the one with the highest return over one episode each, on the task of this run. Raises UserError.
+    """
+    import numpy as np
+
+    from checkpoint import CheckpointError, read_newest
+    from rollouts import best_skill, close_lanes, make_lanes
+
+    folder = Path(config.finetune_from)
+    try:
+        state = read_newest(folder)
+        if state is None:
+            raise UserError(f"--finetune_from {folder}: that run has no checkpoint yet; wait for its first evaluation")
+        agent.load_pretrained(state["agent"], critic=config.finetune_critic == "pretrained")
+    except CheckpointError as error:
+        raise UserError(f"--finetune_from {folder}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"--finetune_from {folder}: its networks don't fit --env {config.env}; keep its task"
+        ) from error
+    if config.finetune_skill != "best":
+        agent.skill = int(config.finetune_skill)
+        return 0
+    lanes = make_lanes(partial(make_environment, config), config.num_skills, 0)
+    try:
+        seeds = np.random.SeedSequence([config.seed]).generate_state(1).tolist()
+        agent.skill, returns, steps = best_skill(agent, lanes, range(config.num_skills), seeds)
+    finally:
+        close_lanes(lanes)
+    shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
+    frames = steps * config.action_repeat
+    print(f"fine-tuning skill {agent.skill}, the best of one episode each ({shown}); that took {frames} frames")
+    return frames
 
 
 def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
@@ -340,21 +389,23 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
 def record(run: Run, renderer: RendererInfo, logs: State | None, resources: ExitStack) -> None:
     """Begin to write into the run's folder, or go on after what `logs` say: the CSVs, TensorBoard, config.json."""
     from logger import LogError, Logger
-    from run_folder import write_config
+    from run_folder import link_latest, write_config
     from video import remove_unfinished
 
     config, folder = run.config, run.folder
     try:
         run.logger = Logger(
             folder,
-            with_skills=config.num_skills > 0,
+            with_skills=config.learns_skills,
             tensorboard=config.log_save_tb,
-            total_frames=config.num_train_frames,
+            total_frames=run.frames_before + config.num_train_frames,
             position=None if logs is None else logs["position"],
             step=run.frame,
         )
         resources.callback(run.logger.close)
-        write_config(config, folder, renderer, None if config.resume is None else run.frame)
+        more = {"finetuned_skill": run.agent.skill, "frames_before": run.frames_before} if config.finetune_from else {}
+        write_config(config, folder, renderer, None if config.resume is None else run.frame, **more)
+        link_latest(folder)
     except LogError as error:
         raise UserError(f"--resume {folder}: {error}") from error
     except OSError as error:
@@ -511,7 +562,7 @@ def check_losses(run: Run) -> None:
 
 def not_finite(run: Run, names: Sequence[str]) -> str:
     kept = run.checkpoints
-    saved = f"of frame {kept.step * run.config.action_repeat}: {kept.folder}" if kept.step >= 0 else "none"
+    saved = f"of frame {run.frame_at(kept.step)}: {kept.folder}" if kept.step >= 0 else "none"
     return (
         f"{', '.join(names)} became infinite or not a number by frame {run.frame}; last good checkpoint {saved}; "
         "start a new run with a smaller --lr"

@@ -184,9 +184,11 @@ def evaluate(run: Run) -> None:
         seeds = np.random.SeedSequence([config.seed, run.step]).generate_state(config.num_eval_episodes).tolist()
         skills = run.agent.skills()
         folder, fps = run.folder / "video" if config.save_video else None, run.env.metadata["render_fps"]
-        recorders = {f"skill{skill}" if config.num_skills else "policy": VideoRecorder(folder, fps) for skill in skills}
+        recorders = {
+            f"skill{skill}" if config.learns_skills else "policy": VideoRecorder(folder, fps) for skill in skills
+        }
         for name, recorder in recorders.items():
-            recorder.start(f"{frame}_{name}" if config.num_skills else str(frame))
+            recorder.start(f"{frame}_{name}" if config.learns_skills else str(frame))
         every = math.ceil((run.env.max_episode_steps or 1) / SHEET_COLUMNS)
         starts = [
             Start(skill, seeds[0], recorder, Trace(picture_every=every))
@@ -203,7 +205,7 @@ def evaluate(run: Run) -> None:
             raise
         videos = {name: recorder.stop() for name, recorder in recorders.items()}
         written = [video for video in videos.values() if video is not None]
-        if config.num_skills:
+        if config.learns_skills:
             videos["skills"] = VideoRecorder(folder, fps).tile(f"{frame}_skills", written)
         for name, video in videos.items():
             clip = gif_clip(video, fps) if video is not None and config.log_save_tb else None
@@ -211,7 +213,7 @@ def evaluate(run: Run) -> None:
                 logger.clip(name, *clip, step=frame)
         logger.status("")
         logger.evaluation(run.episode, frame, results)
-        if config.num_skills:
+        if config.learns_skills:
             played = by_skill(starts, results)
             logger.skills(rows_of_skills(played), frame)
             logger.picture("confusion_matrix", draw_confusion_matrix(confusion_matrix(played)), frame)

@@ -621,15 +621,15 @@ def test_training_without_a_renderer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The run is saved where it is, and goes on as if nothing had happened once drawing works again."""
-    environments: list[dmc.DMCEnv] = []
+    environments: list[dmc.PixelEnv] = []
     drawn: Counter[int] = Counter()
     make, three = runs.make_environment, 3 * (EPISODE_STEPS + 1)  # pictures of three episodes
 
-    def make_environment(config: Any) -> dmc.DMCEnv:
+    def make_environment(config: Any) -> dmc.PixelEnv:
         environments.append(make(config))
         return environments[-1]
 
-    def fails(env: dmc.DMCEnv) -> bool:
+    def fails(env: dmc.PixelEnv) -> bool:
         number = environments.index(env)  # 0 is training's
         due = {"step": three + 5, "reset": three, "evaluation": three}[moment]
         if drawn[0] >= due and (number > 0) == (moment == "evaluation"):

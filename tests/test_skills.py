@@ -26,7 +26,7 @@ from skills import (
 
 def episode(named: list[int], states: list[list[float]], centres: list[list[float]], **figures: float) -> Any:
     length = len(named) - 1
-    trace = Trace(1, named, [np.array(s) for s in states], [np.array(c) for c in centres])
+    trace = Trace(named=named, states=[np.array(s) for s in states], centres=[np.array(c) for c in centres])
     return Episode(1.0, figures.get("reward", 0.0), 0, length * 1.0, figures.get("accuracy", 0.0), 1.0, length), trace
 
 
