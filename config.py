@@ -194,6 +194,7 @@ CHANGEABLE = frozenset(
         *("checkpoint_frequency", "save_replay_buffer", "notes"),
     }
 )
+FINE_TUNING = ("finetune_from", "finetune_skill", "finetune_critic")
 # What a fine-tuned run has from the run it begins with: the first may be given otherwise, the second may not.
 INHERITED = ("env", "action_repeat", "time_limit")
 SHARED_NETWORKS = (
@@ -243,6 +244,8 @@ def make_config(given: Mapping[str, Any]) -> Config:
         if not values["num_train_steps"]:
             raise UserError(f"--num_train_frames must be at least --action_repeat, which is {repeat}")
     values["num_train_frames"] = values["num_train_steps"] * repeat
+    if values["run_name"] is not None and not re.fullmatch(r"\w[\w.+=-]*", values["run_name"]):
+        raise UserError(f"--run_name must be letters, digits and _ . + = -; got {values['run_name']!r}")
     low, high = values["log_std_bounds"]
     if low >= high:
         raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
@@ -282,15 +285,21 @@ def resumed_config(given: Mapping[str, Any]) -> Config:
     kept = {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
     if "num_train_frames" in given:
         kept.pop("num_train_steps", None)
+    owner = f"the run in {folder}"
+    _refuse_changes(stored, {name: given[name] for name in FINE_TUNING if name in given}, owner)
     config = make_config({**kept, **given})
-    refuse_changes(stored, config, f"the run in {folder}")
+    refuse_changes(stored, config, owner)
     return config
 
 
 def refuse_changes(stored: Mapping[str, Any], config: Config, owner: str) -> None:
     """Raise UserError, naming the flag, where the config differs from a run's flags in what may not change."""
-    for name in CONFIG_TYPES:
-        new, old = getattr(config, name), stored.get(name)
+    _refuse_changes(stored, {name: getattr(config, name) for name in CONFIG_TYPES}, owner)
+
+
+def _refuse_changes(stored: Mapping[str, Any], values: Mapping[str, Any], owner: str) -> None:
+    for name, new in values.items():
+        old = stored.get(name)
         if name not in CHANGEABLE and name in stored and new != old:
             raise UserError(
                 f"--{name} {_shown(new)} differs from {owner}, which has {_shown(old)}; a resumed run keeps its "

@@ -534,7 +534,7 @@ class DrQAgent:
         From another kind of device the generator's state can't be taken over, and this agent's goes on from its seed.
         """
         self.load_weights(state)
-        self.num_updates, self.skill = state["num_updates"], state["skill"]
+        self.num_updates = state["num_updates"]
         if state["device"] == self.device.type:
             self.generator.set_state(state["generator"])
         for name, optimizer in self.optimizers().items():
@@ -544,7 +544,8 @@ class DrQAgent:
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Any]) -> None:
-        """Take over the networks and the temperature of an equal agent's `state_dict`, in place."""
+        """Take over the networks, the temperature and the skill of an equal agent's `state_dict`, in place."""
+        self.skill = state["skill"]
         self.log_alpha.copy_(state["log_alpha"])
         for name, module in self._all_modules().items():
             module.load_state_dict(state["modules"][name])

@@ -67,13 +67,9 @@ class Learned:
 
     config: Config
     agent: DrQAgent
-    step: int  # agent steps of training behind it
+    frame: int  # frames of training behind it
     name: str
     fps: float  # of its videos, in the task's time
-
-    @property
-    def frame(self) -> int:
-        return self.step * self.config.action_repeat
 
 
 def load(place: Path, device: str | None) -> Learned:
@@ -93,7 +89,9 @@ def load(place: Path, device: str | None) -> Learned:
         fps = env.metadata["render_fps"]
         env.close()
         agent.load_weights(state["agent"])
-        return Learned(config, agent, int(state["counters"]["step"]), run.name, fps)
+        counters = state["counters"]
+        frame = int(counters["frames_before"]) + int(counters["step"]) * config.action_repeat
+        return Learned(config, agent, frame, run.name, fps)
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -47,7 +47,8 @@ class GymPixelEnv(PixelEnv):
         try:
             self._env = gymnasium.make(name, render_mode="rgb_array", max_episode_steps=time_limit)
         except Exception as error:  # whatever the import of an environment may raise
-            raise TaskError(f"gymnasium can't make {name!r}: {_first_line(error)}") from error
+            hint = "; pip install what it needs" if isinstance(error, ImportError) else ""
+            raise TaskError(f"gymnasium can't make {name!r}: {_first_line(error)}{hint}") from error
         space = self._env.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
             self._env.close()

@@ -405,7 +405,8 @@ def record(run: Run, renderer: RendererInfo, logs: State | None, resources: Exit
         resources.callback(run.logger.close)
         more = {"finetuned_skill": run.agent.skill, "frames_before": run.frames_before} if config.finetune_from else {}
         write_config(config, folder, renderer, None if config.resume is None else run.frame, **more)
-        link_latest(folder)
+        if config.resume is None:
+            link_latest(folder)
     except LogError as error:
         raise UserError(f"--resume {folder}: {error}") from error
     except OSError as error:

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK (shells complete flags: README.md)
 """Train DrQ, with DIAYN skills or without, on a DeepMind Control Suite task seen as pixels.
 
 `python train.py --help` lists every flag; README.md explains the outputs. Heavy modules are imported inside the
@@ -47,7 +48,7 @@ def train(run: Run) -> None:
     if failure is not None:
         raise RunError(f"{failure}; saved up to frame {run.frame}, go on with: {run.resume_command}") from failure
     if run.finished and run.stop.number is None:
-        run.logger.finish(run.frame, run.stopwatch.elapsed, time_shares(run))
+        run.logger.finish(run.frame - run.frames_before, run.stopwatch.elapsed, time_shares(run))
 
 
 def evaluation_is_due(run: Run) -> bool:

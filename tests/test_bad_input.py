@@ -125,7 +125,7 @@ def test_disk_full_on_the_way(mount: Mount) -> None:
     assert_refused(
         run_train(f"{line} --eval_frequency 0 --checkpoint_frequency 0", disk), r"full at \S+\.csv", "--resume"
     )
-    (table,) = disk.glob("*/*/train.csv")
+    (table,) = disk.glob("*/2*/train.csv")
     lines = table.read_text().splitlines(keepends=True)
     assert lines[0].startswith("episode,step,episode_reward")
     assert all(row.endswith("\n") and row.count(",") == lines[0].count(",") for row in lines)
@@ -138,7 +138,7 @@ def test_tensorboard_may_run_out_of_disk(mount: Mount) -> None:
     child = run_train(f"{line} --checkpoint_frequency 0", disk)
     assert "no more TensorBoard logs" in child.stderr
     assert_refused(child, "full at .*/checkpoint/")
-    (table,) = disk.glob("*/*/train.csv")
+    (table,) = disk.glob("*/2*/train.csv")
     assert len(table.read_text().splitlines()) == 1 + 40 // 4
 
 
@@ -149,5 +149,5 @@ def test_without_cuda_the_default_is_the_cpu(tmp_path: Path) -> None:
     (warning,) = [line for line in child.stderr.splitlines() if "CUDA" in line]
     assert warning.startswith("warning: ")
     assert "CPU" in warning
-    (record,) = tmp_path.glob("*/*/config.json")
+    (record,) = tmp_path.glob("*/2*/config.json")
     assert json.loads(record.read_text())["device"] == "cpu"

@@ -90,7 +90,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work_dir = tmp_path_factory.mktemp("finished")
     words = shlex.split(f"{TINY} --num_train_steps {STEPS} --checkpoint_frequency 8")
     assert call([*words, "--work_dir", str(work_dir)]).code == 0
-    (folder,) = work_dir.glob("*/*")
+    (folder,) = work_dir.glob("*/2*")
     assert tuple(sorted(path.name for path in (folder / FOLDER).iterdir())) == FILES
     return folder
 
@@ -1040,7 +1040,7 @@ def assert_within_limits(config: Config) -> None:
     for field in dataclasses.fields(Config):
         value, kind, limits = getattr(config, field.name), CONFIG_TYPES[field.name], field.metadata
         if value is None:
-            assert field.name in ("time_limit", "benchmark", "device", "resume")
+            assert field.name in ("time_limit", "benchmark", "device", "resume", "finetune_from", "run_name")
             continue
         assert type(value) is (get_origin(kind) or kind), field.name
         for number in value if isinstance(value, tuple) else [value]:
@@ -1135,7 +1135,7 @@ def test_odd_work_dir(tmp_path: Path, name: str) -> None:
     """Everything goes where it says, and the run can be resumed there."""
     work_dir = tmp_path / "new" / name
     assert call([*shlex.split(TINY), "--num_train_steps=12", "--num_seed_steps=12", f"--work_dir={work_dir}"]).code == 0
-    (folder,) = work_dir.glob("*/*")
+    (folder,) = work_dir.glob("*/2*")
     outside = {path for path in tmp_path.rglob("*") if not path.resolve().is_relative_to(work_dir.resolve())}
     assert all(path.is_dir() for path in outside)
     assert call([f"--resume={folder}"]) == (0, [])
@@ -1151,6 +1151,10 @@ OTHER_VALUES = {
     "diayn_intrinsic_reward_coeff": "0.5",
     "num_train_frames": "400",
     "eval_frequency": "10",
+    "finetune_from": "elsewhere",
+    "finetune_skill": "1",
+    "finetune_critic": "scratch",
+    "run_name": "another",
 }
 FIXED = [name for name in CONFIG_TYPES if name not in CHANGEABLE]
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "deterministic": (False, "true", True),
     "log_save_tb": (True, "false", False),
     "save_video": (True, "false", False),
+    "notes": ("", "thought", "thought"),
     "work_dir": ("runs", "elsewhere/runs", "elsewhere/runs"),
 }
 
@@ -87,6 +89,8 @@ DERIVED = (
     "lr_discriminator",
     "temperature",
     "resume",
+    "run_name",
+    *("finetune_from", "finetune_skill", "finetune_critic"),
     *COEFFICIENTS,
 )  # tested further down, resume in test_resume.py
 
@@ -126,6 +130,15 @@ HEAVY = ("torch", "dm_control", "mujoco", "numpy", "cv2", "gymnasium", "tensorbo
 
 def parse(line: str) -> Config:
     return parse_args(shlex.split(line))
+
+
+def test_a_shell_completes_flags(tmp_path: Path) -> None:
+    """As bash asks argcomplete: the words that fit what is on the line so far."""
+    answer, line = tmp_path / "answer", "train.py --num_sk"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "IFS": "\n"}
+    environment = {**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"}
+    subprocess.run([sys.executable, str(ROOT / "train.py")], env=environment, timeout=60)
+    assert answer.read_text().split() == ["--num_skills"]
 
 
 # -- flags and defaults ------------------------------------------------------------------------------------------------

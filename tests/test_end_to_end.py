@@ -66,7 +66,7 @@ def finish(line: str, work_dir: Path, num_skills: int) -> Finished:
     child = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert child.returncode == 0, child.stderr
     assert "Traceback" not in child.stderr
-    (folder,) = work_dir.glob("*/*")
+    (folder,) = work_dir.glob("*/2*")
     return Finished(folder, child.stdout, child.stderr, num_skills)
 
 

@@ -188,7 +188,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 
 def run_folder(work_dir: Path) -> Path:
-    (record,) = work_dir.glob("*/*/config.json")
+    (record,) = work_dir.glob("*/2*/config.json")
     return record.parent
 
 
@@ -311,7 +311,7 @@ def test_twenty_kills(launch: Launch, tmp_path: Path) -> None:
     rng.shuffle(moments)
     hits: list[str] = []
     for moment in moments:
-        found = sorted(work_dir.glob("*/*/config.json"))
+        found = sorted(work_dir.glob("*/2*/config.json"))
         child = launch(f"--resume {found[0].parent}" if found else f"{line} --work_dir {work_dir}")
         wait_for_moment(child, moment, work_dir, rng)
         checkpoints = len(list(work_dir.glob(f"*/*/checkpoint/{MANIFEST}")))
@@ -323,7 +323,7 @@ def test_twenty_kills(launch: Launch, tmp_path: Path) -> None:
         assert "Traceback" not in child.stderr, child.stderr
         hits.append(f"{moment}, {checkpoints} checkpoint, {child.stdout.splitlines()[-1:]}")
     context = f"seed {SEED}; the kills hit: {hits}"
-    folder = sorted(work_dir.glob("*/*/config.json"))[0].parent
+    folder = sorted(work_dir.glob("*/2*/config.json"))[0].parent
     launch(f"--resume {folder}").finish()
     reference.finish()
     assert len(hits) >= 10, context
@@ -339,7 +339,7 @@ def wait_for_moment(child: Child, moment: str, work_dir: Path, rng: random.Rando
     child.until_says("outputs:")
     if moment == "checkpoint":
         child.until(lambda: False, rng.uniform(0, 0.5))
-        child.until(lambda: list(work_dir.glob("*/*/checkpoint/*.partial")), 3)
+        child.until(lambda: list(work_dir.glob("*/2*/checkpoint/*.partial")), 3)
     elif moment == "evaluation":
         child.until(lambda: re.search(r"\| train \| E: \d+ \| S: \d*0 [^\n]*\n$", child.stdout), 3)
         child.until(lambda: False, rng.uniform(0, 0.2))

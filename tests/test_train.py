@@ -160,9 +160,9 @@ def prepare(fakes: Fakes, tmp_path: Path) -> Iterator[Prepare]:
 
     def make(line: str = "", **settings: Any) -> Lab:
         made = fakes(**settings)
-        known = set(tmp_path.glob("runs/*/*"))
+        known = set(tmp_path.glob("runs/*/2*"))
         run = runs.setup(parse_args(shlex.split(f"{TINY} --work_dir {tmp_path / 'runs'} {line}")))
-        (folder,) = set(tmp_path.glob("runs/*/*")) - known
+        (folder,) = set(tmp_path.glob("runs/*/2*")) - known
         labs.append(Lab(run, cast(RecordingEnv, run.env), [env for env in made if env is not run.env], folder))
         return labs[-1]
 
@@ -519,7 +519,7 @@ def test_a_video_that_fails_stops_nothing(
 def test_main(fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fakes()
     assert train.main(shlex.split(f"{TINY} --work_dir {tmp_path} --eval_frequency 20")) == 0
-    (folder,) = tmp_path.glob("*/*")
+    (folder,) = tmp_path.glob("*/2*")
     out, _ = capsys.readouterr()
     assert str(folder) in out
     assert "a fake renderer" in out
@@ -545,7 +545,7 @@ def test_interrupt(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     fakes(episode_length=10)
     monkeypatch.setattr(RecordingEnv, "step", interrupted)
     assert train.main(shlex.split(f"{TINY} --work_dir {tmp_path}")) == 130
-    (file,) = tmp_path.glob("*/*/train.csv")
+    (file,) = tmp_path.glob("*/2*/train.csv")
     with file.open(newline="") as lines:
         assert [row["step"] for row in csv.DictReader(lines)] == ["40", "80"]
     assert file.read_text().endswith("\n")
@@ -557,9 +557,11 @@ LAYERS: dict[str, set[str]] = {
     "train": {"config", "runs", "stop", "dmc", "logger", "rollouts", "skills", "video"},
     "runs": {
         *("config", "stop", "checkpoint", "run_folder", "dmc", "diayn", "drq", "replay_buffer", "rollouts", "logger"),
-        *("video", "utils"),
+        *("video", "utils", "gym_env"),
     },
     "run_folder": {"config", "checkpoint", "dmc"},
+    "evaluate": {"config", "checkpoint", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video"},
+    "gym_env": {"dmc"},
     "checkpoint": set(),
     "config": set(),
     "skills": {"logger", "replay_buffer", "rollouts"},

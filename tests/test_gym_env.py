@@ -1,0 +1,123 @@
+"""Any gymnasium environment as pixels; on two of gymnasium's own, drawn by MuJoCo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import dmc
+from gym_env import GymPixelEnv
+
+TASK = "InvertedPendulum-v5"
+
+MakeEnv = Callable[..., GymPixelEnv]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def renderer() -> dmc.RendererInfo:
+    return dmc.choose_renderer()
+
+
+@pytest.fixture
+def make_env() -> Iterator[MakeEnv]:
+    made: list[GymPixelEnv] = []
+
+    def make(name: str = TASK, **settings: int) -> GymPixelEnv:
+        made.append(GymPixelEnv(name, **settings))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
+
+
+def test_spaces_and_stack(make_env: MakeEnv) -> None:
+    env = make_env(image_size=40, frame_stack=2)
+    obs, _ = env.reset(seed=1)
+    assert env.observation_space.contains(obs)
+    assert obs.shape == (6, 40, 40)
+    np.testing.assert_array_equal(obs[:3], obs[3:])
+    assert obs.std() > 5, "a picture of one colour"
+    following, *_ = env.step(np.ones(1, np.float32))
+    np.testing.assert_array_equal(following[:3], obs[3:])
+    assert env.render(100, 60).shape == (100, 60, 3)
+
+
+def test_actions_are_scaled_held_and_rewards_summed(make_env: MakeEnv) -> None:
+    """Against the environment driven by hand: bounds of 3 newtons, two steps an action."""
+    env, plain = make_env(action_repeat=2), gymnasium.make(TASK)
+    env.reset(seed=3)
+    plain.reset(seed=3)
+    for action in (0.5, -1.0, 0.2):
+        _, reward, terminated, _, _ = env.step(np.array([action], np.float32))
+        expected, over = 0.0, False
+        for _ in range(2):
+            state, one, over, _, _ = plain.step(np.array([3 * action], np.float32))
+            expected += float(one)
+        assert reward == pytest.approx(expected)
+        assert terminated == over
+        inner = env._env.unwrapped
+        np.testing.assert_allclose(inner._get_obs(), state, atol=1e-6)  # type: ignore[attr-defined]
+    plain.close()
+
+
+def test_time_limits(make_env: MakeEnv) -> None:
+    env = make_env(action_repeat=3, time_limit=7)
+    assert env.max_episode_steps == 3
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(1, np.float32))[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (False, True)]
+    assert make_env().max_episode_steps == 1000
+
+
+def test_a_fresh_environment_repeats_an_episode_from_the_state_before_it(make_env: MakeEnv) -> None:
+    """To the bit but for the pictures: gymnasium's camera follows the body and remembers where it was."""
+    played = make_env(action_repeat=2)
+    played.reset(seed=3)
+    played.step(np.ones(1, np.float32))
+    state = json.loads(json.dumps(played.state()))
+    first, _ = played.reset()
+    expected = [first, *(played.step(np.array([a], np.float32))[0] for a in (0.3, -0.8, 0.1))]
+    fresh = make_env(action_repeat=2)
+    fresh.load_state(state)
+    first, _ = fresh.reset()
+    found = [first, *(fresh.step(np.array([a], np.float32))[0] for a in (0.3, -0.8, 0.1))]
+    np.testing.assert_array_equal(*(env._env.unwrapped._get_obs() for env in (fresh, played)))  # type: ignore[attr-defined]
+    assert np.abs(np.array(found, int) - np.array(expected, int)).max() < 16
+
+
+@pytest.mark.parametrize(("name", "word"), [("CartPole-v1", "Box"), ("Nothing-v0", "Nothing"), ("", "make")])
+def test_refused(make_env: MakeEnv, name: str, word: str) -> None:
+    with pytest.raises(dmc.TaskError, match=word):
+        make_env(name)
+
+
+@pytest.mark.slow
+def test_a_run_and_its_evaluation(tmp_path: Path) -> None:
+    """The real programs on it: trained with skills, stopped by its budget, resumed, evaluated."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(*command: str) -> str:
+        child = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path
+        )
+        assert child.returncode == 0, child.stderr
+        return child.stdout
+
+    program, small = str(ROOT / "train.py"), "--image_size 32 --hidden_dim 16 --batch_size 4 --num_seed_steps 20"
+    run(program, "--env", f"gym:{TASK}", "--num_skills", "2", *small.split(), "--num_train_steps", "40")
+    folder = tmp_path / "runs" / "gym_InvertedPendulum-v5" / "latest"
+    run(program, "--resume", str(folder), "--num_train_steps", "50")
+    assert (folder / "eval.csv").read_text().splitlines()[-1].split(",")[1] == "200"
+    run(str(ROOT / "evaluate.py"), str(folder), "--out", "evaluated")
+    assert len((tmp_path / "evaluated" / "skills.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "evaluated" / "skills.mp4").stat().st_size > 1000
