@@ -180,6 +180,9 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
     figure.suptitle(env)
     if reference is not None:
         draw_reference(axes[0], reference[reference["env"] == env])
+        axes[0].set_xlim(
+            0, 1.1 * max(curve(run, "episode_reward").index[-1] for group in groups for run in group.runs) + 1
+        )
     numbers = [draw_curves(axes[0], groups, "episode_reward", "return of evaluation episodes")]
     if with_skills:
         ceiling = {math.log(group.runs[0].num_skills) for group in with_skills}

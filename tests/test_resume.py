@@ -318,3 +318,13 @@ def test_weights_of_another_device_kind_are_taken_over(start: Start, capsys: pyt
     assert_same(state(again)["agent"]["modules"], saved["agent"]["modules"])
     played(again)
     assert again.finished
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("graphs", ["true", "false"])
+def test_stopped_and_resumed_on_cuda(start: Start, graphs: str) -> None:
+    """With --deterministic, the device's generators included."""
+    line = f"--device cuda --deterministic --cuda_graphs {graphs}"
+    undisturbed = played(start(line))
+    stops = [lambda run, step=step: stop_at(run, step) for step in (20, 34, 71)]
+    assert_equal_runs(interrupted(start, line, stops), undisturbed)
