@@ -181,8 +181,12 @@ class Config:
 
     @property
     def folder_name(self) -> str:
-        """The task as a folder's name."""
-        return re.sub(r"[^\w.-]+", "_", self.env)
+        return folder_name(self.env)
+
+
+def folder_name(env: str) -> str:
+    """A task's name as a file's or a folder's."""
+    return re.sub(r"[^\w.-]+", "_", env)
 
 
 CONFIG_TYPES = typing.get_type_hints(Config)
@@ -211,7 +215,8 @@ def make_config(given: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
     if given.get("finetune_from") is not None and given.get("resume") is None:
         inherited = _inherited(given)
-        values |= inherited | _benchmark_settings({"env": inherited["env"], **given})
+        values |= _benchmark_settings({**inherited, **given}) | inherited
+        given = {**given, "finetune_from": str(Path(given["finetune_from"]).resolve())}
     else:
         values |= _benchmark_settings(given)
     values |= given
@@ -261,6 +266,8 @@ def _inherited(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a fine-tuned run has from the one it begins with. Raises UserError where `given` contradicts it."""
     folder = Path(given["finetune_from"])
     stored = read_flags(folder, "finetune_from")
+    if stored.get("finetune_from"):
+        raise UserError(f"--finetune_from {folder}: that run was fine-tuned itself; name the run that it began with")
     if not stored.get("num_skills"):
         raise UserError(f"--finetune_from {folder}: that run has no skills; name one with --num_skills above 0")
     inherited = {name: stored[name] for name in (*INHERITED, *SHARED_NETWORKS) if name in stored}
@@ -310,8 +317,14 @@ def _refuse_changes(stored: Mapping[str, Any], values: Mapping[str, Any], owner:
 def template(path: Path) -> dict[str, Any]:
     """The flags in a config.json, to begin another run with. Raises UserError."""
     stored = read_flags(path.parent, "config", path.name)
-    own = ("resume", "num_train_frames", "run_name", "finetune_from")  # the other run's alone
-    return {name: value for name, value in stored.items() if value is not None and name not in own}
+    if stored.get("finetune_from"):
+        raise UserError(f"--config {path}: a fine-tuned run is no template; name the run that it began with")
+    own = ("resume", "num_train_frames", "run_name", "device", *FINE_TUNING)  # the other run's alone
+    values = {name: value for name, value in stored.items() if value is not None and name not in own}
+    # What was derived from other flags is derived again, as they may be given otherwise.
+    derived = {name for name in values if Config.__dataclass_fields__[name].metadata["derived"]} - {"benchmark"}
+    again = make_config({name: value for name, value in values.items() if name not in derived})
+    return {name: value for name, value in values.items() if name not in derived or value != getattr(again, name)}
 
 
 def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, Any]:
@@ -437,8 +450,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
             if "resume" in given:
                 raise UserError("--config and --resume exclude each other: a resumed run has its own settings")
             beginning = template(given.pop("config"))
-            if "num_train_frames" in given:
-                beginning.pop("num_train_steps", None)
+            for new, old in (
+                ("num_train_frames", "num_train_steps"),
+                ("benchmark", "batch_size"),
+                ("benchmark", "action_repeat"),
+            ):
+                if new in given:
+                    beginning.pop(old, None)
             given = {**beginning, **given}
         return resumed_config(given) if "resume" in given else make_config(given)
     except UserError as error:

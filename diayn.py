@@ -109,7 +109,7 @@ class DIAYNAgent(DrQAgent):
         return float(sum(reward.sum() for reward in rewards))
 
     @torch.no_grad()
-    def log_likelihood(self, obs: np.ndarray, batch_size: int = 128) -> np.ndarray:
+    def assess_log_likelihood(self, obs: np.ndarray, batch_size: int = 128) -> np.ndarray:
         """log q_phi(z | s') of every skill, float32 (N, K), for observations uint8 (N, C, H, W)."""
         parts = (self.classify(self._to_device(obs[i : i + batch_size])) for i in range(0, len(obs), batch_size))
         return torch.cat([logits.log_softmax(dim=1) for logits in parts]).cpu().numpy()

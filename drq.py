@@ -258,7 +258,6 @@ class DrQAgent:
         extrinsic_reward_coeff: weight of the environment's reward.
         learn_temperature: False keeps alpha at `init_temperature`.
         num_skills, skill_embedding_dim: width of the skill, 0 without DIAYN.
-        skill: the one skill that is acted and learned with, where there are skills and nothing else chooses them.
         precision: "fp32" or "bf16", of the convolutions alone.
         seed: of the agent's own generator. Weights come from torch's global one.
     """
@@ -286,10 +285,10 @@ class DrQAgent:
         log_std_bounds: tuple[float, float] = (-10.0, 2.0),
         num_skills: int = 0,
         skill_embedding_dim: int = 0,
-        skill: int = NO_SKILL,
         precision: str = "fp32",
     ) -> None:
-        self.device, self.skill = torch.device(device), skill
+        self.device = torch.device(device)
+        self.skill = NO_SKILL  # the one that is acted with, where a skill is fine-tuned
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.augment = make_augmentation(augmentation, image_pad, self.generator)
         self.discount, self.critic_tau = discount, critic_tau

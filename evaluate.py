@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, UserError, one_line
+from config import Config, UserError, folder_name, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,23 +38,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder, its checkpoint folder or a state_N.pt")
     add("--skills", default="all", metavar="all|best|3,7", help="which; best has the highest return (default: all)")
     add("--episodes", type=_positive, default=1, metavar="N", help="for each skill, from the same starts (default: 1)")
-    add("--seed", type=int, default=0, metavar="N", help="of the starts (default: 0)")
+    add("--seed", type=_seed, default=0, metavar="N", help="of the starts (default: 0)")
     add("--video_size", type=_positive, default=256, metavar="N", help="height and width, pixels (default: 256)")
     add("--no_video", action="store_true", help="write no videos")
-    add("--save_trajectories", action="store_true", help="write an .npz for each episode")
+    add("--save_trajectories", action="store_true", help="write an .npz for each episode of --skills")
     add("--skill_schedule", metavar="3:100,7:100|random:100", help="skills and their agent steps, over and over")
     add("--imitate", type=Path, metavar="NPZ", help="find the skill that explains the frames of a trajectory best")
     add("--device", metavar="NAME", help="cuda, cuda:N or cpu (default: cuda, or cpu where there is no CUDA device)")
-    add("--out", type=Path, metavar="FOLDER", help="default: evaluations/<task>/<run>_<frame>")
+    add("--out", type=Path, metavar="FOLDER", help="default: evaluations/<task>/<run>_<frame>/<what is played>")
     args = parser.parse_args(argv)
     if args.imitate is not None and args.skill_schedule is not None:
         parser.error("--imitate and --skill_schedule exclude each other; give one of them")
     return args
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on; got {text!r}")
+    return int(text)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 10**6:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 999999; got {text!r}")
     return int(text)
 
 
@@ -77,6 +83,7 @@ def load(place: Path, device: str | None) -> Learned:
     from checkpoint import CheckpointError
     from runs import choose_device, make_agent, make_environment
 
+    place = place.resolve()
     folder = place.parent if place.is_file() else place
     run = folder.parent if folder.name == "checkpoint" else folder
     try:
@@ -118,7 +125,7 @@ def read_state(place: Path) -> dict[str, Any]:
 def chosen_skills(text: str, learned: Learned) -> list[int]:
     """The skills that --skills names; all of them for "best", which is chosen once they were played."""
     known = learned.agent.skills()
-    if text in ("all", "best") or len(known) == 1:
+    if text in ("all", "best"):
         return known
     try:
         skills = [int(word) for word in text.split(",")]
@@ -126,23 +133,28 @@ def chosen_skills(text: str, learned: Learned) -> list[int]:
         raise UserError(f"--skills must be all, best or numbers such as 3,7; got {text}") from None
     missing = [skill for skill in skills if skill not in known]
     if missing:
-        raise UserError(f"--skills: the run has the skills 0 to {len(known) - 1}; got {missing[0]}")
+        raise UserError(f"--skills: the run has {_named(known)}; got {missing[0]}")
     return list(dict.fromkeys(skills))
 
 
-def parse_schedule(text: str, learned: Learned, seed: int) -> Iterator[int]:
-    """The skill of every agent step, without end. Raises UserError."""
-    import numpy as np
+def _named(skills: Sequence[int]) -> str:
+    if len(skills) > 1:
+        return f"the skills {skills[0]} to {skills[-1]}"
+    return f"skill {skills[0]} only" if skills[0] >= 0 else "no skills"
 
+
+def parse_schedule(text: str, learned: Learned, rng: np.random.Generator) -> Iterator[int]:
+    """The skill of every agent step of an episode, without end. Raises UserError."""
     known, parts = learned.agent.skills(), []
+    if known[0] < 0:
+        raise UserError("--skill_schedule: the run has no skills; name one with --num_skills above 0")
     for part in text.split(","):
         skill, _, steps = part.partition(":")
         if not steps.isdecimal() or int(steps) < 1 or not (skill == "random" or skill.isdecimal()):
             raise UserError(f"--skill_schedule must be such as 3:100,7:100 or random:100; got {text}")
         if skill != "random" and int(skill) not in known:
-            raise UserError(f"--skill_schedule: the run has the skills {known[0]} to {known[-1]}; got {skill}")
+            raise UserError(f"--skill_schedule: the run has {_named(known)}; got {skill}")
         parts.append((skill, int(steps)))
-    rng = np.random.default_rng(seed)
 
     def skills() -> Iterator[int]:
         while True:
@@ -254,11 +266,13 @@ def compose(learned: Learned, args: argparse.Namespace, out: Path) -> None:
     from runs import make_environment
     from video import VideoRecorder
 
-    schedule = parse_schedule(args.skill_schedule, learned, args.seed)
+    rng = np.random.default_rng(args.seed)
+    parse_schedule(args.skill_schedule, learned, rng)  # to refuse it before anything is made
     env = make_environment(learned.config)
     for number, seed in enumerate(np.random.SeedSequence(args.seed).generate_state(args.episodes).tolist()):
         recorder = VideoRecorder(None if number or args.no_video else out, learned.fps, size=args.video_size)
         recorder.start("schedule")
+        schedule = parse_schedule(args.skill_schedule, learned, rng)
         obs, _ = env.reset(seed=seed)
         over, total, steps = False, 0.0, 0
         while not over:
@@ -285,7 +299,7 @@ def imitate(learned: Learned, args: argparse.Namespace, out: Path) -> None:
     if not isinstance(agent, DIAYNAgent):
         raise UserError(f"--imitate: {args.run} has no discriminator; name a run with skills")
     frames, seed = read_frames(args.imitate, learned.config)
-    log_q = agent.log_likelihood(stacks(frames, learned.config.frame_stack))
+    log_q = agent.assess_log_likelihood(stacks(frames, learned.config.frame_stack))
     table = pd.DataFrame({"skill_id": agent.skills(), "log_q_mean": log_q.mean(axis=0), "log_q_sum": log_q.sum(axis=0)})
     best = int(table["log_q_mean"].idxmax())
     out.mkdir(parents=True, exist_ok=True)
@@ -315,7 +329,7 @@ def read_frames(path: Path, config: Config) -> tuple[np.ndarray, int | None]:
     try:
         with np.load(path, allow_pickle=False) as data:
             frames, seed = data["frames"], int(data["seed"]) if "seed" in data else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"--imitate {path}: {error}; name an .npz from --save_trajectories") from error
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or len(frames) < 2:
         raise UserError(f"--imitate {path}: frames must be uint8 (T + 1, 3, H, W); got {frames.dtype} {frames.shape}")
@@ -360,21 +374,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_libraries()
         learned = load(args.run, args.device)
-        out = args.out or Path("evaluations") / learned.config.folder_name / f"{learned.name}_{learned.frame}"
+        parent = Path("evaluations") / learned.config.folder_name / f"{learned.name}_{learned.frame}"
+        out = args.out or parent / mode(args)
         if args.imitate is not None:
             imitate(learned, args, out)
         elif args.skill_schedule is not None:
             compose(learned, args, out)
         else:
             evaluate_skills(learned, args, out)
-        print(f"outputs: {out}")
-    except UserError as error:
+        if out.exists():
+            print(f"outputs: {out}")
+    except Exception as error:
+        from dmc import RenderingError
+
+        if not isinstance(error, (UserError, OSError, RenderingError)):
+            raise
         print(f"evaluate.py: error: {one_line(str(error))}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"evaluate.py: error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
     return 0
+
+
+def mode(args: argparse.Namespace) -> str:
+    """What is played, as a folder's name, so that one evaluation doesn't write over another."""
+    if args.imitate is not None:
+        return f"imitate_{args.imitate.stem}"
+    return folder_name(f"schedule_{args.skill_schedule}" if args.skill_schedule else f"skills_{args.skills}")
 
 
 if __name__ == "__main__":

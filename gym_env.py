@@ -49,6 +49,9 @@ class GymPixelEnv(PixelEnv):
         except Exception as error:  # whatever the import of an environment may raise
             hint = "; pip install what it needs" if isinstance(error, ImportError) else ""
             raise TaskError(f"gymnasium can't make {name!r}: {_first_line(error)}{hint}") from error
+        if "rgb_array" not in self._env.metadata.get("render_modes", ()):
+            self._env.close()
+            raise TaskError(f"{name!r} can't draw itself (it has no render mode rgb_array)")
         space = self._env.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
             self._env.close()

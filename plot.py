@@ -9,6 +9,7 @@ interquartile mean. Every horizontal axis counts frames.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -23,10 +24,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from config import CHANGEABLE
+from config import CHANGEABLE, Config, folder_name
+from logger import SKILL_COLUMNS
 
-TABLES = ("eval", "episodes", "skills")
-NOT_SETTINGS = CHANGEABLE | {"seed", "work_dir"}  # flags that make no other experiment
+TABLES: dict[str, Sequence[str]] = {"eval": (), "skills": SKILL_COLUMNS}  # and their columns where there is none
+NOT_SETTINGS = CHANGEABLE | {"seed", "work_dir", "run_name", "finetune_from"}  # flags that make no other experiment
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 NAMED_BY_KIND = frozenset(  # what differs between DrQ and DIAYN anyway
     {"num_skills", "diayn_intrinsic_reward_coeff", "extrinsic_reward_coeff", "temperature"}
 )
@@ -46,7 +49,14 @@ class Run:
 
     @property
     def num_skills(self) -> int:
-        return int(self.flags.get("num_skills", 0))
+        """Skills that are learned: a fine-tuned run has one, and no discriminator."""
+        return 0 if self.flags.get("finetune_from") else int(self.flags.get("num_skills", 0))
+
+    @property
+    def kind(self) -> str:
+        if self.flags.get("finetune_from"):
+            return "fine-tuned skill"
+        return f"DIAYN, {self.num_skills} skills" if self.num_skills else "DrQ"
 
 
 @dataclass
@@ -103,9 +113,10 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
 def read_run(folder: Path) -> Run | None:
     """A run as far as it has come; None before its first evaluation."""
     tables = {}
-    for name in TABLES:
+    for name, columns in TABLES.items():
         path = folder / f"{name}.csv"
-        tables[name] = pd.read_csv(path) if path.exists() and path.stat().st_size else pd.DataFrame()
+        known = path.exists() and path.stat().st_size
+        tables[name] = pd.read_csv(path) if known else pd.DataFrame(columns=list(columns))
     if tables["eval"].empty:
         return None
     try:
@@ -127,17 +138,38 @@ def read_reference(path: Path) -> pd.DataFrame:
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
-    """Runs by their settings; a group's label names the flags in which the groups differ."""
-    names = sorted({name for run in runs for name in run.flags} - NOT_SETTINGS)
-    differing = [name for name in names if len({json.dumps(run.flags.get(name)) for run in runs}) > 1]
-    groups: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.num_skills, run.seed)):
-        settings = ", ".join(f"{name} {run.flags.get(name)}" for name in differing if name not in NAMED_BY_KIND)
-        kind = f"DIAYN, {run.num_skills} skills" if run.num_skills else "DrQ"
-        groups.setdefault(f"{kind} ({settings})" if settings else kind, []).append(run)
-    return [
-        Group(label, members, COLOURS[number % len(COLOURS)]) for number, (label, members) in enumerate(groups.items())
-    ]
+    """Runs by their settings; a group's label names the flags in which the groups differ. One run for each seed."""
+    names = sorted(set(DEFAULTS) - NOT_SETTINGS)
+
+    def settings(run: Run, chosen: Iterable[str]) -> dict[str, Any]:
+        values = {name: run.flags.get(name, DEFAULTS[name]) for name in chosen}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def differing(among: Sequence[Run]) -> set[str]:
+        return {name for name in names if len({json.dumps(settings(run, [name])) for run in among}) > 1}
+
+    members: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.kind, run.seed)):
+        members.setdefault((run.kind, json.dumps(settings(run, names))), []).append(run)
+    groups = []
+    for number, ((kind, _), group) in enumerate(members.items()):
+        shown = (differing(runs) - NAMED_BY_KIND) | differing([run for run in runs if run.kind == kind])
+        words = ", ".join(f"{name} {value}" for name, value in settings(group[0], sorted(shown)).items())
+        label = f"{kind} ({words})" if words else kind
+        groups.append(Group(label, one_for_each_seed(group), COLOURS[number % len(COLOURS)]))
+    return groups
+
+
+def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
+    """The longest run of each seed: a second one of the same settings is no other sample."""
+    longest: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda run: -run.tables["eval"]["step"].iloc[-1]):
+        if longest.setdefault(run.seed, run) is not run:
+            print(
+                f"warning: {run.folder} is left out: {longest[run.seed].folder} has its settings and seed",
+                file=sys.stderr,
+            )
+    return [longest[seed] for seed in sorted(longest)]
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
@@ -194,7 +226,7 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
         draw_skill_returns(axes[3], with_skills[0].runs[0])
         draw_reward_against_reward(axes[4], with_skills)
         draw_distances(axes[5], with_skills[0].runs[0])
-    paths = [out / f"{env}.{kind}" for kind in ("png", "pdf", "csv")]
+    paths = [out / f"{folder_name(env)}.{kind}" for kind in ("png", "pdf", "csv")]
     figure.savefig(paths[0], dpi=120)
     figure.savefig(paths[1])
     pd.concat(numbers).to_csv(paths[2], index=False, float_format="%.6g")

@@ -163,7 +163,7 @@ def _play_round(
         intrinsic += np.where(over, 0.0, r_int)
         recognised += ~over & (named == skills) & (skills != NO_SKILL)
         _trace(lanes, starts, over, length, obs, named)
-        _record(lanes, starts, over, length, r_int, intrinsic)
+        _record(lanes, starts, over, length, named, r_int, intrinsic)
         over |= info["over"]
     duration = (time.perf_counter() - began) / count
     return [
@@ -203,6 +203,7 @@ def _record(
     starts: Sequence[Start],
     over: np.ndarray,
     length: np.ndarray,
+    named: np.ndarray,
     r_int: np.ndarray,
     intrinsic: np.ndarray,
 ) -> None:
@@ -222,5 +223,7 @@ def _record(
             recorder.give_up(error)
         return
     for lane, skill, recorder in going:
-        text = [f"skill {skill}  step {length[lane]:.0f}", f"r_int {r_int[lane]:.3f}  sum {intrinsic[lane]:.1f}"]
-        recorder.record(frames[lane], text if skill != NO_SKILL else ())
+        text = [f"skill {skill}  step {length[lane]:.0f}"] if skill != NO_SKILL else []
+        if named[lane] != NO_SKILL:  # there is a discriminator
+            text.append(f"r_int {r_int[lane]:.3f}  sum {intrinsic[lane]:.1f}")
+        recorder.record(frames[lane], text)

@@ -51,13 +51,14 @@ def new_run_folder(config: Config) -> Iterator[Path]:
 
 def _make_unique(folder: Path) -> Path:
     """Make the folder, with a number behind its name where another run took the name first."""
+    name = folder.name
     for number in itertools.count(2):
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             if not folder.is_dir():
                 raise
-            folder = folder.with_name(f"{folder.name.partition('-run')[0]}-run{number}")
+            folder = folder.with_name(f"{name}-run{number}")
         else:
             break
     return folder
@@ -70,7 +71,10 @@ def link_latest(folder: Path) -> None:
         return
     with suppress(OSError):
         aside.symlink_to(folder.name, target_is_directory=True)
-        os.replace(aside, link)
+        try:
+            os.replace(aside, link)
+        except OSError:
+            aside.unlink()
 
 
 @contextmanager
@@ -114,7 +118,7 @@ def write_config(
             *(resumed if isinstance(resumed, list) else []),
             {"frame": resumed_at, **_surroundings(config, renderer)},
         ]
-        record = {**before, "flags": flags, "resumed": resumed}
+        record = {**before, **more, "flags": flags, "resumed": resumed}
     write_file(path, (json.dumps(record, indent=2) + "\n").encode())
 
 

@@ -135,7 +135,7 @@ def choose_device(wanted: str | None) -> str:
     if wanted is None:
         if torch.cuda.is_available():
             return "cuda"
-        print("warning: no CUDA device was found; training on the CPU (--device cpu says so)", file=sys.stderr)
+        print("warning: no CUDA device was found; using the CPU (--device cpu says so)", file=sys.stderr)
         return "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
         raise UserError(f"--device must be cuda, cuda:N or cpu; got {wanted}")
@@ -143,6 +143,8 @@ def choose_device(wanted: str | None) -> str:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= int(wanted.partition(":")[2] or 0):
             raise UserError(f"--device {wanted}: CUDA devices found here: {count}; use --device cpu or another index")
+    if ":" in wanted:
+        torch.cuda.set_device(wanted)  # graphs and streams are made on the current one
     return wanted
 
 
@@ -271,10 +273,12 @@ def start(config: Config, resources: ExitStack) -> Run:
     """A new run in a new folder."""
     from checkpoint import Checkpoints
     from run_folder import locked, new_run_folder
+    from utils import Stopwatch
 
     parts = make_parts(config, resources)
     if config.finetune_from is not None:
         parts["frames_before"] = begin_fine_tuning(config, parts["agent"])
+        parts["stopwatch"] = Stopwatch()
     try:
         folder = resources.enter_context(new_run_folder(config))
         resources.enter_context(locked(folder))
@@ -292,6 +296,7 @@ def begin_fine_tuning(config: Config, agent: DrQAgent) -> int:
     import numpy as np
 
     from checkpoint import CheckpointError, read_newest
+    from dmc import RenderingError
     from rollouts import best_skill, close_lanes, make_lanes
 
     folder = Path(config.finetune_from)
@@ -313,6 +318,8 @@ def begin_fine_tuning(config: Config, agent: DrQAgent) -> int:
     try:
         seeds = np.random.SeedSequence([config.seed]).generate_state(1).tolist()
         agent.skill, returns, steps = best_skill(agent, lanes, range(config.num_skills), seeds)
+    except RenderingError as error:
+        raise UserError(str(error)) from error
     finally:
         close_lanes(lanes)
     shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
@@ -330,7 +337,7 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
     from dmc import RenderingError
     from run_folder import locked
 
-    folder = resources.enter_context(locked(Path(config.resume)))
+    folder = resources.enter_context(locked(Path(config.resume).resolve()))
     checkpoints = Checkpoints(folder)
     try:
         state = checkpoints.read()
@@ -342,6 +349,8 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
         run = Run(config, folder, checkpoints, **make_parts(config, resources))
         if state is not None:
             restore(run, state)
+        elif config.finetune_from is not None:
+            run.frames_before = begin_fine_tuning(config, run.agent)
     except (CheckpointError, RenderingError) as error:
         raise UserError(f"--resume {folder}: {error}") from error
     return run, state and state["logs"]

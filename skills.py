@@ -84,7 +84,10 @@ def state_distances(states: Mapping[int, np.ndarray]) -> tuple[dict[int, float],
 
 
 def confusion_matrix(played: Played) -> np.ndarray:
-    """Shares (K, K): of the steps of skill k (row), those that the discriminator puts down to each skill (column)."""
+    """Shares (K, K): of the steps of skill k (row), those that the discriminator puts down to each skill (column).
+
+    All K skills must have been played.
+    """
     matrix = np.zeros((len(played), len(played)))
     for skill, episodes in played.items():
         for _, trace in episodes:

@@ -114,7 +114,7 @@ def act_and_learn(run: Run, episode: Underway) -> np.ndarray:
     import numpy as np
 
     config, agent, clock = run.config, run.agent, run.stopwatch
-    if run.step < config.num_seed_steps:
+    if run.step < config.num_seed_steps and config.finetune_from is None:
         action = run.env.action_space.sample()
     else:
         with clock("act"):  # on CUDA this is where the last update is waited for
@@ -191,11 +191,12 @@ def evaluate(run: Run) -> None:
         for name, recorder in recorders.items():
             recorder.start(f"{frame}_{name}" if config.learns_skills else str(frame))
         every = math.ceil((run.env.max_episode_steps or 1) / SHEET_COLUMNS)
+        traced = config.learns_skills
         starts = [
-            Start(skill, seeds[0], recorder, Trace(picture_every=every))
+            Start(skill, seeds[0], recorder, Trace(picture_every=every) if traced else None)
             for skill, recorder in zip(skills, recorders.values(), strict=True)
         ]
-        starts += [Start(skill, seed, None, Trace()) for seed in seeds[1:] for skill in skills]
+        starts += [Start(skill, seed, None, Trace() if traced else None) for seed in seeds[1:] for skill in skills]
         try:
             results = play(run.agent, run.lanes, starts, between_steps=run.stop.check)
         except (StopError, RenderingError) as error:
@@ -241,9 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("stopped before the run began", file=sys.stderr)
             return stop.exit_code
-        run.stop, stop.listening = stop, True
         go_on = run.resume_command
         try:
+            run.stop, stop.listening = stop, True
             train(run)
         except RunError as error:
             return _failed(str(error), 1)

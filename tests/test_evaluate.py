@@ -136,11 +136,15 @@ def test_trajectories_lead_there_again(play: Evaluate) -> None:
             assert int(data["skill"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"), [("3:2,1:1", [3, 3, 1, 3, 3, 1, 3, 3]), ("0:100", [0] * 8), ("random:3", None)]
-)
-def test_schedule(play: Evaluate, monkeypatch: pytest.MonkeyPatch, schedule: str, expected: list[int] | None) -> None:
-    """Skills change when they are told to, over and over, and go on through the next episode."""
+@pytest.mark.parametrize(("schedule", "expected"), [("3:2,1:1", [3, 3, 1]), ("0:100", [0] * 3), ("random:2", None)])
+def test_schedule(
+    play: Evaluate,
+    fakes: list[SeededEnv],
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: str,
+    expected: list[int] | None,
+) -> None:
+    """Skills change when they are told to, over and over, and each episode begins the schedule anew."""
     skills: list[int] = []
     assess = DIAYNAgent.assess
 
@@ -150,13 +154,15 @@ def test_schedule(play: Evaluate, monkeypatch: pytest.MonkeyPatch, schedule: str
 
     monkeypatch.setattr(DIAYNAgent, "assess", remember)
     out = play(f"--skill_schedule {schedule} --episodes 4 --video_size 32")
-    assert len(skills) >= 12
-    if expected is not None:
-        assert skills[:8] == expected
-    else:
-        blocks = [skills[i : i + 3] for i in range(0, len(skills), 3)]
-        assert all(len(set(block)) == 1 for block in blocks)
-        assert len({block[0] for block in blocks}) > 1
+    lengths = [len(episode.actions) for episode in fakes[-1].played]
+    assert sum(lengths) == len(skills) >= 12
+    for end, length in zip(np.cumsum(lengths), lengths, strict=True):
+        own = skills[end - length : end]
+        if expected is not None:
+            assert own == (expected * 3)[:length]
+        else:
+            assert all(one == other for one, other in zip(own[::2], own[1::2], strict=False))
+    assert expected is not None or len(set(skills)) > 1
     assert len(list(read_video(out / "schedule.mp4"))) >= 3
 
 
@@ -198,6 +204,7 @@ def test_frames_of_another_size_are_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "word"),
     [
+        ("--skills -1", "--skills"),
         ("--skills 9", "--skills"),
         ("--skills good", "--skills"),
         ("--skill_schedule 3", "--skill_schedule"),
@@ -292,6 +299,38 @@ def test_the_best_skill_costs_frames(begin: Callable[[str], runs.Run], fakes: li
     assert (steps[0], steps[-1]) == (run.frames_before, run.frames_before + 3 * 30)
 
 
+def test_killed_before_its_first_checkpoint(begin: Callable[[str], runs.Run]) -> None:
+    """It begins again as it began: with the other run's networks and the same skill."""
+    undisturbed, run = played(begin("")), begin("")
+    run.close()
+    again = runs.setup(parse_args(["--resume", str(run.folder)]))
+    assert (again.agent.skill, again.frames_before) == (undisturbed.agent.skill, undisturbed.frames_before)
+    assert_same(state(played(again)), state(undisturbed))
+    again.close()
+
+
+def test_the_newest_run_as_the_source(begin: Callable[[str], runs.Run], pretrained: Path) -> None:
+    """`latest` is followed when it is given, as it leads elsewhere later."""
+    run = begin(f"--finetune_from {pretrained.with_name('latest')} --finetune_skill 0")
+    assert run.config.finetune_from == str(pretrained.resolve())
+    with pytest.raises(SystemExit):
+        parse_args(["--finetune_from", str(run.folder)])
+
+
+def test_it_acts_from_the_first_step(begin: Callable[[str], runs.Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    acted: list[int] = []
+    act = DrQAgent.act
+
+    def remember(agent: DrQAgent, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:
+        acted.append(skill)
+        return act(agent, obs, skill, sample=sample)
+
+    monkeypatch.setattr(DrQAgent, "act", remember)
+    run = played(begin("--finetune_skill 0 --eval_frequency 0"))
+    assert acted == [0] * 30
+    assert run.agent.num_updates == 30 - 5
+
+
 def test_fine_tuning_is_resumed_to_the_bit(begin: Callable[[str], runs.Run]) -> None:
     undisturbed, run = played(begin("")), begin("")
     stop_at(run, 17)
@@ -369,6 +408,9 @@ def test_run_names_stay_in_their_folder(name: str, capsys: pytest.CaptureFixture
 def test_config_as_a_template(pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The other run's settings, but for its name; flags beside it win."""
     file = str(pretrained / "config.json")
+    derived = parse_args(["--config", file, "--num_skills", "0", "--lr", "0.01"])
+    assert (derived.extrinsic_reward_coeff, derived.temperature, derived.lr_discriminator) == (1.0, "learned", 0.01)
+    assert parse_args(["--config", file, "--benchmark", "planet"]).batch_size == 512
     config = parse_args(["--config", file])
     assert (config.hidden_dim, config.num_skills, config.num_train_steps) == (16, 4, 40)
     assert config.run_name is None

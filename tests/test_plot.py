@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import plot
-from config import make_config
+from config import folder_name, make_config
 from logger import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
 
 MakeRun = Callable[..., Path]
@@ -27,7 +27,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     def make(
         name: str, returns: list[float], env: str = "cartpole_swingup", num_skills: int = 0, seed: int = 1, **flags: Any
     ) -> Path:
-        folder = tmp_path / "runs" / env / name
+        folder = tmp_path / "runs" / folder_name(env) / name
         folder.mkdir(parents=True)
         config = make_config({"env": env, "num_skills": num_skills, "seed": seed, **flags})
         (folder / "config.json").write_text(json.dumps({"flags": vars(config)}))
@@ -96,6 +96,36 @@ def test_a_figure_for_each_task_and_a_group_for_each_setting(make_run: MakeRun, 
     assert any("4 skills" in label for label in seeds)
     bound = numbers(tmp_path / "out", "walker_walk").query("metric == 'mutual_information_bound'")
     assert bound["mean"].tolist() == [1.0, 1.0]
+
+
+def test_fine_tuned_beside_scratch(make_run: MakeRun, tmp_path: Path) -> None:
+    """Its flags have skills, its tables don't."""
+    make_run("scratch", [1.0, 2.0])
+    tuned = make_run("tuned", [3.0, 4.0])
+    record = json.loads((tuned / "config.json").read_text())
+    record["flags"] |= {"finetune_from": "elsewhere", "num_skills": 4}
+    (tuned / "config.json").write_text(json.dumps(record))
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert numbers(tmp_path / "out").groupby("group")["mean"].last().to_dict() == {"DrQ": 2.0, "fine-tuned skill": 4.0}
+
+
+def test_what_makes_a_group(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names and budgets don't, rewards do; of two runs with the same settings and seed the longer one counts."""
+    make_run("a", [1.0, 2.0], num_skills=3, seed=1, run_name="a")
+    make_run("b", [1.0, 2.0, 5.0], num_skills=3, seed=2, run_name="b", num_train_steps=77)
+    make_run("c", [7.0], num_skills=3, seed=2)
+    make_run("d", [1.0, 2.0], num_skills=3, seed=3, extrinsic_reward_coeff=1.0)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    seeds = numbers(tmp_path / "out").groupby("group")["seeds"].first()
+    assert sorted(seeds) == [1, 2]
+    assert "c is left out" in capsys.readouterr().err
+
+
+def test_names_and_tables_of_others(make_run: MakeRun, tmp_path: Path) -> None:
+    """A namespaced environment of gymnasium, and a run from before there was skills.csv."""
+    (make_run("a", [1.0, 2.0], env="gym:ns/Env-v0", num_skills=2) / "skills.csv").unlink()
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "gym_ns_Env-v0.png").exists()
 
 
 def test_a_run_that_has_just_begun_and_one_without_config(make_run: MakeRun, tmp_path: Path) -> None:

@@ -560,7 +560,7 @@ LAYERS: dict[str, set[str]] = {
         *("video", "utils", "gym_env"),
     },
     "run_folder": {"config", "checkpoint", "dmc"},
-    "evaluate": {"config", "checkpoint", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video"},
+    "evaluate": {"config", "checkpoint", "dmc", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video"},
     "gym_env": {"dmc"},
     "checkpoint": set(),
     "config": set(),
