@@ -314,7 +314,7 @@ def test_twenty_kills(launch: Launch, tmp_path: Path) -> None:
         found = sorted(work_dir.glob("*/2*/config.json"))
         child = launch(f"--resume {found[0].parent}" if found else f"{line} --work_dir {work_dir}")
         wait_for_moment(child, moment, work_dir, rng)
-        checkpoints = len(list(work_dir.glob(f"*/*/checkpoint/{MANIFEST}")))
+        checkpoints = len(list(work_dir.glob(f"*/2*/checkpoint/{MANIFEST}")))
         if not child.running:
             child.finish()
             break
@@ -365,9 +365,9 @@ def assert_stopped(child: Child, number: int, folder: Path) -> int:
 
 def in_evaluation(child: Child, work_dir: Path, frame: int) -> None:
     """Wait until the child films the evaluation at this frame, and halt it there."""
-    assert child.until(lambda: list(work_dir.glob(f"*/*/video/.{frame}_skill0.*"))), child.stderr
+    assert child.until(lambda: list(work_dir.glob(f"*/2*/video/.{frame}_skill0.*"))), child.stderr
     child.halt()
-    assert list(work_dir.glob(f"*/*/video/.{frame}_skill0.*"))
+    assert list(work_dir.glob(f"*/2*/video/.{frame}_skill0.*"))
 
 
 @signals
