@@ -7,6 +7,7 @@ what to install where there is none.
 
 from __future__ import annotations
 
+import abc
 import difflib
 import json
 import math
@@ -118,7 +119,7 @@ def resolve_task(name: str) -> tuple[str, str]:
     return tasks[plain]
 
 
-class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
     """What training asks of an environment. Observations are stacks of the frames in `_frames`."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
@@ -129,21 +130,21 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     render_seconds = 0.0  # spent drawing, since the environment was made
     _frames: deque[np.ndarray]
 
+    @abc.abstractmethod
     def state(self) -> dict[str, Any]:
         """What the coming episodes depend on, as plain data: the state of the random stream."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over the `state` of an equal environment; `reset` comes next."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Hold `action` for the action repeat, or until the episode ends."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """The scene as it is now: uint8 RGB `(height, width, 3)`, as large as a frame unless told otherwise."""
-        raise NotImplementedError
 
     def _frame(self) -> np.ndarray:
         return np.ascontiguousarray(self.render().transpose(2, 0, 1))
