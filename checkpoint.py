@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -20,10 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from files import UNFINISHED, write_file
+
 FORMAT = 1  # of everything here; another one is refused
 FOLDER, MANIFEST = "checkpoint", "manifest.json"
 FILE_NAME = re.compile(r"(state|replay)_[0-9]+\.pt")
-UNFINISHED = ".partial"
 READ_AGAIN = 3  # times, where a training run replaces its checkpoint in the middle of being read
 
 State = dict[str, Any]  # tensors, numbers, strings, None, and dicts, lists and tuples of them
@@ -40,22 +40,6 @@ class Piece(NamedTuple):
     bytes: int
     sha256: str
     end: int = 0  # replay pieces: the number of the last frame in it, plus 1
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replace the file by `data`, all at once: whoever looks, or a crash, finds the old bytes or the new ones."""
-    aside = path.with_name(path.name + UNFINISHED)
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a full disk's error doesn't name it
-        raise
 
 
 class Checkpoints:
@@ -246,12 +230,3 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(value)
     return value
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,7 +14,7 @@ import operator
 import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ MAX_SEED = 2**64 - 1  # torch takes no larger one
 MAX_NUMBER = 2**63 - 1  # of any other whole number
 CHECKPOINTS_WITHOUT_EVALUATIONS = 5000  # agent steps between checkpoints where nothing else says how many
 CONFIG_FILE = "config.json"  # in a run's folder
+UNITS = (
+    "An agent step is one action; a frame is one control step of the task: frames = agent steps x action repeat. "
+    "Every step column, axis and file name of the outputs counts frames."
+)
 DESCRIPTION = "Train DrQ, with DIAYN skills or without, on a DeepMind Control Suite task seen as pixels."
 
 
@@ -273,7 +277,9 @@ def _inherited(given: Mapping[str, Any]) -> dict[str, Any]:
     inherited = {name: stored[name] for name in (*INHERITED, *SHARED_NETWORKS) if name in stored}
     for name in SHARED_NETWORKS:
         if name in given and given[name] != inherited.get(name, given[name]):
-            raise UserError(f"--{name}: the networks of {folder} have {_shown(inherited[name])}; leave the flag out")
+            raise UserError(
+                f"--{name}: the networks of {folder} have {shown_value(inherited[name])}; leave the flag out"
+            )
     return inherited
 
 
@@ -309,8 +315,8 @@ def _refuse_changes(stored: Mapping[str, Any], values: Mapping[str, Any], owner:
         old = stored.get(name)
         if name not in CHANGEABLE and name in stored and new != old:
             raise UserError(
-                f"--{name} {_shown(new)} differs from {owner}, which has {_shown(old)}; a resumed run keeps its "
-                "settings: leave the flag out, or start a new run"
+                f"--{name} {shown_value(new)} differs from {owner}, which has {shown_value(old)}; a resumed run keeps "
+                "its settings: leave the flag out, or start a new run"
             )
 
 
@@ -404,11 +410,11 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, and to which -1e1 is a number."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(allow_abbrev=False, **settings)
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> typing.NoReturn:
@@ -421,49 +427,67 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_args(argv: Sequence[str] | None = None) -> Config:
     """The command line as a Config. Bad input ends the program with one line and exit code 2."""
-    parser = _Parser(
-        prog="train.py",
-        description=DESCRIPTION,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # so that the namespace holds what was given, and nothing else
-        epilog="An agent step is one action; a frame is one control step of the task: frames = agent steps x action "
-        "repeat. Every step column, axis and file name of the outputs counts frames.",
-    )
-    groups: dict[str, Any] = {}
-    for field in dataclasses.fields(Config):
-        meta = field.metadata
-        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
-        groups[meta["group"]] = group
-        names = [f"--{name}" for name in (field.name, meta["alias"]) if name]
-        shown = meta["derived"] or _shown(field.default)
-        options: dict[str, Any] = {"dest": field.name, "help": f"{meta['help']} (default: {shown})"}
-        group.add_argument(*names, **options, **_argument_type(CONFIG_TYPES[field.name], meta["choices"]))
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="a run's config.json as a template; flags beside it win"
-    )
-    _complete(parser)
+    parser = Parser(prog="train.py", description=DESCRIPTION, epilog=UNITS)
+    add_flags(parser)
+    complete(parser)
     given = vars(parser.parse_args(argv))
     if "log_std_bounds" in given:
         given["log_std_bounds"] = tuple(given["log_std_bounds"])
     try:
-        if "config" in given:
-            if "resume" in given:
-                raise UserError("--config and --resume exclude each other: a resumed run has its own settings")
-            beginning = template(given.pop("config"))
-            for new, old in (
-                ("num_train_frames", "num_train_steps"),
-                ("benchmark", "batch_size"),
-                ("benchmark", "action_repeat"),
-            ):
-                if new in given:
-                    beginning.pop(old, None)
-            given = {**beginning, **given}
-        return resumed_config(given) if "resume" in given else make_config(given)
+        return config_from(given)
     except UserError as error:
         parser.error(str(error))
 
 
-def _complete(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser, *, several: bool = False, without: Collection[str] = ()) -> None:
+    """Every flag of a run, `several` values each if asked for. The namespace gets those that are given, and no others.
+
+    `without` names flags to leave out.
+    """
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        meta = field.metadata
+        if field.name in without:
+            continue
+        if meta["group"] not in groups:
+            groups[meta["group"]] = parser.add_argument_group(meta["group"])
+        names = [f"--{name}" for name in (field.name, meta["alias"]) if name]
+        shown = meta["derived"] or shown_value(field.default)
+        options = _argument_type(CONFIG_TYPES[field.name], meta["choices"])
+        if several:  # a switch without a value is true, as in train.py
+            options["nargs"] = "*" if options.pop("const", False) else "+"
+        options |= {"dest": field.name, "help": f"{meta['help']} (default: {shown})", "default": argparse.SUPPRESS}
+        groups[meta["group"]].add_argument(*names, **options)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="a run's config.json as a template; flags beside it win",
+    )
+
+
+def config_from(given: Mapping[str, Any]) -> Config:
+    """The Config of flags that were given, and of the template or the run that `config` or `resume` names among them.
+
+    Raises UserError.
+    """
+    if "config" in given:
+        if "resume" in given:
+            raise UserError("--config and --resume exclude each other: a resumed run has its own settings")
+        beginning = template(given["config"])
+        for new, old in (
+            ("num_train_frames", "num_train_steps"),
+            ("benchmark", "batch_size"),
+            ("benchmark", "action_repeat"),
+        ):
+            if new in given:
+                beginning.pop(old, None)
+        given = {**beginning, **{name: value for name, value in given.items() if name != "config"}}
+    return resumed_config(given) if "resume" in given else make_config(given)
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
     """Shell completion, where argcomplete is installed; see README.md."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
@@ -471,8 +495,9 @@ def _complete(parser: argparse.ArgumentParser) -> None:
         argcomplete.autocomplete(parser)
 
 
-def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+def shown_value(value: Any) -> str:
+    """A flag's value as the command line has it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _argument_type(kind: Any, choices: Sequence[str]) -> dict[str, Any]:

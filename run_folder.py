@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from checkpoint import write_file
-from config import CONFIG_FILE, Config, UserError
+from config import CONFIG_FILE, Config
+from files import write_file
 
 if TYPE_CHECKING:
     from dmc import RendererInfo
 
-LOCK_FILE = ".lock"
 RECORDED_PACKAGES = ("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard")
 EXACT_PACKAGES = ("torch", "numpy", "dm_control", "mujoco")  # another version of them may give other numbers
 
@@ -75,28 +72,6 @@ def link_latest(folder: Path) -> None:
             os.replace(aside, link)
         except OSError:
             aside.unlink()
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[Path]:
-    """Keep other processes from writing into the folder; the system frees it when this one ends, however it ends.
-
-    Raises UserError where another process has it.
-    """
-    try:
-        file = os.fdopen(os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644), "r+")
-    except OSError as error:
-        raise UserError(f"{folder} can't be written: {error.strerror}; mend its rights or copy it elsewhere") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip()[:200] or "another process"
-            raise UserError(f"{folder} is in use by {owner}; stop that first") from None
-        with suppress(OSError):  # who has it is said to be helpful; a full disk is no reason to stop here
-            os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".ljust(80).encode(), 0)
-        yield folder
 
 
 def write_config(

@@ -272,7 +272,8 @@ def setup(config: Config) -> Run:
 def start(config: Config, resources: ExitStack) -> Run:
     """A new run in a new folder."""
     from checkpoint import Checkpoints
-    from run_folder import locked, new_run_folder
+    from files import locked
+    from run_folder import new_run_folder
     from utils import Stopwatch
 
     parts = make_parts(config, resources)
@@ -335,7 +336,7 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
     """
     from checkpoint import CheckpointError, Checkpoints
     from dmc import RenderingError
-    from run_folder import locked
+    from files import locked
 
     folder = resources.enter_context(locked(Path(config.resume).resolve()))
     checkpoints = Checkpoints(folder)

@@ -17,7 +17,8 @@ class StopRequest:
     `listening`, and the second ends the process at once; before it listens, one raises KeyboardInterrupt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: str = "the step is finished and a checkpoint written") -> None:
+        self.answer = answer  # what will be done, for whoever asked
         self.number: int | None = None
         self.listening = False
         self._before: dict[int, Any] = {}
@@ -49,4 +50,4 @@ class StopRequest:
         if not self.listening:
             raise KeyboardInterrupt
         # Not print: the signal may have come in the middle of another one.
-        os.write(2, b"stopping: the step is finished and a checkpoint written; once more stops at once\n")
+        os.write(2, f"stopping: {self.answer}; once more stops at once\n".encode())

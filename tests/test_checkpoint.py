@@ -34,12 +34,14 @@ from test_train import TINY, RecordingEnv
 
 import checkpoint
 import dmc
+import files
 import replay_buffer
 import run_folder
 import runs
 import train
-from checkpoint import FOLDER, MANIFEST, UNFINISHED, CheckpointError, Checkpoints, State
+from checkpoint import FOLDER, MANIFEST, CheckpointError, Checkpoints, State
 from config import CHANGEABLE, CONFIG_FILE, CONFIG_TYPES, Config, UserError, parse_args
+from files import UNFINISHED
 from replay_buffer import Batch, ReplayBuffer
 
 REAL_CHOOSE_RENDERER, REAL_MAKE_ENVIRONMENT = dmc.choose_renderer, runs.make_environment
@@ -132,7 +134,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
-        if path.name != run_folder.LOCK_FILE
+        if path.name != files.LOCK_FILE
     }
 
 

@@ -60,13 +60,15 @@ class Child:
         place: a new folder for those files.
     """
 
+    PROGRAM = "train.py"
+
     def __init__(self, line: str, place: Path) -> None:
         place.mkdir()
         self._said, self._complained = place / "stdout", place / "stderr"
         environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with self._said.open("wb") as stdout, self._complained.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *shlex.split(line)],
+                [sys.executable, str(ROOT / self.PROGRAM), *shlex.split(line)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,

@@ -1,0 +1,494 @@
+"""Many runs as one command: the product of the values given for train.py's flags, several at a time, on Ray.
+
+python sweep.py --env cartpole_swingup walker_walk --seed 1 2 3 --num_skills 0 10
+python sweep.py --resume runs/<sweep>
+
+Each run is what train.py makes of the same flags, in a process of its own. The sweep's folder holds the runs,
+`sweep.json` with what is known about them, `summary.csv` with a row a run, and in `logs/` what each attempt printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import math
+import multiprocessing
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import (
+    CONFIG_FILE,
+    UNITS,
+    Config,
+    Parser,
+    UserError,
+    add_flags,
+    complete,
+    config_from,
+    one_line,
+    shown_value,
+)
+from stop import StopRequest
+from sweep_record import OPTIONS, SUMMARY_FILE, Sweep, Trial, View, host_of, last_lines, look, overall
+
+if TYPE_CHECKING:
+    pass
+
+OF_THE_SWEEP = ("work_dir", "run_name", "resume")  # flags of train.py that the sweep itself sets
+NETWORKS_MEMORY = 2.0  # GB for a run's process beside its replay buffer
+REFRESH = 2.0  # seconds between looks at the runs
+WRITE_EVERY = 30.0  # seconds between updates of summary.csv while nothing begins or ends
+INSTALL_HINT = "pip install -r requirements-sweep.txt"
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The sweep's own flags, and in `values` those of train.py, each with a list."""
+    parser = Parser(
+        prog="sweep.py",
+        description="Train every combination of the values given for train.py's flags, several runs at a time, on Ray.",
+        epilog=UNITS,
+    )
+    own = parser.add_argument_group("sweep")
+    own.add_argument("--dry_run", action="store_true", help="list the runs, as commands, and start none")
+    own.add_argument("--sweep_name", metavar="NAME", help="name of the sweep's folder (default: sweep_<date>_<time>)")
+    own.add_argument("--work_dir", type=Path, default="runs", help="where that folder is made (default: runs)")
+    own.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with what is unfinished of this sweep")
+    own.add_argument(
+        "--address", help="a running Ray cluster (auto: this machine's); default: Ray on this machine alone"
+    )
+    own.add_argument("--cpus_per_run", type=float, metavar="X", help="cores, and threads, of a run (default: 1)")
+    own.add_argument(
+        "--gpus_per_run",
+        type=float,
+        metavar="X",
+        help="GPUs of a run, or a part of one (default: 1, or 0 where there is none)",
+    )
+    own.add_argument(
+        "--memory_per_run", type=float, metavar="GB", help="memory set aside for a run (default: replay buffer + 2)"
+    )
+    own.add_argument(
+        "--max_failures", type=int, metavar="N", help="times that a run which fails is resumed (default: 3)"
+    )
+    taken = {action.dest for action in parser._actions}
+    add_flags(parser, several=True, without=OF_THE_SWEEP)
+    complete(parser)
+    args = parser.parse_args(argv)
+    args.values = {name: given for name, given in vars(args).items() if name not in taken}
+    try:
+        check_options(args)
+    except UserError as error:
+        parser.error(str(error))
+    return args
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UserError where the sweep's own flags make no sense."""
+    for name, lowest in (("cpus_per_run", 0.01), ("gpus_per_run", 0.0), ("memory_per_run", 0.01), ("max_failures", 0)):
+        value = getattr(args, name)
+        if value is not None and not lowest <= value < math.inf:
+            raise UserError(f"--{name} must be at least {lowest}; got {value}")
+    gpus = args.gpus_per_run or 0
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"--gpus_per_run must be whole above 1; got {gpus}")
+    if args.sweep_name is not None and not re.fullmatch(r"\w[\w.+=-]*", args.sweep_name):
+        raise UserError(f"--sweep_name must be letters, digits and _ . + = -; got {args.sweep_name!r}")
+    if args.resume is not None and (args.values or args.sweep_name):
+        name = next(iter(args.values), "sweep_name")
+        raise UserError(f"--{name}: a resumed sweep keeps its runs; leave the flag out, or start a new sweep")
+
+
+def plan(values: Mapping[str, Any]) -> list[tuple[Trial, Config]]:
+    """Every combination of the values, checked. Raises UserError."""
+    values = dict(values)
+    template = values.pop("config", None)
+    choices = {name: several(name, given) for name, given in values.items()}
+    planned: dict[tuple[str, str], tuple[Trial, Config]] = {}
+    for combination in itertools.product(*choices.values()):
+        chosen = dict(zip(choices, combination, strict=True))
+        config = config_from({**chosen, **({} if template is None else {"config": template})})
+        arguments = [] if template is None else ["--config", str(template.resolve())]
+        for name, value in chosen.items():
+            arguments += [f"--{name}", *as_words(value)]
+        varied = {name: value for name, value in chosen.items() if len(choices[name]) > 1 and name != "env"}
+        name = run_name(varied)
+        while (config.env, name) in planned:  # values that differ in what a file name can't hold
+            name += "+"
+        settings = {name: " ".join(as_words(value)) for name, value in chosen.items()}
+        trial = Trial(name, config.env, settings, arguments, config.num_train_frames)
+        planned[config.env, name] = trial, config
+    return list(planned.values())
+
+
+def several(name: str, given: Sequence[Any]) -> list[Any]:
+    """The values of a flag, each once. Raises UserError."""
+    values = list(given) or [True]  # a switch without a value
+    if name == "log_std_bounds":  # two numbers are a value
+        if len(values) % 2:
+            raise UserError(f"--{name} takes pairs of numbers; got {len(values)}")
+        values = list(zip(values[::2], values[1::2], strict=True))
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"--{name} names {shown_value(value)} twice; each combination is run once")
+    return values
+
+
+def as_words(value: Any) -> list[str]:
+    """A flag's value on a command line."""
+    if isinstance(value, tuple):
+        return [str(part) for part in value]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def run_name(varied: Mapping[str, Any]) -> str:
+    words = "_".join(f"{name}={'+'.join(as_words(value))}" for name, value in varied.items())
+    return re.sub(r"[^\w.+=-]+", "-", words)[:150] or "run"
+
+
+def check_environments(configs: Sequence[Config]) -> None:
+    """Make each environment once, without drawing, in a process of its own. Raises UserError."""
+    names = ("env", "action_repeat", "time_limit", "image_size", "frame_stack", "replay_buffer_capacity")
+    distinct = list({tuple(getattr(config, name) for name in names): config for config in configs}.values())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=without_renderer) as pool:
+        for _ in pool.map(check_environment, distinct):
+            pass
+
+
+def without_renderer() -> None:
+    os.environ["MUJOCO_GL"] = "disable"  # the machine that starts a sweep may be unable to draw
+
+
+def check_environment(config: Config) -> None:
+    from runs import make_environment
+
+    make_environment(config).close()
+
+
+def memory_needed(configs: Sequence[Config]) -> float:
+    """GB of the hungriest run: its frames, and what every process takes."""
+    frames = (config.replay_buffer_capacity * 3 * config.image_size**2 / 1e9 for config in configs)
+    return round(max(frames) + NETWORKS_MEMORY, 2)
+
+
+def new_sweep(args: argparse.Namespace) -> Sweep:
+    """The sweep that the command line asks for; nothing is on the disk yet. Raises UserError."""
+    planned = plan(args.values)
+    configs = [config for _, config in planned]
+    name = args.sweep_name or f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = (args.work_dir / name).resolve()
+    if folder.exists():
+        raise UserError(f"--sweep_name {name}: {folder} exists; choose another, or go on with --resume {folder}")
+    options: dict[str, Any] = {"cpus_per_run": 1.0, "gpus_per_run": None, "memory_per_run": None, "max_failures": 3}
+    options |= {option: value for option in options if (value := getattr(args, option)) is not None}
+    if not args.dry_run:
+        check_environments(configs)
+    return Sweep(folder, [trial for trial, _ in planned], **options, needs_memory=memory_needed(configs))
+
+
+def resumed_sweep(args: argparse.Namespace) -> Sweep:
+    """The sweep in the folder `args.resume`, with what is not finished waiting again. Raises UserError."""
+    sweep = Sweep.read(args.resume)
+    for option in OPTIONS:
+        value = getattr(args, option)
+        if value is not None:
+            setattr(sweep, option, value)
+    for trial in sweep.trials:
+        if trial.state != "finished":
+            trial.state, trial.failures, trial.message = "waiting", 0, ""
+    return sweep
+
+
+# -- a run, on the node that Ray chose for it --------------------------------------------------------------------------
+
+
+def attempt(folder: Path, log: Path, command: Sequence[str], cpus: float, gpus: Sequence[str]) -> int:
+    """Start the run, or go on with what is in its folder, and wait for its end; the exit code. Runs in a Ray worker.
+
+    Being cancelled, which raises KeyboardInterrupt, has the run write a checkpoint and end.
+    """
+    from files import in_use
+
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as out:
+        print(f"host {socket.gethostname()}", file=out, flush=True)
+        while in_use(folder):  # a process of a lost node, which is just about to notice
+            time.sleep(0.5)
+        if (folder / CONFIG_FILE).exists():
+            command = ["train.py", "--resume", str(folder)]
+        else:
+            clear(folder)
+        print(f"$ python {shlex.join(command)}", file=out, flush=True)
+        program = str(Path(__file__).resolve().parent / command[0])
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(os.getpid()), sys.executable, program, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=surroundings(os.environ, cpus, gpus),
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:  # not wait(): a KeyboardInterrupt of Ray's doesn't break it off
+                time.sleep(0.2)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    return process.returncode
+
+
+# The run's process becomes train.py; it is killed where the worker that started it dies, so that another node finds the
+# run's folder free. A worker begins with SIGINT blocked, which a process inherits.
+CHILD = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the worker is gone")
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run left that was killed before its config.json was there: nothing of it can be used."""
+    import shutil
+
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def surroundings(before: Mapping[str, str], cpus: float, gpus: Sequence[str]) -> dict[str, str]:
+    """Environment variables of a run: as many threads as it has cores, and its GPU for CUDA and for drawing."""
+    threads = str(max(1, int(cpus)))
+    threaded = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")  # the last: llvmpipe
+    after = {**before, **dict.fromkeys(threaded, threads), "PYTHONUNBUFFERED": "1"}
+    after["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if gpus and gpus[0].isdecimal() and "MUJOCO_EGL_DEVICE_ID" not in before:
+        after |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "MUJOCO_EGL_DEVICE_ID": gpus[0]}  # one numbering for both
+    return after
+
+
+# -- the engine --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cluster(sweep: Sweep, address: str | None) -> Iterator[Callable[[Trial], Any]]:
+    """Ray, as a function that queues a run and returns the reference to its exit code. Raises UserError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import rich  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"a sweep needs {error.name}; {INSTALL_HINT}") from None
+    here: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100_000_000} if address is None else {}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--address {address}: no Ray cluster answers ({reason}); start one with ray start") from error
+    try:
+        needs = resources(sweep, ray.nodes())
+        remote = ray.remote(max_retries=0)(attempt_in_ray).options(
+            num_cpus=needs["CPU"], num_gpus=needs["GPU"], memory=needs["memory"]
+        )
+
+        def start(trial: Trial) -> Any:
+            folder = trial.folder(sweep.folder)
+            return remote.remote(folder, trial.log(sweep.folder), trial.command(sweep.folder), needs["CPU"])
+
+        yield start
+    finally:
+        ray.shutdown()
+
+
+def attempt_in_ray(folder: Path, log: Path, command: Sequence[str], cpus: float) -> int:
+    import ray
+
+    return attempt(folder, log, command, cpus, ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
+
+
+def resources(sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What Ray sets aside for a run. Raises UserError where no node of the cluster ever has as much."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    gpus = sweep.gpus_per_run
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU") for node in alive) else 0.0
+    memory = sweep.memory_per_run or sweep.needs_memory
+    needs = {"CPU": sweep.cpus_per_run, "GPU": gpus, "memory": memory * 1e9}
+    flags = {"CPU": "cpus_per_run", "GPU": "gpus_per_run", "memory": "memory_per_run"}
+    for resource, flag in flags.items():
+        most = max((node.get(resource, 0.0) for node in alive), default=0.0)
+        unit = 1e9 if resource == "memory" else 1.0
+        if needs[resource] > most:
+            raise UserError(
+                f"--{flag} {needs[resource] / unit:g} is more than any node has ({most / unit:.4g}); give less"
+            )
+    if not any(all(node.get(resource, 0.0) >= need for resource, need in needs.items()) for node in alive):
+        wanted = ", ".join(f"--{flag} {needs[resource]:g}" for resource, flag in flags.items())
+        raise UserError(f"no node has all of {wanted} together; give less of one")
+    return needs
+
+
+def drive(sweep: Sweep, start: Callable[[Trial], Any], stop: StopRequest, view: View) -> None:
+    """Start what waits, start again what fails, until everything has ended or somebody asks to stop."""
+    import ray
+
+    running = {begin(sweep, trial, start): trial for trial in sweep.trials if trial.state == "waiting"}
+    cancelled, written = False, -math.inf
+    while running:
+        ended, _ = ray.wait(list(running), timeout=REFRESH)
+        for reference in ended:
+            trial = running.pop(reference)
+            settle(sweep, trial, exit_code(reference), stopping=stop.number is not None, view=view)
+            if trial.state == "waiting" and stop.number is None:
+                running[begin(sweep, trial, start)] = trial
+        news = bool(ended)
+        for trial in running.values():
+            if trial.began is None and trial.log(sweep.folder).exists():
+                news = True
+                trial.began, trial.state = time.monotonic(), "running"
+                trial.host = host_of(trial.log(sweep.folder))
+                view.line(trial, f"{'resumed' if trial.seen.frame else 'started'} on {trial.host}")
+            if trial.state == "running":
+                trial.seen = look(trial.folder(sweep.folder))
+        if news or time.monotonic() - written > WRITE_EVERY:
+            written = time.monotonic()
+            sweep.write()
+        if stop.number is not None and not cancelled:
+            cancelled = True
+            for reference in running:
+                ray.cancel(reference)
+        view.show(sweep)
+
+
+def begin(sweep: Sweep, trial: Trial, start: Callable[[Trial], Any]) -> Any:
+    trial.attempts += 1
+    while trial.log(sweep.folder).exists():  # of an attempt that a killed sweep.py didn't write down
+        trial.attempts += 1
+    trial.began = None
+    return start(trial)
+
+
+def exit_code(reference: Any) -> tuple[int | None, str]:
+    """How an attempt ended: the run's exit code, or None and what became of the worker."""
+    import ray
+
+    try:
+        return ray.get(reference), ""
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return None, lines[-1] if lines else type(error).__name__
+
+
+def settle(sweep: Sweep, trial: Trial, ended: tuple[int | None, str], *, stopping: bool, view: View) -> None:
+    """Write down how an attempt ended, and whether there is to be another."""
+    code, reason = ended
+    log = trial.log(sweep.folder)
+    if trial.began is not None:
+        trial.seconds += time.monotonic() - trial.began
+        trial.began = None
+    if log.exists():
+        trial.host = host_of(log)
+    if code == 0:
+        trial.state, trial.message = "finished", ""
+        view.line(trial, "finished")
+    elif stopping:
+        trial.state = "stopped" if trial.folder(sweep.folder).exists() else "waiting"
+        view.line(trial, "stopped")
+    else:
+        trial.failures += 1
+        trial.message = reason or last_lines(log)
+        again = trial.failures <= sweep.max_failures
+        trial.state = "waiting" if again else "failed"
+        how = f"exit code {code}" if code is not None else "its node or worker is lost"
+        view.line(trial, f"{how}, {'to be resumed' if again else 'given up'}: {one_line(trial.message)}")
+    trial.seen = look(trial.folder(sweep.folder))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan, check, run. Returns the exit code.
+
+    0: every run is finished. 1: some failed. 2: bad input. 128 + signal: stopped by it, with a checkpoint of every run.
+    """
+    args = parse_args(argv)
+    with contextlib.ExitStack() as stack:
+        stop = StopRequest("every run writes a checkpoint")
+        try:
+            sweep = resumed_sweep(args) if args.resume is not None else new_sweep(args)
+            if args.dry_run:
+                list_runs(sweep)
+                return 0
+            start = stack.enter_context(opened(sweep, args, stop))
+        except (UserError, OSError) as error:
+            print(f"sweep.py: error: {one_line(str(error))}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped before the first run began", file=sys.stderr)
+            return stop.exit_code
+        print(f"{len(sweep.trials)} runs in {sweep.folder}", flush=True)
+        with shown(sweep) as view:
+            drive(sweep, start, stop, view)
+    states = [trial.state for trial in sweep.trials]
+    print(f"{overall(sweep)}; {sweep.folder / SUMMARY_FILE}")
+    if stop.number is not None and set(states) != {"finished"}:
+        print(f"go on with: python sweep.py --resume {shlex.quote(str(sweep.folder))}", file=sys.stderr)
+        return stop.exit_code
+    return 0 if set(states) == {"finished"} else 1
+
+
+def list_runs(sweep: Sweep) -> None:
+    """The commands that would be run."""
+    for trial in sweep.trials:
+        if trial.state != "finished":
+            print(f"python {shlex.join(trial.command(sweep.folder))}")
+    frames = sum(trial.frames for trial in sweep.trials)
+    print(f"{len(sweep.trials)} runs, {frames:,} frames", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def opened(sweep: Sweep, args: argparse.Namespace, stop: StopRequest) -> Iterator[Callable[[Trial], Any]]:
+    """Ray, the signals and the sweep's folder, which nobody else is using. Raises UserError."""
+    from files import locked
+
+    with cluster(sweep, args.address) as start, stop:  # Ray has handlers of its own, which it sets first
+        stop.listening = True
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        with locked(sweep.folder):
+            sweep.write()
+            yield start
+
+
+@contextlib.contextmanager
+def shown(sweep: Sweep) -> Iterator[View]:
+    if not sys.stdout.isatty():
+        yield View(sweep, None)
+        return
+    from rich.live import Live
+
+    with Live(auto_refresh=False) as live:
+        yield View(sweep, live)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
