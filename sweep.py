@@ -50,6 +50,7 @@ OF_THE_SWEEP = ("work_dir", "run_name", "resume")  # flags of train.py that the 
 NETWORKS_MEMORY = 2.0  # GB for a run's process beside its replay buffer
 REFRESH = 2.0  # seconds between looks at the runs
 WRITE_EVERY = 30.0  # seconds between updates of summary.csv while nothing begins or ends
+TOKEN = Path("~/.ray/auth_token")  # Ray's, made by the first Ray on this machine
 INSTALL_HINT = "pip install -r requirements-sweep.txt"
 
 
@@ -293,6 +294,10 @@ def cluster(sweep: Sweep, address: str | None) -> Iterator[Callable[[Trial], Any
     """Ray, as a function that queues a run and returns the reference to its exit code. Raises UserError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if (
+        address is not None and TOKEN.expanduser().exists()
+    ):  # then ray start asks for it; a cluster that doesn't ignores it
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
         import rich  # noqa: F401

@@ -21,6 +21,8 @@ from packaging.utils import canonicalize_name
 from config import parse_args
 
 SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+REQUIREMENTS = ("requirements.txt", "requirements-sweep.txt", "requirements-dev.txt")
+OF_SWEEPS = ("sweep.py", "sweep_record.py")  # which may ask for more
 NOT_NEEDED = {"labmaze"}  # dm_control asks for it; its suite never imports it
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:home|root|work|opt|mnt|srv|Users)/\w")
 PACKAGE_HOST = re.compile(r"\b(?:pypi|pythonhosted|debian|ubuntu|npmjs|anaconda|download\.pytorch)\.(?:org|com)\b")
@@ -30,7 +32,7 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 def requirements(name: str) -> list[Requirement]:
     lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
-    return [Requirement(line) for line in lines if line]
+    return [Requirement(line) for line in lines if line and not line.startswith("-r ")]
 
 
 def pins(requirements: list[Requirement], python: str) -> dict[str, str]:
@@ -65,7 +67,7 @@ def tracked_files() -> list[Path]:
 # -- the lists -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", REQUIREMENTS)
 def test_every_requirement_is_pinned(name: str) -> None:
     for requirement in requirements(name):
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), f"{name}: {requirement} is not pinned with =="
@@ -73,7 +75,7 @@ def test_every_requirement_is_pinned(name: str) -> None:
 
 @pytest.mark.parametrize("python", SUPPORTED_PYTHONS)
 def test_every_python_gets_the_same_packages_once(python: str) -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in REQUIREMENTS:
         listed = requirements(name)
         assert set(pins(listed, python)) == {canonicalize_name(r.name) for r in listed}
 
@@ -91,12 +93,16 @@ def test_conda_lists_the_pins_of_requirements() -> None:
 
 
 def test_every_import_is_required() -> None:
-    required = {canonicalize_name(r.name) for r in requirements("requirements.txt")}
+    always, in_sweeps = (
+        {canonicalize_name(r.name) for r in requirements(name)}
+        for name in ("requirements.txt", "requirements-sweep.txt")
+    )
     distributions = metadata.packages_distributions()
     for path in ROOT.glob("*.py"):
+        required = always | in_sweeps if path.name in OF_SWEEPS else always
         for module in third_party_imports(path):
             found = {canonicalize_name(name) for name in distributions.get(module, ())}
-            assert found & required, f"{path.name} imports {module}, which requirements.txt does not list"
+            assert found & required, f"{path.name} imports {module}, which no requirements list"
 
 
 def test_what_dm_control_needs_is_listed() -> None:
@@ -124,7 +130,7 @@ def test_no_file_names_a_machine_or_a_package_host() -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What `make setup` reads, and a folder `bin` that comes first on its PATH."""
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", *REQUIREMENTS):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "bin").mkdir()
     return tmp_path

@@ -29,7 +29,7 @@ from sweep_record import Progress, Sweep, Trial, View, duration, look
 
 PATIENCE = 300.0
 # Long enough to be caught in the middle, with a checkpoint soon and often.
-LONG = f"{SMALL} --num_train_steps 1200 --eval_frequency 400 --checkpoint_frequency 100"
+LONG = f"{SMALL} --num_train_steps 300 --eval_frequency 100 --checkpoint_frequency 20"
 
 
 def planned(line: str) -> list[tuple[Trial, config.Config]]:
@@ -392,8 +392,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if line not in done:
             place = tmp_path_factory.mktemp("by_hand")
             Child(f"{line} --work_dir {place / 'runs'}", place / "child").finish()
-            (record,) = (place / "runs").glob("*/*/config.json")
-            done[line] = record.parent.resolve()
+            (done[line],) = {record.parent.resolve() for record in (place / "runs").glob("*/*/config.json")}
         return done[line]
 
     return folder
@@ -429,36 +428,34 @@ def test_four_runs_equal_those_by_hand(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_stopped_sweep_goes_on(
-    number: int, start: Callable[[str], Sweeping], by_hand: Callable[[str], Path], tmp_path: Path
+    start: Callable[[str], Sweeping], by_hand: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Every run writes a checkpoint; --resume starts what is unfinished; the ends are those of undisturbed runs."""
     folder = tmp_path / "s"
-    child = start(f"{LONG} --seed 1 2 3 --work_dir {tmp_path} --sweep_name s")
+    child = start(f"{LONG} --seed 1 2 --work_dir {tmp_path} --sweep_name s")
     wait_for(lambda: len(under_way(folder)) == 2 or not child.running)
-    os.kill(child.pid, number)
-    assert child.wait(60) == 128 + number, child.stderr
+    os.kill(child.pid, signal.SIGTERM)
+    assert child.wait(60) == 128 + signal.SIGTERM, child.stderr
     assert "Traceback" not in child.stderr
     assert child.stderr.splitlines()[-1] == f"go on with: python sweep.py --resume {folder}"
-    states = [row["state"] for row in summary(folder).values()]
-    assert states == ["stopped", "stopped", "waiting"]
-    for log in (folder / "logs").glob("*_1.log"):
-        assert "which is saved" in log.read_text()
+    assert [row["state"] for row in summary(folder).values()] == ["stopped", "stopped"]
+    assert all("which is saved" in log.read_text() for log in (folder / "logs").iterdir())
     again = start(f"--resume {folder}")
     assert again.wait(PATIENCE) == 0, again.stderr
     assert {row["state"] for row in summary(folder).values()} == {"finished"}
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         run = folder / "cartpole_swingup" / f"seed={seed}"
         assert_equal_runs(run, by_hand(f"{LONG} --seed {seed} --run_name seed={seed}"))
     nothing = start(f"--resume {folder}")
     assert nothing.wait(60) == 0
-    assert len(list((folder / "logs").iterdir())) == 6  # three of the first attempts at most, and what went on
+    assert len(list((folder / "logs").iterdir())) == 4  # two attempts each
 
 
 def under_way(folder: Path) -> list[Path]:
     """Runs that have a checkpoint and an episode behind it."""
-    return [path for path in folder.glob("*/*/checkpoint/manifest.json") if look(path.parent.parent).frame >= 64]
+    manifests = folder.glob("*/seed=*/checkpoint/manifest.json")  # not through the link to the latest run
+    return [path for path in manifests if look(path.parent.parent).frame >= 64]
 
 
 @pytest.mark.slow
@@ -479,18 +476,19 @@ def test_a_killed_node_loses_nothing(
     """Two nodes with a run each; one is killed: its run goes on on the other, and ends as if nothing had happened."""
     from ray.cluster_utils import Cluster
 
-    folder = tmp_path / "s"
+    folder, handler = tmp_path / "s", signal.getsignal(signal.SIGTERM)
     machine: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100_000_000, "memory": 6_000_000_000}
     machines = Cluster(initialize_head=True, head_node_args=machine)
     try:
         other = machines.add_node(**machine)
         child = start(f"{LONG} --seed 1 2 --address {machines.address} --work_dir {tmp_path} --sweep_name s")
         wait_for(lambda: len(under_way(folder)) == 2 or not child.running)
-        assert child.running, child.stderr
+        assert child.running, child.stderr + child.stdout
         machines.remove_node(other, allow_graceful=False)
         assert child.wait(PATIENCE) == 0, child.stderr
     finally:
         machines.shutdown()
+        signal.signal(signal.SIGTERM, handler)  # Ray sets its own
     rows = summary(folder).values()
     assert {row["state"] for row in rows} == {"finished"}
     assert sorted(row["failures"] for row in rows) == ["0", "1"]
