@@ -420,7 +420,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         unknown = re.match(r"unrecognized arguments: --?([\w-]+)", message)
         if unknown:
-            nearest = difflib.get_close_matches(unknown.group(1), CONFIG_TYPES, n=1)
+            known = [name.lstrip("-") for name in self._option_string_actions]
+            nearest = difflib.get_close_matches(unknown.group(1), known, n=1)
             message += f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 

@@ -53,6 +53,10 @@ class RenderingError(RuntimeError):
     """No OpenGL renderer works; the message names each one tried, and the remedy."""
 
 
+class SimulationError(RuntimeError):
+    """The physics became unstable: the episode can't go on. The message is one line."""
+
+
 class RendererInfo(NamedTuple):
     """A renderer that has drawn a picture in this environment."""
 
@@ -242,12 +246,17 @@ class DMCEnv(PixelEnv):
         return self._observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold `action` for `action_repeat` control steps, or until the episode ends."""
+        """Hold `action` for `action_repeat` control steps, or until the episode ends. Raises SimulationError."""
+        from dm_control.rl.control import PhysicsError
+
         unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
         control = self._low + unit * (self._high - self._low)
         reward, terminated, truncated = 0.0, False, False
         for _ in range(self._action_repeat):
-            time_step = self._env.step(control)
+            try:
+                time_step = self._env.step(control)
+            except PhysicsError as error:
+                raise SimulationError(f"the physics became unstable ({str(error).splitlines()[0]})") from error
             self._frame_count += 1
             reward += time_step.reward or 0.0
             terminated = time_step.last() and time_step.discount == 0.0

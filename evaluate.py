@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, UserError, folder_name, one_line
+from config import Config, Parser, UserError, folder_name, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder, its checkpoint folder or a state_N.pt")
     add("--skills", default="all", metavar="all|best|3,7", help="which; best has the highest return (default: all)")
@@ -49,6 +44,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.imitate is not None and args.skill_schedule is not None:
         parser.error("--imitate and --skill_schedule exclude each other; give one of them")
+    other = "--imitate" if args.imitate is not None else "--skill_schedule" if args.skill_schedule is not None else None
+    if other is not None and (args.save_trajectories or args.skills != "all"):
+        flag = "--save_trajectories" if args.save_trajectories else "--skills"
+        parser.error(f"{flag} has no meaning beside {other}; leave it out")
     return args
 
 
@@ -385,9 +384,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if out.exists():
             print(f"outputs: {out}")
     except Exception as error:
-        from dmc import RenderingError
+        from dmc import RenderingError, SimulationError
 
-        if not isinstance(error, (UserError, OSError, RenderingError)):
+        if not isinstance(error, (UserError, OSError, RenderingError, SimulationError)):
             raise
         print(f"evaluate.py: error: {one_line(str(error))}", file=sys.stderr)
         return 2

@@ -59,7 +59,7 @@ EVAL_SKILL_COLUMNS = ("episode_intrinsic_reward_sum", "discriminator_accuracy", 
 
 # What TensorBoard shows for each skill.
 BOARD_SKILL_COLUMNS = (
-    *("discriminator_accuracy", "mutual_information_bound", "displacement_x"),
+    *("discriminator_accuracy", "accuracy_at_start", "mutual_information_bound", "displacement_x", "displacement_y"),
     *("state_distance_within", "state_distance_between"),
 )
 

@@ -8,7 +8,6 @@ interquartile mean. Every horizontal axis counts frames.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -24,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from config import CHANGEABLE, Config, folder_name
+from config import CHANGEABLE, Config, Parser, folder_name
 from logger import SKILL_COLUMNS
 
 TABLES: dict[str, Sequence[str]] = {"eval": (), "skills": SKILL_COLUMNS}  # and their columns where there is none
@@ -69,7 +68,7 @@ class Group:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="plot.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="plot.py", description=__doc__.splitlines()[0])
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a run, or a folder with runs in it"
     )

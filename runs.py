@@ -572,9 +572,11 @@ def check_losses(run: Run) -> None:
 
 
 def not_finite(run: Run, names: Sequence[str]) -> str:
+    what = f"{', '.join(names)} became infinite or not a number by frame {run.frame}"
+    return f"{what}; {last_good_checkpoint(run)}; start a new run with a smaller --lr"
+
+
+def last_good_checkpoint(run: Run) -> str:
     kept = run.checkpoints
     saved = f"of frame {run.frame_at(kept.step)}: {kept.folder}" if kept.step >= 0 else "none"
-    return (
-        f"{', '.join(names)} became infinite or not a number by frame {run.frame}; last good checkpoint {saved}; "
-        "start a new run with a smaller --lr"
-    )
+    return f"last good checkpoint {saved}"

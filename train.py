@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from config import UserError, one_line, parse_args
-from runs import Run, RunError, Underway, check_losses, not_finite, save_checkpoint, setup
+from runs import Run, RunError, Underway, check_losses, last_good_checkpoint, not_finite, save_checkpoint, setup
 from stop import StopError, StopRequest
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def train(run: Run) -> None:
     Episodes, with an evaluation before the first, after the last and whenever one is due, and checkpoints. Raises
     RunError, with a checkpoint behind it where that makes sense.
     """
-    from dmc import RenderingError
+    from dmc import RenderingError, SimulationError
 
     failure: RenderingError | None = None
     while failure is None:
@@ -43,6 +43,9 @@ def train(run: Run) -> None:
             train_episode(run)
         except RenderingError as error:
             failure = error
+        except SimulationError as error:  # the same actions would lead there again
+            what = f"{error} by frame {run.frame}; {last_good_checkpoint(run)}"
+            raise RunError(f"{what}; start a new run with another --seed or a smaller --lr") from error
     if run.saved != (run.step, run.evaluated):
         save_checkpoint(run)
     if failure is not None:

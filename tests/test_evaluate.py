@@ -223,6 +223,24 @@ def test_bad_input(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--skill_schedule 0:5 --save_trajectories", "--save_trajectories has no meaning beside --skill_schedule"),
+        ("--imitate some.npz --skills 1", "--skills has no meaning beside --imitate"),
+        ("--imitate some.npz --skill_schedule 0:5", "exclude each other"),
+        ("--epsiodes 3", "did you mean --episodes?"),
+        ("--episodes 0", "from 1 to 999999"),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["some_run", *shlex.split(line)])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+
+
 @pytest.mark.parametrize("place", ["nowhere", "empty", "file", "pickle"])
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], fakes: Any, place: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -690,6 +690,34 @@ def test_losses_become_nan(first_update: int, launch: Launch, tmp_path: Path) ->
     assert all(torch.isfinite(tensor).all() for tensor in tensors(found["agent"]))
 
 
+@pytest.mark.slow
+def test_an_unstable_simulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line names the frame and the last good checkpoint, which stays as it was."""
+    step, steps_made = dmc.DMCEnv.step, Counter[int]()
+
+    def break_physics(env: dmc.DMCEnv, action: np.ndarray) -> Any:
+        steps_made[0] += 1
+        if steps_made[0] > 24 + 5:
+            env.physics.data.qpos[0] = np.inf
+        return step(env, action)
+
+    monkeypatch.setattr(dmc.DMCEnv, "step", break_physics)
+    arguments = f"{SMALL} {NO_EVALUATION} --num_seed_steps 84 --checkpoint_frequency 16 --work_dir {tmp_path}"
+    monkeypatch.setattr(train, "evaluate", lambda run: setattr(run, "evaluated", run.step))
+    assert train.main(shlex.split(arguments)) == 1
+    folder = run_folder(tmp_path)
+    said = capsys.readouterr().err.splitlines()[-1]
+    frame = checkpoint_step(folder) * ACTION_REPEAT
+    assert frame > 0
+    assert re.fullmatch(
+        r"train\.py: error: the physics became unstable \(.*\) by frame 58; "
+        rf"last good checkpoint of frame {frame}: {folder}/checkpoint; start a new run with .*",
+        said,
+    ), said
+
+
 # -- a resume that changes something -------------------------------------------------------------------------------
 
 
