@@ -473,19 +473,24 @@ def config_from(given: Mapping[str, Any]) -> Config:
 
     Raises UserError.
     """
-    if "config" in given:
-        if "resume" in given:
-            raise UserError("--config and --resume exclude each other: a resumed run has its own settings")
-        beginning = template(given["config"])
-        for new, old in (
-            ("num_train_frames", "num_train_steps"),
-            ("benchmark", "batch_size"),
-            ("benchmark", "action_repeat"),
-        ):
-            if new in given:
-                beginning.pop(old, None)
-        given = {**beginning, **{name: value for name, value in given.items() if name != "config"}}
+    if "config" in given and "resume" in given:
+        raise UserError("--config and --resume exclude each other: a resumed run has its own settings")
+    given = with_template(given)
     return resumed_config(given) if "resume" in given else make_config(given)
+
+
+def with_template(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given, with those of the template in place of `config`. Raises UserError."""
+    flags = {name: value for name, value in given.items() if name != "config"}
+    beginning = template(given["config"]) if "config" in given else {}
+    for new, old in (
+        ("num_train_frames", "num_train_steps"),
+        ("benchmark", "batch_size"),
+        ("benchmark", "action_repeat"),
+    ):
+        if new in flags:
+            beginning.pop(old, None)
+    return {**beginning, **flags}
 
 
 def complete(parser: argparse.ArgumentParser) -> None:

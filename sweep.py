@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK (shells complete flags: README.md)
 """Many runs as one command: the product of the values given for train.py's flags, several at a time, on Ray.
 
 python sweep.py --env cartpole_swingup walker_walk --seed 1 2 3 --num_skills 0 10
@@ -18,6 +19,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from config import (
     CONFIG_FILE,
@@ -39,18 +41,18 @@ from config import (
     config_from,
     one_line,
     shown_value,
+    with_template,
 )
 from stop import StopRequest
 from sweep_record import OPTIONS, SUMMARY_FILE, Sweep, Trial, View, host_of, last_lines, look, overall
-
-if TYPE_CHECKING:
-    pass
 
 OF_THE_SWEEP = ("work_dir", "run_name", "resume")  # flags of train.py that the sweep itself sets
 NETWORKS_MEMORY = 2.0  # GB for a run's process beside its replay buffer
 REFRESH = 2.0  # seconds between looks at the runs
 WRITE_EVERY = 30.0  # seconds between updates of summary.csv while nothing begins or ends
 TOKEN = Path("~/.ray/auth_token")  # Ray's, made by the first Ray on this machine
+RETRY_AFTER = 5.0  # seconds from a run's first failure to the next attempt, twice as long from each further one
+LONGEST_NAME = 100  # letters, of a run's folder
 INSTALL_HINT = "pip install -r requirements-sweep.txt"
 
 
@@ -115,23 +117,24 @@ def check_options(args: argparse.Namespace) -> None:
 
 def plan(values: Mapping[str, Any]) -> list[tuple[Trial, Config]]:
     """Every combination of the values, checked. Raises UserError."""
-    values = dict(values)
-    template = values.pop("config", None)
-    choices = {name: several(name, given) for name, given in values.items()}
+    once = {"config": values["config"]} if "config" in values else {}
+    choices = {name: several(name, given) for name, given in values.items() if name != "config"}
+    varied = [name for name, options in choices.items() if len(options) > 1 and name != "env"]
     planned: dict[tuple[str, str], tuple[Trial, Config]] = {}
-    for combination in itertools.product(*choices.values()):
+    for number, combination in enumerate(itertools.product(*choices.values())):
         chosen = dict(zip(choices, combination, strict=True))
-        config = config_from({**chosen, **({} if template is None else {"config": template})})
-        arguments = [] if template is None else ["--config", str(template.resolve())]
-        for name, value in chosen.items():
-            arguments += [f"--{name}", *as_words(value)]
-        varied = {name: value for name, value in chosen.items() if len(choices[name]) > 1 and name != "env"}
-        name = run_name(varied)
-        while (config.env, name) in planned:  # values that differ in what a file name can't hold
-            name += "+"
-        settings = {name: " ".join(as_words(value)) for name, value in chosen.items()}
-        trial = Trial(name, config.env, settings, arguments, config.num_train_frames)
-        planned[config.env, name] = trial, config
+        config = config_from({**chosen, **once})
+        if config.device not in (None, "cpu", "cuda"):
+            raise UserError(f"--device {config.device}: give cpu or cuda; a run sees the GPUs that it was given only")
+        flags = with_template({**chosen, **once})
+        if config.finetune_from is not None:
+            flags["finetune_from"] = config.finetune_from  # absolute
+        name = run_name({flag: chosen[flag] for flag in varied})
+        if len(name) > LONGEST_NAME or (config.env, name) in planned:  # or the values differ in what no name can hold
+            name = f"{name[:LONGEST_NAME]}_{number}"
+        settings = {flag: " ".join(as_words(value)) for flag, value in chosen.items()}
+        arguments = [word for flag, value in flags.items() for word in as_arguments(flag, value)]
+        planned[config.env, name] = Trial(name, config.env, settings, arguments, config.num_train_frames), config
     return list(planned.values())
 
 
@@ -142,6 +145,8 @@ def several(name: str, given: Sequence[Any]) -> list[Any]:
         if len(values) % 2:
             raise UserError(f"--{name} takes pairs of numbers; got {len(values)}")
         values = list(zip(values[::2], values[1::2], strict=True))
+    if name == "env":
+        values = [value.removeprefix("dmc_") for value in values]
     for value in values:
         if values.count(value) > 1:
             raise UserError(f"--{name} names {shown_value(value)} twice; each combination is run once")
@@ -155,14 +160,29 @@ def as_words(value: Any) -> list[str]:
     return [str(value).lower() if isinstance(value, bool) else str(value)]
 
 
+def as_arguments(flag: str, value: Any) -> list[str]:
+    words = as_words(value)
+    if isinstance(value, str) and value.startswith("-"):  # else it would look like another flag
+        return [f"--{flag}={value}"]
+    return [f"--{flag}", *words]
+
+
 def run_name(varied: Mapping[str, Any]) -> str:
     words = "_".join(f"{name}={'+'.join(as_words(value))}" for name, value in varied.items())
-    return re.sub(r"[^\w.+=-]+", "-", words)[:150] or "run"
+    return re.sub(r"[^\w.+=-]+", "-", words, flags=re.ASCII) or "run"
 
 
 def check_environments(configs: Sequence[Config]) -> None:
     """Make each environment once, without drawing, in a process of its own. Raises UserError."""
-    names = ("env", "action_repeat", "time_limit", "image_size", "frame_stack", "replay_buffer_capacity")
+    names = (
+        "env",
+        "action_repeat",
+        "time_limit",
+        "image_size",
+        "frame_stack",
+        "replay_buffer_capacity",
+        "finetune_from",
+    )
     distinct = list({tuple(getattr(config, name) for name in names): config for config in configs}.values())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=without_renderer) as pool:
@@ -175,9 +195,16 @@ def without_renderer() -> None:
 
 
 def check_environment(config: Config) -> None:
+    from checkpoint import CheckpointError, read_newest
     from runs import make_environment
 
     make_environment(config).close()
+    if config.finetune_from is not None:
+        try:
+            if read_newest(Path(config.finetune_from)) is None:
+                raise UserError(f"--finetune_from {config.finetune_from}: that run has no checkpoint yet")
+        except CheckpointError as error:
+            raise UserError(f"--finetune_from {config.finetune_from}: {error}") from error
 
 
 def memory_needed(configs: Sequence[Config]) -> float:
@@ -224,7 +251,7 @@ def attempt(folder: Path, log: Path, command: Sequence[str], cpus: float, gpus: 
     """
     from files import in_use
 
-    log.parent.mkdir(exist_ok=True)
+    log.parent.mkdir(exist_ok=True)  # and not the folders above it: they are there, or this is no shared folder
     with log.open("w") as out:
         print(f"host {socket.gethostname()}", file=out, flush=True)
         while in_use(folder):  # a process of a lost node, which is just about to notice
@@ -271,6 +298,8 @@ def clear(folder: Path) -> None:
     """Remove what a run left that was killed before its config.json was there: nothing of it can be used."""
     import shutil
 
+    if (folder / "checkpoint").exists():
+        raise FileExistsError(f"{folder} has a checkpoint and no {CONFIG_FILE}; put that back, or remove the folder")
     if folder.exists():
         shutil.rmtree(folder)
 
@@ -306,8 +335,10 @@ def cluster(sweep: Sweep, address: str | None) -> Iterator[Callable[[Trial], Any
     here: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100_000_000} if address is None else {}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if address is None:
+            raise UserError(f"Ray can't be started on this machine: {reason}") from error
         raise UserError(f"--address {address}: no Ray cluster answers ({reason}); start one with ray start") from error
     try:
         needs = resources(sweep, ray.nodes())
@@ -327,15 +358,19 @@ def cluster(sweep: Sweep, address: str | None) -> Iterator[Callable[[Trial], Any
 def attempt_in_ray(folder: Path, log: Path, command: Sequence[str], cpus: float) -> int:
     import ray
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a cancellation comes as one; a shell's & has it ignored
     return attempt(folder, log, command, cpus, ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
 
 
 def resources(sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What Ray sets aside for a run. Raises UserError where no node of the cluster ever has as much."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
+    devices = {trial.settings.get("device") for trial in sweep.trials}
     gpus = sweep.gpus_per_run
     if gpus is None:
-        gpus = 1.0 if any(node.get("GPU") for node in alive) else 0.0
+        gpus = 1.0 if any(node.get("GPU") for node in alive) and devices != {"cpu"} else 0.0
+    if not gpus and "cuda" in devices:
+        raise UserError("--device cuda: the runs get no GPU; give --gpus_per_run, where the nodes have some")
     memory = sweep.memory_per_run or sweep.needs_memory
     needs = {"CPU": sweep.cpus_per_run, "GPU": gpus, "memory": memory * 1e9}
     flags = {"CPU": "cpus_per_run", "GPU": "gpus_per_run", "memory": "memory_per_run"}
@@ -352,55 +387,124 @@ def resources(sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> dict[str, flo
     return needs
 
 
-def drive(sweep: Sweep, start: Callable[[Trial], Any], stop: StopRequest, view: View) -> None:
-    """Start what waits, start again what fails, until everything has ended or somebody asks to stop."""
+def check_nodes(folder: Path) -> None:
+    """Raise UserError where a node of the cluster doesn't see the sweep's folder or this program."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    running = {begin(sweep, trial, start): trial for trial in sweep.trials if trial.state == "waiting"}
-    cancelled, written = False, -math.inf
-    while running:
-        ended, _ = ray.wait(list(running), timeout=REFRESH)
+    ask = ray.remote(num_cpus=0, max_retries=0)(what_is_missing)
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            missing = ray.get(ask.options(scheduling_strategy=there).remote([folder, Path(__file__).resolve()]))
+            if missing:
+                raise UserError(
+                    f"--work_dir: node {node['NodeManagerHostname']} has no {missing[0]}; every node must see this "
+                    "program and the folder of the runs at the same place"
+                )
+
+
+def what_is_missing(places: Sequence[Path]) -> list[Path]:
+    return [place for place in places if not place.exists()]
+
+
+class Driver:
+    """Starts what waits, and again what fails, until everything has ended or somebody asks to stop.
+
+    Args:
+        start: queues an attempt at a run and returns the reference to its exit code.
+    """
+
+    def __init__(self, sweep: Sweep, start: Callable[[Trial], Any], stop: StopRequest, view: View) -> None:
+        self.sweep, self.start, self.stop, self.view = sweep, start, stop, view
+        self.running: dict[Any, Trial] = {}  # started, or queued for a free place
+        self.not_before: dict[str, float] = {}  # time.monotonic() from which a run that failed may start again
+        self._written, self._cancelled = -math.inf, False
+
+    def run(self) -> None:
+        try:
+            while self.running or (self.stop.number is None and self._waiting()):
+                self._start_waiting()
+                news = self._collect()
+                self._look(news)
+                if self.stop.number is not None:
+                    self._cancel()
+        except BaseException:  # whatever went wrong here is no reason to kill the runs: each writes a checkpoint
+            self._cancel()
+            while self.running:
+                self._collect()
+            raise
+
+    def _waiting(self) -> list[Trial]:
+        queued = {trial.place for trial in self.running.values()}
+        return [trial for trial in self.sweep.trials if trial.state == "waiting" and trial.place not in queued]
+
+    def _start_waiting(self) -> None:
+        if self.stop.number is not None:
+            return
+        for trial in self._waiting():
+            if time.monotonic() >= self.not_before.get(trial.place, 0.0):
+                trial.attempts += 1
+                while trial.log(self.sweep.folder).exists():  # of an attempt that a killed sweep.py didn't write down
+                    trial.attempts += 1
+                trial.began = None
+                self.running[self.start(trial)] = trial
+
+    def _collect(self) -> bool:
+        """Wait a little, and write down what has ended; whether something has."""
+        import ray
+
+        if not self.running:
+            time.sleep(REFRESH)
+            return False
+        ended, _ = ray.wait(list(self.running), timeout=REFRESH)
+        if ended:
+            ended, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
         for reference in ended:
-            trial = running.pop(reference)
-            settle(sweep, trial, exit_code(reference), stopping=stop.number is not None, view=view)
-            if trial.state == "waiting" and stop.number is None:
-                running[begin(sweep, trial, start)] = trial
-        news = bool(ended)
-        for trial in running.values():
-            if trial.began is None and trial.log(sweep.folder).exists():
+            trial = self.running.pop(reference)
+            settle(self.sweep, trial, exit_code(reference), stopping=self._cancelled, view=self.view)
+            self.not_before[trial.place] = time.monotonic() + RETRY_AFTER * 2 ** min(trial.failures - 1, 4)
+        return bool(ended)
+
+    def _look(self, news: bool) -> None:
+        """See what the runs have written, and tell."""
+        sweep = self.sweep
+        for trial in self.running.values():
+            host = host_of(trial.log(sweep.folder))
+            if trial.began is None and host:
                 news = True
-                trial.began, trial.state = time.monotonic(), "running"
-                trial.host = host_of(trial.log(sweep.folder))
-                view.line(trial, f"{'resumed' if trial.seen.frame else 'started'} on {trial.host}")
+                trial.began, trial.state, trial.host = time.monotonic(), "running", host
+                self.view.line(trial, f"{'resumed' if trial.seen.frame else 'started'} on {host}")
             if trial.state == "running":
-                trial.seen = look(trial.folder(sweep.folder))
-        if news or time.monotonic() - written > WRITE_EVERY:
-            written = time.monotonic()
-            sweep.write()
-        if stop.number is not None and not cancelled:
-            cancelled = True
-            for reference in running:
+                trial.seen = look(trial.folder(sweep.folder), trial.seen)
+        if news or time.monotonic() - self._written > WRITE_EVERY:
+            self._written = time.monotonic()
+            try:
+                sweep.write()
+            except OSError as error:
+                print(f"warning: {error.filename}: {error.strerror}; tried again later", file=sys.stderr)
+        self.view.show(sweep)
+
+    def _cancel(self) -> None:
+        """Ask all runs to write a checkpoint and end, once."""
+        import ray
+
+        if not self._cancelled:
+            self._cancelled = True
+            for reference in self.running:
                 ray.cancel(reference)
-        view.show(sweep)
-
-
-def begin(sweep: Sweep, trial: Trial, start: Callable[[Trial], Any]) -> Any:
-    trial.attempts += 1
-    while trial.log(sweep.folder).exists():  # of an attempt that a killed sweep.py didn't write down
-        trial.attempts += 1
-    trial.began = None
-    return start(trial)
 
 
 def exit_code(reference: Any) -> tuple[int | None, str]:
-    """How an attempt ended: the run's exit code, or None and what became of the worker."""
+    """How an attempt ended: the run's exit code, or None and why there is none."""
     import ray
 
     try:
         return ray.get(reference), ""
+    except ray.exceptions.RayTaskError as error:
+        return None, f"it could not be run: {str(error).strip().splitlines()[-1]}"
     except ray.exceptions.RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return None, lines[-1] if lines else type(error).__name__
+        return None, f"its node or worker is lost: {one_line((str(error).strip().splitlines() or [''])[0])}"
 
 
 def settle(sweep: Sweep, trial: Trial, ended: tuple[int | None, str], *, stopping: bool, view: View) -> None:
@@ -410,8 +514,8 @@ def settle(sweep: Sweep, trial: Trial, ended: tuple[int | None, str], *, stoppin
     if trial.began is not None:
         trial.seconds += time.monotonic() - trial.began
         trial.began = None
-    if log.exists():
-        trial.host = host_of(log)
+    trial.host = host_of(log) or trial.host
+    trial.seen = look(trial.folder(sweep.folder), trial.seen)
     if code == 0:
         trial.state, trial.message = "finished", ""
         view.line(trial, "finished")
@@ -420,12 +524,11 @@ def settle(sweep: Sweep, trial: Trial, ended: tuple[int | None, str], *, stoppin
         view.line(trial, "stopped")
     else:
         trial.failures += 1
-        trial.message = reason or last_lines(log)
+        trial.message = "\n".join(part for part in (reason, last_lines(log)) if part)
         again = trial.failures <= sweep.max_failures
         trial.state = "waiting" if again else "failed"
-        how = f"exit code {code}" if code is not None else "its node or worker is lost"
-        view.line(trial, f"{how}, {'to be resumed' if again else 'given up'}: {one_line(trial.message)}")
-    trial.seen = look(trial.folder(sweep.folder))
+        how = reason or f"exit code {code}: {last_lines(log)}"
+        view.line(trial, f"{'to be resumed' if again else 'given up'}; {one_line(how)}")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -445,7 +548,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 list_runs(sweep)
                 return 0
             start = stack.enter_context(opened(sweep, args, stop))
-        except (UserError, OSError) as error:
+        except UserError as error:
             print(f"sweep.py: error: {one_line(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
@@ -453,7 +556,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return stop.exit_code
         print(f"{len(sweep.trials)} runs in {sweep.folder}", flush=True)
         with shown(sweep) as view:
-            drive(sweep, start, stop, view)
+            Driver(sweep, start, stop, view).run()
+        with contextlib.suppress(OSError):  # said already
+            sweep.write()
     states = [trial.state for trial in sweep.trials]
     print(f"{overall(sweep)}; {sweep.folder / SUMMARY_FILE}")
     if stop.number is not None and set(states) != {"finished"}:
@@ -464,11 +569,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def list_runs(sweep: Sweep) -> None:
     """The commands that would be run."""
-    for trial in sweep.trials:
-        if trial.state != "finished":
-            print(f"python {shlex.join(trial.command(sweep.folder))}")
-    frames = sum(trial.frames for trial in sweep.trials)
-    print(f"{len(sweep.trials)} runs, {frames:,} frames", file=sys.stderr)
+    unfinished = [trial for trial in sweep.trials if trial.state != "finished"]
+    for trial in unfinished:
+        folder = trial.folder(sweep.folder)
+        goes_on = (folder / CONFIG_FILE).exists()
+        command = ["train.py", "--resume", str(folder)] if goes_on else trial.command(sweep.folder)
+        print(f"python {shlex.join(command)}")
+    frames = sum(trial.frames - trial.seen.frame for trial in unfinished)
+    print(f"{len(unfinished)} runs, {frames:,} frames", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -477,10 +585,21 @@ def opened(sweep: Sweep, args: argparse.Namespace, stop: StopRequest) -> Iterato
     from files import locked
 
     with cluster(sweep, args.address) as start, stop:  # Ray has handlers of its own, which it sets first
-        stop.listening = True
-        sweep.folder.mkdir(parents=True, exist_ok=True)
+        new = not sweep.folder.exists()
+        try:
+            sweep.folder.mkdir(parents=True, exist_ok=True)
+            if args.address is not None:
+                check_nodes(sweep.folder)
+        except OSError as error:
+            raise UserError(
+                f"--work_dir {args.work_dir}: {error.strerror}; name a folder on a disk with room"
+            ) from error
+        except UserError:
+            if new:
+                sweep.folder.rmdir()
+            raise
         with locked(sweep.folder):
-            sweep.write()
+            stop.listening = True
             yield start
 
 

@@ -7,7 +7,9 @@ import dataclasses
 import io
 import json
 import math
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +27,7 @@ FORMAT = 1  # of sweep.json
 OPTIONS = ("cpus_per_run", "gpus_per_run", "memory_per_run", "max_failures")  # of sweep.py, which a sweep remembers
 LAST_LINES = 5  # of what a failed attempt printed, kept in the summary
 STATES = ("running", "failed", "stopped", "waiting", "finished")
+NEWEST = 16384  # bytes of a train.csv that are read to know how far it is
 PLAIN_LINES = 300.0  # seconds between lines on how far the sweep is, where output is no terminal
 
 
@@ -51,7 +54,7 @@ class Trial:
     state: str = "waiting"  # one of STATES
     attempts: int = 0
     failures: int = 0  # attempts since the sweep was started or resumed that ended otherwise than by finishing
-    seconds: float = 0.0  # of wall time, over all attempts
+    seconds: float = 0.0  # of wall time, over all attempts that have ended
     host: str = ""  # of the last attempt
     message: str = ""  # the last lines of a failed attempt
     began: float | None = field(default=None, repr=False)  # time.monotonic() at which the attempt was seen to run
@@ -61,6 +64,11 @@ class Trial:
     def place(self) -> str:
         """Its folder within the sweep's."""
         return f"{folder_name(self.env)}/{self.name}"
+
+    @property
+    def wall_seconds(self) -> float:
+        """Over all attempts, with the one that goes on."""
+        return self.seconds + (0.0 if self.began is None else time.monotonic() - self.began)
 
     def folder(self, sweep: Path) -> Path:
         return sweep / self.place
@@ -94,7 +102,7 @@ class Sweep:
             del run["began"], run["seen"]
         text = json.dumps({**record, "runs": runs}, indent=1)
         write_file(self.folder / SWEEP_FILE, f"{text}\n".encode())
-        write_file(self.folder / SUMMARY_FILE, self.summary().encode())
+        write_file(self.folder / SUMMARY_FILE, self.summary().encode(errors="backslashreplace"))
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
@@ -104,16 +112,16 @@ class Sweep:
             record = json.loads(path.read_bytes())
             if record.pop("format") != FORMAT:
                 raise UserError(f"--resume {folder}: {path} is of another version of sweep.py; use that one")
-            trials = [Trial(**run) for run in record.pop("runs")]
-            for trial in trials:
-                trial.seen = look(folder / trial.place)
-            return cls(folder.resolve(), trials, **record)
+            sweep = cls(folder.resolve(), [Trial(**run) for run in record.pop("runs")], **record)
         except FileNotFoundError:
             raise UserError(f"--resume {folder}: there is no {SWEEP_FILE} in it; name a sweep's folder") from None
         except OSError as error:
             raise UserError(f"--resume {folder}: {path} can't be read: {error.strerror}") from error
         except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"--resume {folder}: {path} is damaged; put its text back, or start a new sweep") from None
+        for trial in sweep.trials:
+            trial.seen = look(trial.folder(sweep.folder), trial.seen)
+        return sweep
 
     def summary(self) -> str:
         """A row a run, as CSV."""
@@ -130,7 +138,7 @@ class Sweep:
                 [
                     trial.place,
                     *(trial.settings.get(flag, "") for flag in flags),
-                    *(trial.state, *figures, f"{trial.seconds:.0f}", trial.failures, trial.host, trial.message),
+                    *(trial.state, *figures, f"{trial.wall_seconds:.0f}", trial.failures, trial.host, trial.message),
                 ]
             )
         return text.getvalue()
@@ -141,8 +149,13 @@ def number(value: float) -> str:
 
 
 def host_of(log: Path) -> str:
-    with log.open(errors="replace") as file:
-        return file.readline().strip().removeprefix("host ")
+    """Where an attempt was made, from the first line of its log; "" before that is there."""
+    try:
+        with log.open(errors="replace") as file:
+            line = file.readline()
+    except OSError:
+        return ""
+    return line.strip().removeprefix("host ") if line.endswith("\n") else ""
 
 
 def last_lines(log: Path) -> str:
@@ -151,34 +164,42 @@ def last_lines(log: Path) -> str:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
             lines = file.read().decode(errors="replace").splitlines()
-    except OSError as error:
-        return f"{log}: {error.strerror}"
+    except OSError:
+        return ""
     return "\n".join([line for line in lines if line.strip() and not line.startswith(("host ", "$ "))][-LAST_LINES:])
 
 
 # -- what one sees -----------------------------------------------------------------------------------------------------
 
 
-def look(folder: Path) -> Progress:
-    """How far a run is, from its CSV files; a row that is just being written is left out."""
-    seen = Progress()
-    train, evaluations = rows(folder / "train.csv"), rows(folder / "eval.csv")
-    if train:
-        seen.frame, seen.fps = int(train[-1]["step"]), float(train[-1]["fps"] or math.nan)
-    if evaluations:
-        returns = [float(row["episode_reward"]) for row in evaluations]
-        seen.frame = max(seen.frame, int(evaluations[-1]["step"]))
-        seen.last_return, seen.best_return = returns[-1], max(returns)
-        seen.bound = float(evaluations[-1].get("mutual_information_bound") or math.nan)
+def look(folder: Path, before: Progress) -> Progress:
+    """How far a run is, from its CSV files; as it was before where they can't be read just now."""
+    try:
+        seen = Progress()
+        train, evaluations = rows(folder / "train.csv", NEWEST), rows(folder / "eval.csv")
+        if train:
+            seen.frame, seen.fps = int(train[-1]["step"]), float(train[-1]["fps"] or math.nan)
+        if evaluations:
+            returns = [float(row["episode_reward"]) for row in evaluations]
+            seen.frame = max(seen.frame, int(evaluations[-1]["step"]))
+            seen.last_return, seen.best_return = returns[-1], max(returns)
+            seen.bound = float(evaluations[-1].get("mutual_information_bound") or math.nan)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return before
     return seen
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if None not in row.values()]
-    except OSError:
+def rows(path: Path, newest: int | None = None) -> list[dict[str, str]]:
+    """The whole rows of a CSV file, or those in its `newest` bytes; the last line may just be being written."""
+    if not path.exists():
         return []
+    with path.open("rb") as file:
+        header = file.readline()
+        if newest is not None and path.stat().st_size > len(header) + newest:
+            file.seek(-newest, os.SEEK_END)
+            file.readline()  # what is left of a row
+        whole = file.read().rpartition(b"\n")[0]
+    return list(csv.DictReader((header + whole).decode(errors="replace").splitlines()))
 
 
 class View:
@@ -194,7 +215,7 @@ class View:
     def line(self, trial: Trial, words: str) -> None:
         """Something has happened to a run."""
         if self.live is None:
-            print(f"{datetime.now():%H:%M:%S} {trial.place}: {words}", flush=True)
+            self._say(f"{trial.place}: {words}")
 
     def show(self, sweep: Sweep) -> None:
         """How far everything is now."""
@@ -202,7 +223,12 @@ class View:
             self.live.update(table(sweep, self.live.console.height), refresh=True)
         elif time.monotonic() - self._said > PLAIN_LINES:
             self._said = time.monotonic()
-            print(f"{datetime.now():%H:%M:%S} {overall(sweep)}", flush=True)
+            self._say(overall(sweep))
+
+    @staticmethod
+    def _say(words: str) -> None:
+        with suppress(OSError):  # nobody reads it; the runs go on
+            print(f"{datetime.now():%H:%M:%S} {words}", flush=True)
 
 
 def overall(sweep: Sweep) -> str:
@@ -232,9 +258,10 @@ def duration(seconds: float) -> str:
 
 def table(sweep: Sweep, height: int) -> Table:
     """The runs, those that go on first, as many as fit."""
+    from rich.markup import escape
     from rich.table import Table
 
-    drawn = Table(title=f"{sweep.folder}\n{overall(sweep)}", title_justify="left")
+    drawn = Table(title=escape(f"{sweep.folder}\n{overall(sweep)}"), title_justify="left")
     for column in ("run", "state", "host"):
         drawn.add_column(column, overflow="fold")
     for column in ("frames", "of", "frames/s", "left", "return", "best", "MI"):
@@ -243,9 +270,11 @@ def table(sweep: Sweep, height: int) -> Table:
     for trial in ordered[: max(1, height - 8)]:
         seen = trial.seen
         runs = trial.state == "running" and seen.fps > 0
-        left = duration((trial.frames - seen.frame) / seen.fps) if runs else ""
+        left = duration(max(0, trial.frames - seen.frame) / seen.fps) if runs else ""
         state = f"{trial.state} ({trial.failures} failed)" if trial.failures else trial.state
         figures = (f"{seen.fps:.0f}" if runs else "", left)
         results = (number(value) for value in (seen.last_return, seen.best_return, seen.bound))
-        drawn.add_row(trial.place, state, trial.host, f"{seen.frame:,}", f"{trial.frames:,}", *figures, *results)
+        drawn.add_row(
+            escape(trial.place), state, trial.host, f"{seen.frame:,}", f"{trial.frames:,}", *figures, *results
+        )
     return drawn

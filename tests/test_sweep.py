@@ -37,7 +37,8 @@ def planned(line: str) -> list[tuple[Trial, config.Config]]:
 
 
 def a_sweep(folder: Path, seeds: Sequence[int] = (1, 2), **options: Any) -> Sweep:
-    trials = [trial for trial, _ in planned(f"--seed {' '.join(map(str, seeds))}")]
+    device = f"--device {options.pop('device')}" if "device" in options else ""
+    trials = [trial for trial, _ in planned(f"--seed {' '.join(map(str, seeds))} {device}")]
     settings = {"cpus_per_run": 1.0, "gpus_per_run": None, "memory_per_run": None, "max_failures": 1}
     return Sweep(folder, trials, **{**settings, "needs_memory": 1.0, **options})
 
@@ -63,6 +64,7 @@ def test_every_combination_once() -> None:
         "--log_std_bounds -10 2 -5 2 --save_video true false --num_skills 3",
         "--num_train_frames 1000 2000 --lr_discriminator 3e-4 1e-3 --time_limit 400",
         "--notes 'two words' --augmentation none shift",
+        "--notes=-x --seed 1 2",
     ],
 )
 def test_the_commands_are_what_train_takes(line: str) -> None:
@@ -79,6 +81,23 @@ def test_a_template_holds_for_all_runs(tmp_path: Path) -> None:
     runs = planned(f"--config {template} --seed 1 2 --lr 0.25")
     assert [(c.seed, c.batch_size, c.num_skills, c.lr) for _, c in runs] == [(1, 7, 4, 0.25), (2, 7, 4, 0.25)]
     assert config.parse_args(runs[0][0].arguments) == runs[0][1]
+
+
+def test_a_run_to_begin_with_is_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"flags": {"num_skills": 4}}))
+    monkeypatch.chdir(tmp_path)
+    ((trial, _),) = planned("--finetune_from .")
+    assert trial.arguments == ["--finetune_from", str(tmp_path)]
+
+
+def test_long_names_are_cut() -> None:
+    """A file's name has 255 bytes at most, and the number at its end tells the runs apart."""
+    flags = "--encoder_feature_dim 50 60 --critic_target_update_frequency 1 2 --actor_update_frequency 1 2"
+    runs = planned(f"{flags} --skill_embedding_dim 0 10 --discriminator_encoder shared separate --seed 1 2 3")
+    names = {trial.name for trial, _ in runs}
+    assert len(names) == 96
+    assert all(len(name) < 120 for name in names)
+    assert len(planned("--notes " + "\u6f22" * 100 + " x")[0][0].name) < 120
 
 
 def test_names_stay_apart() -> None:
@@ -104,6 +123,9 @@ def test_names_stay_apart() -> None:
         ("--max_failures -1", "--max_failures must be at least 0"),
         ("--sweep_name a/b", "--sweep_name must be letters"),
         ("--run_name x", "unrecognized arguments: --run_name"),
+        ("--env walker_walk dmc_walker_walk", "--env names walker_walk twice"),
+        ("--device cuda:1", "--device cuda:1: give cpu or cuda"),
+        ("--device gpu", "--device gpu: give cpu or cuda"),
         ("--resume nowhere", "there is no sweep.json in it"),
         ("--resume nowhere --seed 1", "--seed: a resumed sweep keeps its runs"),
         ("--config nowhere.json", "there is no nowhere.json"),
@@ -178,6 +200,8 @@ def node(**amounts: float) -> dict[str, Any]:
         ([node(CPU=4)], {}, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9}),
         ([node(CPU=4), node(CPU=2, GPU=2)], {}, {"CPU": 1.0, "GPU": 1.0, "memory": 1e9}),
         ([node(CPU=4, GPU=1)], {"gpus_per_run": 0.25, "memory_per_run": 3.0}, {"CPU": 1, "GPU": 0.25, "memory": 3e9}),
+        ([node(CPU=4, GPU=1)], {"device": "cpu"}, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9}),
+        ([node(CPU=4)], {"device": "cuda"}, "--device cuda: the runs get no GPU"),
         ([node(CPU=4)], {"cpus_per_run": 8.0}, "--cpus_per_run 8 is more than any node has (4)"),
         ([node(CPU=4)], {"gpus_per_run": 1.0}, "--gpus_per_run 1 is more than any node has (0)"),
         ([node(CPU=4)], {"memory_per_run": 100.0}, "--memory_per_run 100 is more than any node has (64)"),
@@ -232,16 +256,27 @@ def test_another_version_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_how_far_a_run_is(tmp_path: Path) -> None:
-    assert look(tmp_path) == Progress() or math.isnan(look(tmp_path).fps)
+    nothing = Progress(7)
+    assert look(tmp_path, nothing).frame == 0
     (tmp_path / "train.csv").write_text("episode,step,fps\n1,100,20.5\n2,200,30.5\n3,3")
     (tmp_path / "eval.csv").write_text(
-        "episode,step,episode_reward,mutual_information_bound\n0,0,5,0.1\n1,100,9,0.2\n2,150,7,0.3\n"
+        "episode,step,episode_reward,mutual_information_bound\n0,0,5,0.1\n1,100,9,0.2\n2,150,7,0.3\n4,200,1e"
     )
-    seen = look(tmp_path)
+    seen = look(tmp_path, nothing)
     assert (seen.frame, seen.fps, seen.last_return, seen.best_return, seen.bound) == (200, 30.5, 7, 9, 0.3)
     (tmp_path / "eval.csv").write_text("episode,step,episode_reward\n0,400,5\n")
-    assert look(tmp_path).frame == 400
-    assert math.isnan(look(tmp_path).bound)
+    assert look(tmp_path, nothing).frame == 400
+    assert math.isnan(look(tmp_path, nothing).bound)
+    many = "".join(f"{n},{100 * n},{n}\n" for n in range(1, 20000))
+    (tmp_path / "train.csv").write_text(f"episode,step,fps\n{many}20000,2000")
+    assert (look(tmp_path, nothing).frame, look(tmp_path, nothing).fps) == (1999900, 19999.0)
+
+
+@pytest.mark.parametrize("row", ["1,\0\0,3", "1,1e,3", "1", "1,2,x"])
+def test_a_torn_row_changes_nothing(row: str, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(f"episode,step,fps\n{row}\n")
+    before = Progress(7, 1.0)
+    assert look(tmp_path, before) is before
 
 
 def test_durations_read_well() -> None:
@@ -297,7 +332,10 @@ def test_a_run_is_given_up_after_its_last_chance(tmp_path: Path, capsys: pytest.
     assert states == [("waiting", 1), ("waiting", 2), ("failed", 3)]
     assert trial.message.splitlines() == [f"line {n}" for n in range(4, 9)]
     assert trial.host == "there"
-    assert "exit code 1, to be resumed" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith(r"to be resumed; exit code 1: line 4\nline 5\nline 6\nline 7\nline 8")
+    assert said[1].endswith("to be resumed; node died")
+    assert "given up; exit code -9" in said[2]
 
 
 def test_being_stopped_is_no_failure(tmp_path: Path) -> None:
@@ -330,6 +368,14 @@ def test_a_run_without_a_config_begins_again(tmp_path: Path) -> None:
     assert said.splitlines()[1].startswith("$ python train.py --device cpu")
     assert sweep.attempt(folder, log, ["train.py", *shlex.split(line)], 1.0, []) == 0
     assert "--resume" in log.read_text()
+
+
+def test_a_checkpoint_without_a_config_is_not_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "cartpole_swingup" / "x"
+    (folder / "checkpoint").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"put that back"):
+        sweep.attempt(folder, tmp_path / "logs" / "x.log", ["train.py"], 1.0, [])
+    assert (folder / "checkpoint").exists()
 
 
 def test_a_run_dies_with_its_worker(tmp_path: Path) -> None:
@@ -455,7 +501,7 @@ def test_a_stopped_sweep_goes_on(
 def under_way(folder: Path) -> list[Path]:
     """Runs that have a checkpoint and an episode behind it."""
     manifests = folder.glob("*/seed=*/checkpoint/manifest.json")  # not through the link to the latest run
-    return [path for path in manifests if look(path.parent.parent).frame >= 64]
+    return [path for path in manifests if look(path.parent.parent, Progress()).frame >= 64]
 
 
 @pytest.mark.slow
