@@ -103,7 +103,7 @@ class Config:
     lr_discriminator: float = flag("DIAYN", None, "learning rate of the discriminator", above=0, derived="lr")
     discriminator_encoder: str = flag(
         "DIAYN",
-        "shared",
+        "separate",
         "convolutions the discriminator reads: the critic's (detached) or its own",
         choices=("shared", "separate"),
     )

@@ -55,7 +55,8 @@ class DIAYNAgent(DrQAgent):
     Args:
         num_skills: K; p(z) is uniform and stays so.
         lr_discriminator: Adam's learning rate for the discriminator.
-        discriminator_encoder: "shared" reads the critic's convolutional features, "separate" has its own.
+        discriminator_encoder: "separate" has convolutions of its own; "shared" reads the critic's, which say ever less
+            where the reward is the discriminator's alone and still small (results/skills).
         diayn_intrinsic_reward_coeff: weight of r_int, which is added to the weighted environment's reward.
         drq: everything else as `DrQAgent` takes it.
     """
@@ -67,7 +68,7 @@ class DIAYNAgent(DrQAgent):
         *,
         num_skills: int,
         lr_discriminator: float,
-        discriminator_encoder: str = "shared",
+        discriminator_encoder: str = "separate",
         diayn_intrinsic_reward_coeff: float = 1.0,
         encoder_feature_dim: int = 50,
         hidden_dim: int = 1024,

@@ -162,7 +162,7 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
 def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
     """The longest run of each seed: a second one of the same settings is no other sample."""
     longest: dict[int, Run] = {}
-    for run in sorted(runs, key=lambda run: -run.tables["eval"]["step"].iloc[-1]):
+    for run in sorted(runs, key=last_frame, reverse=True):
         if longest.setdefault(run.seed, run) is not run:
             print(
                 f"warning: {run.folder} is left out: {longest[run.seed].folder} has its settings and seed",
@@ -199,6 +199,11 @@ def curve(run: Run, column: str) -> pd.Series:
     return run.tables["eval"].groupby("step")[column].last()
 
 
+def last_frame(run: Run) -> int:
+    """Of its last evaluation."""
+    return int(run.tables["eval"]["step"].iloc[-1])
+
+
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
 
@@ -206,14 +211,13 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
     """Figure and numbers of one task; the paths of what was written."""
     with_skills = [group for group in groups if group.runs[0].num_skills]
     shape = (2, 3) if with_skills else (1, 1)
-    figure = Figure(figsize=(5.2 * shape[1], 3.8 * shape[0]), layout="constrained")
+    legend_height = 0.18 * (len(groups) + 2)
+    figure = Figure(figsize=(5.2 * shape[1], 3.8 * shape[0] + legend_height), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False).ravel()
     figure.suptitle(env)
     if reference is not None:
         draw_reference(axes[0], reference[reference["env"] == env])
-        axes[0].set_xlim(
-            0, 1.1 * max(curve(run, "episode_reward").index[-1] for group in groups for run in group.runs) + 1
-        )
+        axes[0].set_xlim(0, 1.1 * max(last_frame(run) for group in groups for run in group.runs) + 1)
     numbers = [draw_curves(axes[0], groups, "episode_reward", "return of evaluation episodes")]
     if with_skills:
         ceiling = {math.log(group.runs[0].num_skills) for group in with_skills}
@@ -222,9 +226,11 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
         numbers.append(draw_curves(axes[1], with_skills, column, "bound on I(skill; state), nats", ceiling))
         column = "discriminator_accuracy"
         numbers.append(draw_curves(axes[2], with_skills, column, "discriminator accuracy, fresh episodes", chance))
-        draw_skill_returns(axes[3], with_skills[0].runs[0])
+        longest = max((run for group in with_skills for run in group.runs), key=last_frame)
+        draw_skill_returns(axes[3], longest)
         draw_reward_against_reward(axes[4], with_skills)
-        draw_distances(axes[5], with_skills[0].runs[0])
+        draw_distances(axes[5], longest)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)
     paths = [out / f"{folder_name(env)}.{kind}" for kind in ("png", "pdf", "csv")]
     figure.savefig(paths[0], dpi=120)
     figure.savefig(paths[1])
@@ -271,13 +277,13 @@ def draw_skill_returns(axes: Axes, run: Run) -> None:
         axes.plot(
             table["step"], table["episode_extrinsic_reward"], color=COLOURS[int(skill) % 10], lw=1, label=f"{skill}"
         )
-    _finish(axes, f"return of each skill, seed {run.seed}", legend_columns=2)
+    _finish(axes, f"return of each skill of {run.folder.name}", legend_columns=2)
 
 
 def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
     """At the last evaluation: what each skill earns from the discriminator, and what from the task."""
     for group in groups:
-        for number, run in enumerate(group.runs):
+        for run in group.runs:
             last = run.tables["skills"]
             last = last[last["step"] == last["step"].max()]
             axes.scatter(
@@ -285,7 +291,6 @@ def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
                 last["episode_extrinsic_reward"],
                 color=group.colour,
                 s=14,
-                label=group.label if number == 0 else None,
             )
     _finish(axes, "return of a skill, last evaluation", x="its intrinsic reward, summed over an episode")
 
@@ -295,14 +300,16 @@ def draw_distances(axes: Axes, run: Run) -> None:
     means = run.tables["skills"].groupby("step")[["state_distance_within", "state_distance_between"]].mean()
     for column, name in (("state_distance_between", "other skills"), ("state_distance_within", "the same skill")):
         axes.plot(means.index, means[column], label=f"states of {name}")
-    _finish(axes, f"distance of states, standard deviations, seed {run.seed}")
+    _finish(axes, f"distance of states, standard deviations, {run.folder.name}", legend_columns=1)
 
 
-def _finish(axes: Axes, name: str, *, x: str = "frames", legend_columns: int = 1) -> None:
+def _finish(axes: Axes, name: str, *, x: str = "frames", legend_columns: int = 0) -> None:
+    """Title, grid, and a legend of its own with so many columns; the groups have one for the whole figure."""
     axes.set(xlabel=x, title=name)
     axes.title.set_fontsize(10)
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
+    axes.locator_params(axis="x", nbins=6)
+    if legend_columns and axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, ncols=legend_columns, framealpha=0.6)
 
 

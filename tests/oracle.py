@@ -153,7 +153,7 @@ class OracleAgent(nn.Module):
         num_skills: int = 0,
         skill_embedding_dim: int = 0,
         lr_discriminator: float = 1e-3,
-        discriminator_encoder: str = "shared",
+        discriminator_encoder: str = "separate",
         diayn_intrinsic_reward_coeff: float = 1.0,
     ) -> None:
         super().__init__()

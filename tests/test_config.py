@@ -31,7 +31,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "seed": (1, "0", 0),
     "num_skills": (10, "3", 3),
     "skill_embedding_dim": (10, "0", 0),
-    "discriminator_encoder": ("shared", "separate", "separate"),
+    "discriminator_encoder": ("separate", "shared", "shared"),
     "precision": ("fp32", "bf16", "bf16"),
     "augmentation": ("shift", "none", "none"),
     "cuda_graphs": (True, "false", False),
