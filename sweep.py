@@ -47,6 +47,10 @@ from stop import StopRequest
 from sweep_record import OPTIONS, SUMMARY_FILE, Sweep, Trial, View, host_of, last_lines, look, overall
 
 OF_THE_SWEEP = ("work_dir", "run_name", "resume")  # flags of train.py that the sweep itself sets
+CHECKED = (  # what an environment is made from, and what else is looked at before anything starts
+    *("env", "action_repeat", "time_limit", "image_size", "frame_stack", "replay_buffer_capacity"),
+    "finetune_from",
+)
 NETWORKS_MEMORY = 2.0  # GB for a run's process beside its replay buffer
 REFRESH = 2.0  # seconds between looks at the runs
 WRITE_EVERY = 30.0  # seconds between updates of summary.csv while nothing begins or ends
@@ -173,17 +177,11 @@ def run_name(varied: Mapping[str, Any]) -> str:
 
 
 def check_environments(configs: Sequence[Config]) -> None:
-    """Make each environment once, without drawing, in a process of its own. Raises UserError."""
-    names = (
-        "env",
-        "action_repeat",
-        "time_limit",
-        "image_size",
-        "frame_stack",
-        "replay_buffer_capacity",
-        "finetune_from",
-    )
-    distinct = list({tuple(getattr(config, name) for name in names): config for config in configs}.values())
+    """Make each environment once, without drawing, in a process of its own; see each run that is fine-tuned.
+
+    Raises UserError.
+    """
+    distinct = list({tuple(getattr(config, name) for name in CHECKED): config for config in configs}.values())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=without_renderer) as pool:
         for _ in pool.map(check_environment, distinct):
@@ -322,10 +320,8 @@ def surroundings(before: Mapping[str, str], cpus: float, gpus: Sequence[str]) ->
 def cluster(sweep: Sweep, address: str | None) -> Iterator[Callable[[Trial], Any]]:
     """Ray, as a function that queues a run and returns the reference to its exit code. Raises UserError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if (
-        address is not None and TOKEN.expanduser().exists()
-    ):  # then ray start asks for it; a cluster that doesn't ignores it
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # `surroundings` hides GPUs from runs without one
+    if address is not None and TOKEN.expanduser().exists():  # a cluster made by `ray start` then asks for it
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
