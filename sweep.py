@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -294,8 +295,6 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 def clear(folder: Path) -> None:
     """Remove what a run left that was killed before its config.json was there: nothing of it can be used."""
-    import shutil
-
     if (folder / "checkpoint").exists():
         raise FileExistsError(f"{folder} has a checkpoint and no {CONFIG_FILE}; put that back, or remove the folder")
     if folder.exists():
@@ -580,23 +579,23 @@ def opened(sweep: Sweep, args: argparse.Namespace, stop: StopRequest) -> Iterato
     """Ray, the signals and the sweep's folder, which nobody else is using. Raises UserError."""
     from files import locked
 
-    with cluster(sweep, args.address) as start, stop:  # Ray has handlers of its own, which it sets first
+    with cluster(sweep, args.address) as start, stop, contextlib.ExitStack() as stack:  # Ray's own handlers come first
         new = not sweep.folder.exists()
         try:
             sweep.folder.mkdir(parents=True, exist_ok=True)
             if args.address is not None:
                 check_nodes(sweep.folder)
-        except OSError as error:
-            raise UserError(
-                f"--work_dir {args.work_dir}: {error.strerror}; name a folder on a disk with room"
-            ) from error
-        except UserError:
+            stack.enter_context(locked(sweep.folder))
+            sweep.write()
+        except (OSError, UserError) as error:
             if new:
-                sweep.folder.rmdir()
-            raise
-        with locked(sweep.folder):
-            stop.listening = True
-            yield start
+                shutil.rmtree(sweep.folder, ignore_errors=True)
+            if isinstance(error, UserError):
+                raise
+            reason = f"{error.strerror}; name a folder on a disk with room"
+            raise UserError(f"--work_dir {args.work_dir}: {reason}") from error
+        stop.listening = True
+        yield start
 
 
 @contextlib.contextmanager

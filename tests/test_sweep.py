@@ -544,6 +544,30 @@ def test_a_killed_node_loses_nothing(
 
 
 @pytest.mark.slow
+def test_a_folder_that_cannot_be_made(start: Callable[[str], Sweeping], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    child = start(f"{SMALL} --work_dir {tmp_path / 'file'}")
+    assert child.wait(60) == 2
+    assert f"--work_dir {tmp_path / 'file'}: Not a directory; name a folder" in child.stderr
+    assert child.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_the_start_leaves_nothing(tmp_path: Path) -> None:
+    """In a process of its own, as Ray sets handlers of signals."""
+    code = (
+        "import errno, sys; sys.path.insert(0, sys.argv[1]); import sweep\n"
+        "def full(self): raise OSError(errno.ENOSPC, 'No space left on device', 'sweep.json')\n"
+        "sweep.Sweep.write = full; sys.exit(sweep.main(sys.argv[2:]))"
+    )
+    line = ["--seed", "1", "--work_dir", str(tmp_path / "runs"), "--sweep_name", "s"]
+    ended = subprocess.run([sys.executable, "-c", code, str(ROOT), *line], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].endswith("No space left on device; name a folder on a disk with room")
+    assert not (tmp_path / "runs" / "s").exists()
+
+
+@pytest.mark.slow
 def test_a_second_sweep_leaves_the_folder_alone(start: Callable[[str], Sweeping], tmp_path: Path) -> None:
     child = start(f"{LONG} --seed 1 --work_dir {tmp_path} --sweep_name s")
     wait_for(lambda: (tmp_path / "s" / "sweep.json").exists() or not child.running)
