@@ -83,7 +83,7 @@ def begin_episode(run: Run) -> None:
     began, start = time.perf_counter(), env.state()
     try:
         obs, _ = env.reset(seed=config.seed if run.step == 0 else None)  # later ones go on in the task's random stream
-    except Exception:
+    except Exception:  # as if nothing had been begun, for the checkpoint that whoever catches it may write
         env.load_state(start)
         raise
     skill = run.agent.sample_skill(run.skill_rng)

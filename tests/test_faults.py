@@ -139,13 +139,12 @@ Mount = Callable[[str], Path]
 Undisturbed = Callable[[str], Path]
 
 
-@pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Launch]:
+def launching(kind: type[Child], place: Path) -> Iterator[Launch]:
     """`launch(arguments)`: a Child, which doesn't outlive the test."""
     children: list[Child] = []
 
     def start(line: str) -> Child:
-        children.append(Child(line, tmp_path / f"child{len(children)}"))
+        children.append(kind(line, place / f"{kind.__name__}{len(children)}"))
         return children[-1]
 
     yield start
@@ -153,6 +152,11 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
         if child.running:
             os.killpg(child.pid, signal.SIGKILL)
             child.process.wait()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    yield from launching(Child, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from test_faults import SMALL, Child, assert_equal_runs
+from test_faults import SMALL, Child, Launch, assert_equal_runs, launching
 
 import config
 import plot
@@ -414,19 +414,8 @@ class Sweeping(Child):
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[str], Sweeping]]:
-    """`start(arguments)`: a sweep, which doesn't outlive the test."""
-    started: list[Sweeping] = []
-
-    def begin(line: str) -> Sweeping:
-        started.append(Sweeping(line, tmp_path / f"sweep{len(started)}"))
-        return started[-1]
-
-    yield begin
-    for child in started:
-        if child.running:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.process.wait()
+def start(tmp_path: Path) -> Iterator[Launch]:
+    yield from launching(Sweeping, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -450,9 +439,7 @@ def summary(folder: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_four_runs_equal_those_by_hand(
-    start: Callable[[str], Sweeping], by_hand: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tmp_path / "s"
     line = SMALL.replace("--num_skills 2", "--num_skills 0 2")
     child = start(f"{line} --seed 1 2 --work_dir {tmp_path} --sweep_name s")
@@ -474,9 +461,7 @@ def test_four_runs_equal_those_by_hand(
 
 
 @pytest.mark.slow
-def test_a_stopped_sweep_goes_on(
-    start: Callable[[str], Sweeping], by_hand: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_stopped_sweep_goes_on(start: Launch, by_hand: Callable[[str], Path], tmp_path: Path) -> None:
     """Every run writes a checkpoint; --resume starts what is unfinished; the ends are those of undisturbed runs."""
     folder = tmp_path / "s"
     child = start(f"{LONG} --seed 1 2 --work_dir {tmp_path} --sweep_name s")
@@ -505,7 +490,7 @@ def under_way(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_a_run_that_always_fails_stops_no_other(start: Callable[[str], Sweeping], tmp_path: Path) -> None:
+def test_a_run_that_always_fails_stops_no_other(start: Launch, tmp_path: Path) -> None:
     child = start(f"{SMALL} --lr 1e-3 1e30 --max_failures 1 --work_dir {tmp_path} --sweep_name s")
     assert child.wait(PATIENCE) == 1, child.stderr
     good, bad = summary(tmp_path / "s").values()
@@ -516,9 +501,7 @@ def test_a_run_that_always_fails_stops_no_other(start: Callable[[str], Sweeping]
 
 
 @pytest.mark.slow
-def test_a_killed_node_loses_nothing(
-    start: Callable[[str], Sweeping], by_hand: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_killed_node_loses_nothing(start: Launch, by_hand: Callable[[str], Path], tmp_path: Path) -> None:
     """Two nodes with a run each; one is killed: its run goes on on the other, and ends as if nothing had happened."""
     from ray.cluster_utils import Cluster
 
@@ -544,7 +527,7 @@ def test_a_killed_node_loses_nothing(
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_made(start: Callable[[str], Sweeping], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(start: Launch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     child = start(f"{SMALL} --work_dir {tmp_path / 'file'}")
     assert child.wait(60) == 2
@@ -568,7 +551,7 @@ def test_a_full_disk_at_the_start_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_sweep_leaves_the_folder_alone(start: Callable[[str], Sweeping], tmp_path: Path) -> None:
+def test_a_second_sweep_leaves_the_folder_alone(start: Launch, tmp_path: Path) -> None:
     child = start(f"{LONG} --seed 1 --work_dir {tmp_path} --sweep_name s")
     wait_for(lambda: (tmp_path / "s" / "sweep.json").exists() or not child.running)
     second = start(f"--resume {tmp_path / 's'}")
