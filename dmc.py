@@ -107,6 +107,11 @@ def choose_renderer() -> RendererInfo:
     raise RenderingError(f"{what} [{'; '.join(failures)}]; try: {hint}")
 
 
+def do_without_renderer() -> None:
+    """Let tasks be made, and never drawn, in a process that has not imported dm_control yet."""
+    os.environ["MUJOCO_GL"] = "disable"
+
+
 def resolve_task(name: str) -> tuple[str, str]:
     """The suite's (domain, task) for a name such as "ball_in_cup_catch" or "dmc_walker_run".
 

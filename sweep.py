@@ -184,19 +184,18 @@ def check_environments(configs: Sequence[Config]) -> None:
     """
     distinct = list({tuple(getattr(config, name) for name in CHECKED): config for config in configs}.values())
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=without_renderer) as pool:
+    with ProcessPoolExecutor(1, context) as pool:
         for _ in pool.map(check_environment, distinct):
             pass
 
 
-def without_renderer() -> None:
-    os.environ["MUJOCO_GL"] = "disable"  # the machine that starts a sweep may be unable to draw
-
-
 def check_environment(config: Config) -> None:
+    """In a process of its own, as the machine that starts a sweep may be unable to draw. Raises UserError."""
     from checkpoint import CheckpointError, read_newest
+    from dmc import do_without_renderer
     from runs import make_environment
 
+    do_without_renderer()
     make_environment(config).close()
     if config.finetune_from is not None:
         try:

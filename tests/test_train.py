@@ -572,7 +572,7 @@ LAYERS: dict[str, set[str]] = {
         *("video", "utils", "gym_env"),
     },
     "run_folder": {"config", "files", "dmc"},
-    "sweep": {"config", "files", "stop", "sweep_record", "runs", "checkpoint"},
+    "sweep": {"config", "files", "stop", "sweep_record", "runs", "checkpoint", "dmc"},
     "sweep_record": {"config", "files"},
     "evaluate": {"config", "checkpoint", "dmc", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video"},
     "gym_env": {"dmc"},
