@@ -178,7 +178,9 @@ def test_imitation(play: Evaluate, pretrained: Path) -> None:
     with torch.no_grad():
         agent = learned.agent
         assert isinstance(agent, DIAYNAgent)
-        log_q = agent.discriminator(agent.critic.encoder(torch.from_numpy(observations))).log_softmax(dim=1)
+        assert agent.discriminator.encoder is not None
+        features = agent.discriminator.encoder(torch.from_numpy(observations))
+        log_q = agent.discriminator(features).log_softmax(dim=1)
     out = play(f"--imitate {given} --video_size 48")
     table = rows(out / "imitation.csv")
     assert [float(row["log_q_mean"]) for row in table] == pytest.approx(log_q.mean(dim=0).tolist(), rel=1e-4)
