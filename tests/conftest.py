@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import deque
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+# A shell's & has it ignored, and so would the programs that are tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
