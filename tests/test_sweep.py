@@ -29,7 +29,7 @@ from sweep_record import Progress, Sweep, Trial, View, duration, look
 
 PATIENCE = 300.0
 # Long enough to be caught in the middle, with a checkpoint soon and often.
-LONG = f"{SMALL} --num_train_steps 300 --eval_frequency 100 --checkpoint_frequency 20"
+LONG = f"{SMALL} --num_train_steps 200 --eval_frequency 100 --checkpoint_frequency 20"
 
 
 def planned(line: str) -> list[tuple[Trial, config.Config]]:
@@ -419,18 +419,20 @@ def start(tmp_path: Path) -> Iterator[Launch]:
 
 
 @pytest.fixture(scope="module")
-def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`by_hand(flags)`: the folder of a run of train.py with these flags and nothing around it."""
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Path]]:
+    """`by_hand(flags of one run, of another, ...)`: folders of runs of train.py with nothing around them."""
     done: dict[str, Path] = {}
 
-    def folder(line: str) -> Path:
-        if line not in done:
-            place = tmp_path_factory.mktemp("by_hand")
-            Child(f"{line} --work_dir {place / 'runs'}", place / "child").finish()
-            (done[line],) = {record.parent.resolve() for record in (place / "runs").glob("*/*/config.json")}
-        return done[line]
+    def folders(*lines: str) -> list[Path]:
+        place = tmp_path_factory.mktemp("by_hand")
+        new = {line: place / str(number) for number, line in enumerate(lines) if line not in done}
+        children = [Child(f"{line} --work_dir {to}-runs", to) for line, to in new.items()]  # side by side
+        for child, (line, to) in zip(children, new.items(), strict=True):
+            child.finish()
+            (done[line],) = {record.parent.resolve() for record in Path(f"{to}-runs").glob("*/*/config.json")}
+        return [done[line] for line in lines]
 
-    return folder
+    return folders
 
 
 def summary(folder: Path) -> dict[str, dict[str, str]]:
@@ -439,7 +441,7 @@ def summary(folder: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[[str], Path], tmp_path: Path) -> None:
+def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[..., list[Path]], tmp_path: Path) -> None:
     folder = tmp_path / "s"
     line = SMALL.replace("--num_skills 2", "--num_skills 0 2")
     child = start(f"{line} --seed 1 2 --work_dir {tmp_path} --sweep_name s")
@@ -448,10 +450,10 @@ def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[[str], P
     rows = summary(folder)
     assert len(rows) == 4
     for skills in (0, 2):
-        for seed in (1, 2):
-            name = f"num_skills={skills}_seed={seed}"
-            hand = SMALL.replace("--num_skills 2", f"--num_skills {skills}")
-            reference = by_hand(f"{hand} --seed {seed} --run_name {name}")
+        names = [f"num_skills={skills}_seed={seed}" for seed in (1, 2)]
+        hand = SMALL.replace("--num_skills 2", f"--num_skills {skills}")
+        references = by_hand(*(f"{hand} --seed {seed} --run_name {name}" for seed, name in enumerate(names, 1)))
+        for name, reference in zip(names, references, strict=True):
             assert_equal_runs(folder / "cartpole_swingup" / name, reference, name)
             row = rows[f"cartpole_swingup/{name}"]
             assert (row["state"], row["frames"], row["failures"]) == ("finished", "168", "0")
@@ -461,7 +463,7 @@ def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[[str], P
 
 
 @pytest.mark.slow
-def test_a_stopped_sweep_goes_on(start: Launch, by_hand: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_stopped_sweep_goes_on(start: Launch, by_hand: Callable[..., list[Path]], tmp_path: Path) -> None:
     """Every run writes a checkpoint; --resume starts what is unfinished; the ends are those of undisturbed runs."""
     folder = tmp_path / "s"
     child = start(f"{LONG} --seed 1 2 --work_dir {tmp_path} --sweep_name s")
@@ -475,12 +477,17 @@ def test_a_stopped_sweep_goes_on(start: Launch, by_hand: Callable[[str], Path], 
     again = start(f"--resume {folder}")
     assert again.wait(PATIENCE) == 0, again.stderr
     assert {row["state"] for row in summary(folder).values()} == {"finished"}
-    for seed in (1, 2):
-        run = folder / "cartpole_swingup" / f"seed={seed}"
-        assert_equal_runs(run, by_hand(f"{LONG} --seed {seed} --run_name seed={seed}"))
-    nothing = start(f"--resume {folder}")
-    assert nothing.wait(60) == 0
+    references = by_hand(*(f"{LONG} --seed {seed} --run_name seed={seed}" for seed in (1, 2)))
+    for seed, reference in zip((1, 2), references, strict=True):
+        assert_equal_runs(folder / "cartpole_swingup" / f"seed={seed}", reference)
     assert len(list((folder / "logs").iterdir())) == 4  # two attempts each
+    assert not [
+        trial for trial in sweep.resumed_sweep(sweep.parse_args(["--resume", str(folder)])).trials if waits(trial)
+    ]
+
+
+def waits(trial: Trial) -> bool:
+    return trial.state == "waiting"
 
 
 def under_way(folder: Path) -> list[Path]:
@@ -501,7 +508,7 @@ def test_a_run_that_always_fails_stops_no_other(start: Launch, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_killed_node_loses_nothing(start: Launch, by_hand: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_killed_node_loses_nothing(start: Launch, by_hand: Callable[..., list[Path]], tmp_path: Path) -> None:
     """Two nodes with a run each; one is killed: its run goes on on the other, and ends as if nothing had happened."""
     from ray.cluster_utils import Cluster
 
@@ -521,9 +528,9 @@ def test_a_killed_node_loses_nothing(start: Launch, by_hand: Callable[[str], Pat
     rows = summary(folder).values()
     assert {row["state"] for row in rows} == {"finished"}
     assert sorted(row["failures"] for row in rows) == ["0", "1"]
-    for seed in (1, 2):
-        run = folder / "cartpole_swingup" / f"seed={seed}"
-        assert_equal_runs(run, by_hand(f"{LONG} --seed {seed} --run_name seed={seed}"))
+    references = by_hand(*(f"{LONG} --seed {seed} --run_name seed={seed}" for seed in (1, 2)))
+    for seed, reference in zip((1, 2), references, strict=True):
+        assert_equal_runs(folder / "cartpole_swingup" / f"seed={seed}", reference)
 
 
 @pytest.mark.slow
