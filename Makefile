@@ -27,7 +27,7 @@ endif
 
 help:
 	@echo 'make train [ARGS="--env walker_walk"]  set up, then train DrQ + DIAYN; ARGS are flags of train.py'
-	@echo 'make test  [ARGS="-k replay"]          set up, then run the tests; ARGS are flags of pytest'
+	@echo 'make test  [ARGS="-k replay"]          set up, then run the tests, a process for each core; ARGS are flags of pytest'
 	@echo 'make lint                              check style and types'
 	@echo 'make bench [ARGS="..."]                set up, then run benchmark.py'
 	@echo 'make setup                             only set up: .venv, and a software renderer where none works'
@@ -38,7 +38,7 @@ train: setup
 	$(PY) train.py $(strip $(TRAIN_ARGS) $(ARGS))
 
 test: setup $(VENV)/dev-installed
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/dev-installed
 	$(PY) -m ruff check .

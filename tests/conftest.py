@@ -11,6 +11,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py has it, before torch is imported
 
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:  # the other cores have tests of their own
+    os.environ.update(OMP_NUM_THREADS="1", LP_NUM_THREADS="1")
+
 import gymnasium
 import numpy as np
 import pytest
