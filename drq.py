@@ -408,12 +408,15 @@ class DrQAgent:
         return metrics
 
     def make_views(self, batch: Batch) -> Views:
-        """Augment a batch, M = K = 2 independent views of each observation, and draw the update's noise."""
+        """Augment a batch, M = K = 2 independent views of each observation, and draw the update's noise.
+
+        Joined, not repeated: `repeat` would lay the pictures out anew, channel by channel.
+        """
         return Views(
-            obs=self.augment(batch.obs.repeat(NUM_VIEWS, 1, 1, 1)),
+            obs=self.augment(torch.cat([batch.obs] * NUM_VIEWS)),
             action=batch.action,
             reward=self.extrinsic_coeff * batch.reward,
-            next_obs=self.augment(batch.next_obs.repeat(NUM_VIEWS, 1, 1, 1)),
+            next_obs=self.augment(torch.cat([batch.next_obs] * NUM_VIEWS)),
             terminated=batch.terminated,
             skill=batch.skill,
             next_noise=self._normal(NUM_VIEWS * len(batch.reward)),
