@@ -174,7 +174,12 @@ class Config:
     )
     save_replay_buffer: bool = flag("outputs", True, "keep the replay buffer in the checkpoints, for an exact resume")
     work_dir: str = flag("outputs", "runs", "folder in which run folders are made")
-    run_name: str = flag("outputs", None, "name of the run's folder", derived="<date>_<time>_seed<seed>")
+    run_name: str = flag(
+        "outputs",
+        None,
+        "name of the run's folder; -run2 and so on follow where it is taken",
+        derived="<date>_<time>_seed<seed>",
+    )
     notes: str = flag("outputs", "", "anything you want to find in config.json again")
     resume: str = flag("outputs", None, "go on with the run in this folder, under its own flags", derived="a new run")
 
@@ -255,6 +260,8 @@ def make_config(given: Mapping[str, Any]) -> Config:
     values["num_train_frames"] = values["num_train_steps"] * repeat
     if values["run_name"] is not None and not re.fullmatch(r"\w[\w.+=-]*", values["run_name"]):
         raise UserError(f"--run_name must be letters, digits and _ . + = -; got {values['run_name']!r}")
+    if values["diayn_intrinsic_reward_coeff"] and not with_skills:
+        raise UserError("--diayn_intrinsic_reward_coeff: without skills there is no such reward; leave the flag out")
     low, high = values["log_std_bounds"]
     if low >= high:
         raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
@@ -296,6 +303,8 @@ def resumed_config(given: Mapping[str, Any]) -> Config:
     folder = Path(given["resume"])
     stored = read_flags(folder, "resume")
     kept = {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
+    if stored.get("checkpoint_frequency") == stored.get("eval_frequency"):
+        kept.pop("checkpoint_frequency", None)  # at every evaluation, also where those are asked for more often now
     if "num_train_frames" in given:
         kept.pop("num_train_steps", None)
     owner = f"the run in {folder}"

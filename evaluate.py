@@ -48,6 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if other is not None and (args.save_trajectories or args.skills != "all"):
         flag = "--save_trajectories" if args.save_trajectories else "--skills"
         parser.error(f"{flag} has no meaning beside {other}; leave it out")
+    if args.imitate is not None and args.episodes != 1:
+        parser.error("--episodes has no meaning beside --imitate; leave it out")
     return args
 
 
@@ -170,12 +172,14 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
 
     from rollouts import Start, Trace
     from skills import by_skill, rows_of_skills
+    from utils import stream
     from video import VideoRecorder
 
     skills = chosen_skills(args.skills, learned)
     seeds = np.random.SeedSequence(args.seed).generate_state(args.episodes).tolist()
     if args.skills == "best" and len(skills) > 1:
-        skills = [choose_best(learned, seeds)]
+        choice = stream(args.seed, "best").generate_state(args.episodes).tolist()  # or the best would look better
+        skills = [choose_best(learned, choice)]
     fps, folder = learned.fps, None if args.no_video else out
     recorders = [VideoRecorder(folder, fps, size=args.video_size) for _ in skills]
     for skill, recorder in zip(skills, recorders, strict=True):
@@ -199,7 +203,7 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
 
 
 def choose_best(learned: Learned, seeds: Sequence[int]) -> int:
-    """The skill with the highest mean return over episodes from these starts, which is said."""
+    """The skill with the highest mean return over episodes from these starts, which is printed."""
     from functools import partial
 
     from rollouts import best_skill, close_lanes, make_lanes

@@ -293,24 +293,27 @@ class Logger:
         """Log an evaluation: all its episodes, with `episode` training episodes behind it."""
         for result in results:
             self._episode("eval", episode, step, result)
-        steps = sum(result.length for result in results)
+        skills = {
+            skill: [result for result in results if result.skill == skill]
+            for skill in sorted({result.skill for result in results})
+        }
 
-        def over_steps(field: str) -> float:
-            return sum(getattr(result, field) * result.length for result in results) / max(steps, 1)
+        def over_skills(field: str) -> float:
+            """A step of a skill counts like any other of it, and a skill like any other, as p(z) has it."""
+            return _mean(_over_steps(own, field) for own in skills.values())
 
         row: Row = {"episode": episode, "step": step, "episode_reward": _mean(r.extrinsic_reward for r in results)}
         if self._with_skills:
             row |= {
                 "episode_intrinsic_reward_sum": _mean(r.intrinsic_reward_sum for r in results),
-                "discriminator_accuracy": over_steps("discriminator_accuracy"),
-                "mutual_information_bound": over_steps("mutual_information_bound"),
+                "discriminator_accuracy": over_skills("discriminator_accuracy"),
+                "mutual_information_bound": over_skills("mutual_information_bound"),
             }
         self._eval.write(row)
         self._scalars("eval", {k: v for k, v in row.items() if k not in ("episode", "step")}, step)
         self._scalars("eval", {"duration": sum(r.duration for r in results)}, step)
         if self._with_skills:
-            for skill in sorted({result.skill for result in results}):
-                own = [result for result in results if result.skill == skill]
+            for skill, own in skills.items():
                 self._scalars(
                     "eval",
                     {
@@ -430,6 +433,13 @@ def check_state(state: Mapping[str, Any]) -> None:
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
+
+
+def _over_steps(results: Sequence[Episode], field: str) -> float:
+    """The mean over the steps of several episodes of a figure that is a mean over the steps of each."""
+    return sum(getattr(result, field) * result.length for result in results) / max(
+        sum(result.length for result in results), 1
+    )
 
 
 def _event_files(folder: Path) -> list[Path]:

@@ -60,7 +60,7 @@ class ReplayBuffer:
         *,
         device: torch.device | str = "cpu",
         storage: torch.device | str = "cpu",
-        seed: int = 0,
+        seed: int | np.random.SeedSequence = 0,
     ) -> None:
         self.capacity, self.frame_stack = capacity, frame_stack
         self.device, self.storage = torch.device(device), torch.device(storage)
@@ -155,8 +155,7 @@ class ReplayBuffer:
         rows = rows[self._stacks[rows, -1] >= frame]
         arrays = {name: torch.from_numpy(array[rows]) for name, array in self._arrays().items()}
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # zlib lets other threads run
-            parts = [pool.submit(_pack, self._frames[slots].cpu()) for slots in self._slots(frame, self._written)]
-            packed = [part.result() for part in parts]
+            packed = list(pool.map(self._pack, self._slots(frame, self._written)))  # copied no earlier than packed
         return {**arrays, "first": self._added - len(rows), "frame": frame, "end": self._written, "frames": packed}
 
     def load_transitions(self, part: Mapping[str, Any]) -> None:
@@ -180,6 +179,9 @@ class ReplayBuffer:
         stacks = self._stacks[numbers % self.capacity]
         if stacks.size and not (self.oldest_frame <= stacks.min() <= stacks.max() < self._written):
             raise ValueError("transitions of frames that this buffer doesn't hold")
+
+    def _pack(self, slots: torch.Tensor) -> torch.Tensor:
+        return _pack(self._frames[slots].cpu())
 
     def _slots(self, first: int, end: int) -> Iterator[torch.Tensor]:
         """The slots of the frames from number `first` to `end` - 1, PACKED_TOGETHER at a time."""

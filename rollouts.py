@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
+from dmc import SimulationError
 from logger import Episode
 from replay_buffer import NO_SKILL
 from video import FAILURES, VideoRecorder
@@ -51,33 +53,42 @@ class Start(NamedTuple):
 class Parked(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     """An environment that waits, once its episode is over, for the others of its vector: nothing moves, reward 0.
 
-    `info["over"]` tells; neither `terminated` nor `truncated` does, as a vector would reset the environment then.
+    `info["over"]` tells; neither `terminated` nor `truncated` does, as a vector would reset the environment then. An
+    episode whose physics become unstable is over too, with a warning: one policy's bad luck doesn't end a run.
     """
+
+    filmed = False  # whether `picture` draws: a vector asks all its environments or none
 
     def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray]) -> None:
         super().__init__(env)
-        self._last: np.ndarray | None = None  # the final observation, once there is one
+        self._newest = np.empty(0, np.uint8)  # the newest observation
+        self._last: np.ndarray | None = None  # the final one, once there is one
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         self._last = None
-        return self.env.reset(seed=seed, options=options)
+        self._newest, info = self.env.reset(seed=seed, options=options)
+        return self._newest, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self._last is not None:
             return self._last, 0.0, False, False, {"over": True}
-        obs, reward, terminated, truncated, _ = self.env.step(action)
+        try:
+            self._newest, reward, terminated, truncated, _ = self.env.step(action)
+        except SimulationError as error:
+            print(f"warning: an evaluation episode ends early: {error}", file=sys.stderr)
+            reward, terminated, truncated = 0.0, True, False
         if terminated or truncated:
-            self._last = obs
-        return obs, float(reward), False, False, {"over": terminated or truncated}
+            self._last = self._newest
+        return self._newest, float(reward), False, False, {"over": terminated or truncated}
 
     def measure(self) -> tuple[np.ndarray, np.ndarray] | None:
         """State and centre of mass, as `DMCEnv.measure` has them; None where the environment has no such thing."""
         measure = getattr(self.env, "measure", None)
         return measure() if measure is not None else None
 
-    def picture(self, height: int, width: int) -> np.ndarray:
-        """The scene as it is now, uint8 RGB (height, width, 3)."""
-        return self.env.render(height, width)  # type: ignore[call-arg, return-value]  # ours takes a size
+    def picture(self, height: int, width: int) -> np.ndarray | None:
+        """The scene as it is now, uint8 RGB (height, width, 3); None where nobody films it."""
+        return self.env.render(height, width) if self.filmed else None  # type: ignore[call-arg, return-value]
 
 
 def make_lanes(factory: Callable[[], gymnasium.Env[Any, Any]], episodes: int, workers: int) -> Lanes:
@@ -216,7 +227,8 @@ def _record(
     if not going:
         return
     try:
-        size = going[0][2].size
+        size, filmed = going[0][2].size, {lane for lane, _, _ in going}
+        lanes.set_attr("filmed", [lane in filmed for lane in range(lanes.num_envs)])
         frames = lanes.call("picture", size, size)
     except FAILURES as error:
         for _, _, recorder in going:

@@ -36,6 +36,8 @@ def new_run_folder(config: Config) -> Iterator[Path]:
     folder = None
     try:
         folder = _make_unique(parent / (config.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{config.seed}"))
+        if config.run_name not in (None, folder.name):
+            print(f"warning: --run_name {config.run_name} is taken; this run is {folder.name}", file=sys.stderr)
         yield folder
     except BaseException:
         if folder is not None:
@@ -79,19 +81,21 @@ def write_config(
 ) -> None:
     """config.json: every flag, and what else it takes to repeat the run.
 
-    `resumed_at` is the frame at which an existing run goes on: what it goes on with is added to the record. `more` is
-    written down as it is.
+    `resumed_at` is the frame at which an existing run goes on: what it goes on with, and the flags that are other than
+    before, are added to the record. `more` is written down as it is.
     """
     path = folder / CONFIG_FILE
     flags = {**dataclasses.asdict(config), "resume": None}
     record: dict[str, Any] = {"flags": flags, **_surroundings(config, renderer), **more}
     if resumed_at is not None:
         before = json.loads(path.read_bytes())
+        old = before.get("flags", {})
+        changed = {name: value for name, value in json.loads(json.dumps(flags)).items() if old.get(name) != value}
         versions, resumed = before.get("versions"), before.get("resumed")
         _warn_of_versions(versions if isinstance(versions, dict) else {}, record["versions"])
         resumed = [
             *(resumed if isinstance(resumed, list) else []),
-            {"frame": resumed_at, **_surroundings(config, renderer)},
+            {"frame": resumed_at, "flags": changed, **_surroundings(config, renderer)},
         ]
         record = {**before, **more, "flags": flags, "resumed": resumed}
     write_file(path, (json.dumps(record, indent=2) + "\n").encode())

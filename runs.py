@@ -11,8 +11,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 COUNTERS = ("frames_before", "step", "episode", "evaluated", "scheduled", "learning_from")  # of a Run
 CUDA_HEADROOM = 6 << 30  # bytes of device memory left to networks and activations, at a batch of 512
 AGENT_FLAGS = (  # passed on as they are, under the same names
-    *("device", "seed", "augmentation", "image_pad", "lr", "discount", "extrinsic_reward_coeff", "init_temperature"),
+    *("device", "augmentation", "image_pad", "lr", "discount", "extrinsic_reward_coeff", "init_temperature"),
     *("actor_update_frequency", "critic_tau", "critic_target_update_frequency", "encoder_feature_dim"),
     *("hidden_dim", "hidden_depth", "log_std_bounds", "precision"),
 )
@@ -112,8 +112,10 @@ def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> D
     """DIAYN where there are skills, else plain DrQ."""
     from diayn import DIAYNAgent
     from drq import DrQAgent
+    from utils import stream
 
     settings: dict[str, Any] = {
+        "seed": int(stream(config.seed, "agent").generate_state(1)[0]),
         "learn_temperature": config.temperature == "learned",
         **{name: getattr(config, name) for name in AGENT_FLAGS},
     }
@@ -148,16 +150,20 @@ def choose_device(wanted: str | None) -> str:
     return wanted
 
 
-def free_memory() -> int:
-    """Bytes that this process may still take: the system's, or its control group's where that is tighter."""
+def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: the system's, or its control group's where that is tighter.
+
+    A group's files in memory that nobody reads count as free, as the system's do.
+    """
     import psutil
 
-    free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    free = int(psutil.virtual_memory().available)
     try:
-        return min(free, int(limit.read_text()) - int(used.read_text()))
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(free, limit - used + int(statistics.get("inactive_file", 0)))
     except (OSError, ValueError):  # no such group, or no limit ("max")
-        return int(free)
+        return free
 
 
 def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> str:
@@ -235,6 +241,7 @@ def make_deterministic() -> None:
 def make_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> ReplayBuffer:
     """An empty one, where there is room for it. Raises UserError."""
     from replay_buffer import ReplayBuffer
+    from utils import stream
 
     storage = place_replay_buffer(config, frame_shape, action_dim)
     try:
@@ -245,7 +252,7 @@ def make_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim:
             action_dim,
             device=config.device,
             storage=storage,
-            seed=config.seed,
+            seed=stream(config.seed, "replay"),
         )
     except MemoryError as error:
         raise UserError(f"--replay_buffer_capacity: {error}; choose a smaller one") from error
@@ -362,7 +369,7 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
     import numpy as np
 
     from rollouts import close_lanes, make_lanes
-    from utils import Stopwatch, keep_freed_memory, seed_everything
+    from utils import Stopwatch, keep_freed_memory, seed_everything, stream
 
     env = resources.enter_context(closing(make_environment(config)))
     obs_shape, action_dim = env.observation_space.shape, env.action_space.shape[0]
@@ -373,18 +380,17 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
     seed_everything(config.seed)
     env.action_space.seed(config.seed)
     try:
-        agent = make_agent(config, obs_shape, action_dim)
-    except (MemoryError, RuntimeError) as error:
-        if "memory" not in str(error):  # torch has no class of its own for this on the CPU
-            raise
-        raise UserError("--hidden_dim, --encoder_feature_dim: no memory for networks of that size; smaller") from error
+        with enough_memory("networks of that --hidden_dim and --encoder_feature_dim"):
+            agent = make_agent(config, obs_shape, action_dim)
+    except RunError as error:
+        raise UserError(str(error)) from error
     try:
         episodes = len(agent.skills()) * config.num_eval_episodes
         lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
     except OSError as error:
         raise UserError(f"--eval_workers {config.eval_workers}: {error}; try fewer") from error
     resources.callback(close_lanes, lanes)
-    skill_rng, stopwatch = np.random.default_rng(config.seed), Stopwatch()
+    skill_rng, stopwatch = np.random.default_rng(stream(config.seed, "skills")), Stopwatch()
     parts = {
         "agent": agent,
         "env": env,
@@ -394,6 +400,18 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
         "stopwatch": stopwatch,
     }
     return {**parts, "learning_from": config.num_seed_steps}
+
+
+@contextmanager
+def enough_memory(purpose: str) -> Iterator[None]:
+    """Turns a failed allocation, of the host or of the device, into a RunError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for this on the CPU
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        raise RunError(f"there is no memory for {purpose}; start with smaller ones") from error
 
 
 def record(run: Run, renderer: RendererInfo, logs: State | None, resources: ExitStack) -> None:

@@ -16,7 +16,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from config import UserError, one_line, parse_args
-from runs import Run, RunError, Underway, check_losses, last_good_checkpoint, not_finite, save_checkpoint, setup
+from runs import (
+    Run,
+    RunError,
+    Underway,
+    check_losses,
+    enough_memory,
+    last_good_checkpoint,
+    not_finite,
+    save_checkpoint,
+    setup,
+)
 from stop import StopError, StopRequest
 
 if TYPE_CHECKING:
@@ -129,7 +139,7 @@ def act_and_learn(run: Run, episode: Underway) -> np.ndarray:
         for _ in range(config.num_train_iters):
             with clock("sample"):
                 batch = run.buffer.sample(config.batch_size)
-            with clock("update"):
+            with clock("update"), enough_memory(f"an update of --batch_size {config.batch_size}"):
                 run.logger.update(agent.update(batch))
     return action
 

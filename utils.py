@@ -100,6 +100,11 @@ def frozen(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def stream(seed: int, purpose: str) -> np.random.SeedSequence:
+    """The seed of a random stream of its own for each purpose of a run: streams of equal seeds would be one."""
+    return np.random.SeedSequence([seed, *purpose.encode()])
+
+
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch (network initialisation, kornia's augmentations)."""
     random.seed(seed)

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,7 @@ import numpy as np
 VIDEO_SIZE = 256  # pixels, height and width of a recorded frame
 GRID_WIDTH = 1280  # pixels, at most, of the picture of all skills
 CLIP_SIZE, CLIP_FRAMES = 192, 64  # TensorBoard clips: tile size in pixels and number of frames, at most
-FAILURES = (OSError, RuntimeError, ValueError, ImportError, cv2.error)
+FAILURES = (OSError, RuntimeError, ValueError, ImportError, MemoryError, cv2.error)
 
 
 class VideoRecorder:
@@ -149,14 +150,12 @@ def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
     It plays as long as the video does, with at most CLIP_FRAMES of its frames, shrunk to CLIP_SIZE per tile.
     """
     try:
-        frames = list(read_video(path))
-        stride = math.ceil(len(frames) / CLIP_FRAMES)
-        height, width = (length * CLIP_SIZE // VIDEO_SIZE for length in frames[0].shape[:2])
+        stride = math.ceil(sum(1 for _ in read_video(path)) / CLIP_FRAMES)  # twice through, and never all in memory
         animation = cv2.Animation()
         animation.frames = [
-            cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-            for frame in frames[::stride]
+            cv2.cvtColor(_shrunk(frame), cv2.COLOR_RGB2BGR) for frame in islice(read_video(path), None, None, stride)
         ]
+        height, width = animation.frames[0].shape[:2]
         animation.durations = [max(20, round(1000 * stride / fps))] * len(animation.frames)
         # Level 3 keeps areas of one colour plain: half the bytes of OpenCV's default, and text that can be read.
         encoded, data = cv2.imencodeanimation(".gif", animation, [cv2.IMWRITE_GIF_DITHER, 3])
@@ -166,6 +165,11 @@ def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
         _warn(path, error)
         return None
     return data.tobytes(), height, width
+
+
+def _shrunk(frame: np.ndarray) -> np.ndarray:
+    height, width = (length * CLIP_SIZE // VIDEO_SIZE for length in frame.shape[:2])
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _open_writer(path: Path, shape: tuple[int, ...], fps: float) -> subprocess.Popen[bytes]:

@@ -1231,6 +1231,15 @@ def test_equal_through_a_benchmark(tmp_path: Path, beside: str) -> None:
     assert_refused(call(["--resume", str(tmp_path), "--benchmark", "dreamer"], parse_args), "--benchmark")
 
 
+def test_checkpoints_follow_the_evaluations(tmp_path: Path) -> None:
+    """Where they come at every evaluation, they do so when a resumed run evaluates more often."""
+    for words, expected in (("", 50), ("--checkpoint_frequency 0", 0), ("--eval_frequency 0", 5000)):
+        first = parse_args(["--eval_frequency", "100", *shlex.split(words)])
+        (tmp_path / CONFIG_FILE).write_text(json.dumps({"flags": dataclasses.asdict(first)}))
+        resumed = parse_args(["--resume", str(tmp_path), "--eval_frequency", "50"])
+        assert resumed.checkpoint_frequency == expected
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("lr", 0.002), ("seed", 2), ("log_std_bounds", [-9, 2]), ("time_limit", 8)]
 )
@@ -1296,6 +1305,18 @@ def test_rest_of_the_config(finished: Path, name: str, value: Any) -> None:
         (folder / CONFIG_FILE).write_text(json.dumps(record))
         assert resume(folder).code == 0
         assert read_json(folder / CONFIG_FILE)["resumed"][-1]["frame"] == 4 * STEPS
+
+
+def test_a_resume_writes_down_what_it_changes(finished: Path) -> None:
+    with copy_of(finished) as folder:
+        before = read_json(folder / CONFIG_FILE)["flags"]
+        assert resume(folder, "--num_train_steps", "50") == (0, [])
+        record = read_json(folder / CONFIG_FILE)
+        assert record["resumed"][-1]["flags"] == {
+            "num_train_steps": 50,
+            "num_train_frames": record["flags"]["num_train_frames"],
+        }
+        assert record["flags"] == before | record["resumed"][-1]["flags"]
 
 
 def test_config_without_the_budget(finished: Path) -> None:

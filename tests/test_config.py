@@ -424,6 +424,7 @@ def test_unknown_word(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("--num_train_frames 100 --num_train_steps 25", ("--num_train_frames", "--num_train_steps")),
         ("--num_train_frames 7 --action_repeat 8", ("--num_train_frames", "--action_repeat")),
+        ("--num_skills 0 --diayn_intrinsic_reward_coeff 1", ("--diayn_intrinsic_reward_coeff", "without skills")),
         ("--diayn_intrinsic_reward_coeff 0", ("--extrinsic_reward_coeff", "--diayn_intrinsic_reward_coeff")),
         ("--num_skills 0 --extrinsic_reward_coeff 0", ("--extrinsic_reward_coeff", "--num_skills")),
         ("--benchmark planet --env humanoid_run", ("--benchmark", "humanoid_run", "--action_repeat")),

@@ -231,6 +231,7 @@ def test_bad_input(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ("--skill_schedule 0:5 --save_trajectories", "--save_trajectories has no meaning beside --skill_schedule"),
         ("--imitate some.npz --skills 1", "--skills has no meaning beside --imitate"),
         ("--imitate some.npz --skill_schedule 0:5", "exclude each other"),
+        ("--imitate some.npz --episodes 2", "--episodes has no meaning beside --imitate"),
         ("--epsiodes 3", "did you mean --episodes?"),
         ("--episodes 0", "from 1 to 999999"),
     ],
@@ -408,10 +409,11 @@ def test_fine_tuning_needs_skills(fakes: Any, tmp_path: Path, capsys: pytest.Cap
 # -- bookkeeping -------------------------------------------------------------------------------------------------------
 
 
-def test_run_name_notes_and_latest(fakes: Any, tmp_path: Path) -> None:
+def test_run_name_notes_and_latest(fakes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"{SMALL} --num_train_steps 5 --eval_frequency 0 --work_dir {tmp_path}"
     for name in ("first", "first"):
         assert train.main(shlex.split(f"{line} --run_name {name} --notes 'a thought'")) == 0
+    assert capsys.readouterr().err.count("warning: --run_name first is taken; this run is first-run2\n") == 1
     folder = tmp_path / "cartpole_swingup"
     assert sorted(path.name for path in folder.iterdir()) == ["first", "first-run2", "latest"]
     assert (folder / "latest").resolve() == (folder / "first-run2").resolve()

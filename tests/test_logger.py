@@ -174,7 +174,7 @@ def test_late_metrics_leave_earlier_cells_empty(make_logger: MakeLogger, tmp_pat
 
 
 def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
-    """Returns are means over episodes; the discriminator's figures are means over steps."""
+    """Returns are means over episodes; the discriminator's figures over a skill's steps, then over skills."""
     make_logger(with_skills=True).evaluation(7, 2800, eval_results())
     assert table(tmp_path, "eval").to_dict("records") == [
         {
@@ -182,8 +182,8 @@ def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
             "step": 2800,
             "episode_reward": 40.0,
             "episode_intrinsic_reward_sum": 0.25,
-            "discriminator_accuracy": pytest.approx((10 * 1.0 + 10 * 0.5 + 20 * 0.0 + 40 * 0.25) / 80),
-            "mutual_information_bound": pytest.approx((10 * 2.0 + 10 * 1.0 - 20 * 1.0 + 40 * 0.5) / 80),
+            "discriminator_accuracy": pytest.approx((15 / 20 + 10 / 60) / 2),
+            "mutual_information_bound": pytest.approx((30 / 20 + 0 / 60) / 2),
         }
     ]
 
@@ -291,7 +291,7 @@ def test_train_line(
 
 
 @pytest.mark.parametrize(
-    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.2500 | DACC: 0.3125 | MI: 0.3750")]
+    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.2500 | DACC: 0.4583 | MI: 0.7500")]
 )
 def test_eval_line(
     with_skills: bool, appended: str, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
@@ -402,8 +402,8 @@ def test_tensorboard_has_a_tag_per_skill(make_logger: MakeLogger, tmp_path: Path
         "eval/episode_intrinsic_reward_sum": [(800, 0.25)],
         "eval/episode_intrinsic_reward_sum/skill_0": [(800, -1.0)],
         "eval/episode_intrinsic_reward_sum/skill_1": [(800, 1.5)],
-        "eval/discriminator_accuracy": [(800, 0.3125)],
-        "eval/mutual_information_bound": [(800, 0.375)],
+        "eval/discriminator_accuracy": [(800, pytest.approx(11 / 24))],
+        "eval/mutual_information_bound": [(800, 0.75)],
     }
     assert {tag: found.get(tag) for tag in expected} == expected
     assert "train/skill_id" not in found

@@ -105,6 +105,48 @@ def test_recorded_episodes_have_one_frame_a_step(tmp_path: Path) -> None:
     assert [len(list(read_video(path))) for path in paths if path] == [3, 8, 6]
 
 
+class CountingEnv(UnevenEnv):
+    drawn = 0
+
+    def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
+        type(self).drawn += 1
+        return super().render(height, width)
+
+
+def test_only_what_is_recorded_is_drawn(tmp_path: Path) -> None:
+    """One episode of three is filmed, in another lane each time, and only while it lasts."""
+    agent = make_diayn(IMAGE_SIZE, 2)
+    envs = make_lanes(CountingEnv, 3, 0)
+    for filmed, length in enumerate((3, 8, 6)):
+        recorder = VideoRecorder(tmp_path, 10)
+        recorder.start(str(filmed))
+        CountingEnv.drawn = 0
+        play(agent, envs, [Start(lane, (0, 5, 3)[lane], recorder if lane == filmed else None) for lane in range(3)])
+        recorder.stop()
+        assert CountingEnv.drawn == length
+
+
+class UnstableEnv(UnevenEnv):
+    """Its physics become unstable in the third step of an episode from an odd seed."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.steps == 2 and self.episode % 2:
+            raise dmc.SimulationError("the physics became unstable (a test)")
+        return super().step(action)
+
+
+def test_an_unstable_episode_is_over(capsys: pytest.CaptureFixture[str]) -> None:
+    """The others go on as they would without it."""
+    agent = make_diayn(IMAGE_SIZE, 2)
+    starts = [Start(0, seed) for seed in (4, 5, 2, 8)]
+    stable = played(agent, UnevenEnv, starts, lanes=2)
+    episodes = played(agent, UnstableEnv, starts, lanes=2)
+    assert [episode["length"] for episode in stable] == [7, 8, 5, 4]
+    assert [episode["length"] for episode in episodes] == [7, 3, 5, 4]
+    assert [episodes[number] for number in (0, 2, 3)] == [stable[number] for number in (0, 2, 3)]
+    assert capsys.readouterr().err.count("warning: an evaluation episode ends early: the physics became unstable") == 1
+
+
 @pytest.mark.slow
 def test_processes_equal_this_process_on_real_pixels() -> None:
     """Two spawned processes, each with a rendering context of its own, against lanes in this process."""

@@ -463,6 +463,18 @@ def test_skills_are_drawn_from_their_own_stream(prepare: Prepare) -> None:
     assert lab.run.skill_rng.bit_generator.state != drawn
 
 
+def test_no_two_streams_of_a_run_are_one(prepare: Prepare) -> None:
+    """Skills, batches, random actions, noise and weights of one seed, as each would be drawn first."""
+    run = prepare("--seed 7").run
+    places = [
+        run.skill_rng.bit_generator.state,
+        run.buffer.state_dict()["rng"],
+        run.env.action_space.np_random.bit_generator.state,
+    ]
+    assert len({place["state"]["state"] for place in places}) == 3
+    assert run.agent.generator.initial_seed() != torch.initial_seed() == 7
+
+
 # -- the run's folder --------------------------------------------------------------------------------------------------
 
 
@@ -514,6 +526,48 @@ def test_a_video_that_fails_stops_nothing(
     assert len(lab.rows("train")) == 3
     assert "warning" in capsys.readouterr().err
     assert not list(lab.folder.rglob("*.mp4"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), "CPU"])
+def test_an_update_without_memory(
+    fakes: Fakes,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception | str,
+) -> None:
+    """One line that names the flag; the CPU's error is torch's own."""
+
+    def fail(agent: DrQAgent, batch: Batch) -> Any:
+        if isinstance(error, Exception):
+            raise error
+        return torch.empty(1 << 60, dtype=torch.uint8)
+
+    fakes()
+    monkeypatch.setattr(DrQAgent, "update", fail)
+    assert train.main(shlex.split(f"{TINY} --work_dir {tmp_path}")) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "there is no memory for an update of --batch_size 4; start with smaller ones" in said
+
+
+def test_other_errors_of_an_update_stay(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(agent: DrQAgent, batch: Batch) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(DrQAgent, "update", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        prepare().play()
+
+
+def test_free_memory_of_a_control_group(tmp_path: Path) -> None:
+    """Its limit, less what it uses, of which files that nobody reads are given up; without a limit the system's."""
+    for name, text in {"max": "5000\n", "current": "3000\n", "stat": "anon 1000\ninactive_file 800\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert runs.free_memory(tmp_path) == 5000 - 3000 + 800
+    (tmp_path / "memory.max").write_text("max\n")
+    assert runs.free_memory(tmp_path) > 1e6
+    assert runs.free_memory(tmp_path / "none") > 1e6
 
 
 def test_main(fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -574,14 +628,16 @@ LAYERS: dict[str, set[str]] = {
     "run_folder": {"config", "files", "dmc"},
     "sweep": {"config", "files", "stop", "sweep_record", "runs", "checkpoint", "dmc"},
     "sweep_record": {"config", "files"},
-    "evaluate": {"config", "checkpoint", "dmc", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video"},
+    "evaluate": {
+        *("config", "checkpoint", "dmc", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video", "utils"),
+    },
     "gym_env": {"dmc"},
     "checkpoint": {"files"},
     "files": {"config"},
     "config": set(),
     "skills": {"logger", "replay_buffer", "rollouts"},
     "stop": set(),
-    "rollouts": {"drq", "replay_buffer", "logger", "video"},
+    "rollouts": {"dmc", "drq", "replay_buffer", "logger", "video"},
     "diayn": {"drq", "replay_buffer", "utils"},
     "drq": {"replay_buffer", "graphs", "utils"},
     "logger": {"replay_buffer"},
