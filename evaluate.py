@@ -242,6 +242,9 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], frame: int) -> None:
     table = pd.DataFrame([{"step": frame, **row} for row in rows], columns=list(SKILL_COLUMNS))
     table.to_csv(path, index=False)
     print(table.drop(columns="step").dropna(axis=1, how="all").to_string(index=False, float_format="%.3f"))
+    if len(rows) > 1:
+        accuracy, bound = table[["discriminator_accuracy", "mutual_information_bound"]].mean()
+        print(f"accuracy {accuracy:.3f}, bound {bound:.3f} nats: means over these skills")
 
 
 def save_trajectory(path: Path, learned: Learned, start: Start) -> None:

@@ -81,7 +81,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 # -- evaluate.py -------------------------------------------------------------------------------------------------------
 
 
-def test_every_skill_from_the_same_starts(play: Evaluate, pretrained: Path, fakes: list[SeededEnv]) -> None:
+def test_every_skill_from_the_same_starts(
+    play: Evaluate, pretrained: Path, fakes: list[SeededEnv], capsys: pytest.CaptureFixture[str]
+) -> None:
     """A row for each skill, a video of each and of all; the run's folder is not touched."""
     before, known = contents(pretrained), len(fakes)
     out = play("--episodes 3 --seed 7 --video_size 64")
@@ -89,6 +91,8 @@ def test_every_skill_from_the_same_starts(play: Evaluate, pretrained: Path, fake
     assert [row["skill_id"] for row in table] == ["0", "1", "2", "3"]
     assert {row["episodes"] for row in table} == {"3"}
     assert {row["step"] for row in table} == {"120"}
+    bound = sum(float(row["mutual_information_bound"]) for row in table) / 4
+    assert f"bound {bound:.3f} nats: means over these skills" in capsys.readouterr().out
     seeds = [play.seed for env in fakes[known:] for play in env.played]
     assert len(seeds) == 12
     assert {seeds.count(seed) for seed in seeds} == {4}
