@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from oracle import ACTION_DIM, OBS_SHAPE, random_batch, small_diayn, small_drq
 
+import runs
 from drq import DrQAgent
 from replay_buffer import ReplayBuffer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def deterministic() -> Iterator[None]:
+    """Or Adam makes a step of another sign of a gradient next to zero that was summed in another order."""
+    runs.make_deterministic()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def make_agent(num_skills: int, encoder: str, graphs: bool) -> DrQAgent:
