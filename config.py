@@ -100,7 +100,7 @@ class Config:
 
     num_skills: int = flag("DIAYN", 10, "number of skills; 0 is plain DrQ", low=0)
     skill_embedding_dim: int = flag("DIAYN", 10, "width of the learned skill embedding; 0 feeds the one-hot", low=0)
-    lr_discriminator: float = flag("DIAYN", None, "learning rate of the discriminator", above=0, derived="lr")
+    lr_discriminator: float = flag("DIAYN", 1e-4, "learning rate of the discriminator", above=0)
     discriminator_encoder: str = flag(
         "DIAYN",
         "separate",
@@ -242,7 +242,6 @@ def make_config(given: Mapping[str, Any]) -> Config:
     if values["temperature"] in (None, "auto"):
         values["temperature"] = "fixed" if with_skills else "learned"
     for name, default in (
-        ("lr_discriminator", values["lr"]),
         ("num_eval_episodes", 1 if with_skills else 10),
         ("diayn_intrinsic_reward_coeff", 1.0 if with_skills else 0.0),
         ("extrinsic_reward_coeff", 0.0 if with_skills else 1.0),

@@ -38,6 +38,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "batch_size": (128, "512", 512),
     "discount": (0.99, "0.9", 0.9),
     "lr": (1e-3, "3e-4", 3e-4),
+    "lr_discriminator": (1e-4, "3e-4", 3e-4),
     "image_pad": (4, "0", 0),
     "init_temperature": (0.1, "0.5", 0.5),
     "actor_update_frequency": (2, "1", 1),
@@ -73,7 +74,7 @@ BELOW_RANGE = {
 ABOVE_RANGE = {"discount": "1.01", "critic_tau": "1.01", "seed": str(2**64)}  # 64 bits are what torch's generators take
 INTEGERS = [name for name, (_, _, value) in FLAGS.items() if type(value) is int] + ["num_train_frames"]
 COEFFICIENTS = ("extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff")
-FLOATS = [name for name, (_, _, value) in FLAGS.items() if type(value) is float] + ["lr_discriminator", *COEFFICIENTS]
+FLOATS = [name for name, (_, _, value) in FLAGS.items() if type(value) is float] + [*COEFFICIENTS]
 BOOLEANS = [name for name, (_, _, value) in FLAGS.items() if type(value) is bool]
 CHOICES = {
     "augmentation": ("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none"),
@@ -86,7 +87,6 @@ CHOICES = {
 DERIVED = (
     "device",
     "num_train_frames",
-    "lr_discriminator",
     "temperature",
     "resume",
     "run_name",
@@ -201,13 +201,6 @@ def test_aliases(line: str, name: str, expected: Any) -> None:
 
 
 # -- defaults that depend on other flags -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"), [("", 1e-3), ("--lr 3e-4", 3e-4), ("--lr 3e-4 --lr_discriminator 1e-5", 1e-5)]
-)
-def test_lr_discriminator_is_lr(line: str, expected: float) -> None:
-    assert parse(line).lr_discriminator == expected
 
 
 @pytest.mark.parametrize(

@@ -435,7 +435,7 @@ def test_config_as_a_template(pretrained: Path, capsys: pytest.CaptureFixture[st
     """The other run's settings, but for its name; flags beside it win."""
     file = str(pretrained / "config.json")
     derived = parse_args(["--config", file, "--num_skills", "0", "--lr", "0.01"])
-    assert (derived.extrinsic_reward_coeff, derived.temperature, derived.lr_discriminator) == (1.0, "learned", 0.01)
+    assert (derived.extrinsic_reward_coeff, derived.temperature, derived.num_eval_episodes) == (1.0, "learned", 10)
     assert parse_args(["--config", file, "--benchmark", "planet"]).batch_size == 512
     config = parse_args(["--config", file])
     assert (config.hidden_dim, config.num_skills, config.num_train_steps) == (16, 4, 40)

@@ -492,7 +492,7 @@ def test_config_json(prepare: Prepare) -> None:
     flags = record["flags"]
     assert flags.keys() == {field.name for field in dataclasses.fields(Config)}
     given = {"num_skills": 3, "lr": 0.002, "log_std_bounds": [-8.0, 1.0], "env": "walker_run", "hidden_dim": 16}
-    derived = {"lr_discriminator": 0.002, "temperature": "fixed", "extrinsic_reward_coeff": 0.0}
+    derived = {"diayn_intrinsic_reward_coeff": 1.0, "temperature": "fixed", "extrinsic_reward_coeff": 0.0}
     assert {name: flags[name] for name in (*given, *derived)} == given | derived
     for package in ("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"):
         assert record["versions"][package] == version(package)
