@@ -147,7 +147,10 @@ class CsvFile:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(cells)
         data = line.getvalue().encode()
-        written = self._file.write(data)
+        try:
+            written = self._file.write(data)
+        except OSError as error:  # nothing was written; Python leaves the file's name out
+            raise OSError(error.errno, error.strerror, self._file.name) from error
         if written != len(data):  # the disk filled up in the middle of the row
             self._file.truncate(self._file.tell() - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)

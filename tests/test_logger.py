@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -225,6 +226,13 @@ def test_csv_file_ignores_columns_it_does_not_have(tmp_path: Path) -> None:
 def run_child(source: str, **options: Any) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen([sys.executable, "-c", source], env=environment, **options)
+
+
+def test_a_full_disk_is_named() -> None:
+    """Also where not a byte of a row finds room, which Python doesn't put a name to."""
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'") as caught:
+        CsvFile(Path("/dev/full"), ("one", "two"))
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_rows_are_there_after_a_kill(tmp_path: Path) -> None:
