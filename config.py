@@ -302,7 +302,7 @@ def resumed_config(given: Mapping[str, Any]) -> Config:
     folder = Path(given["resume"])
     stored = read_flags(folder, "resume")
     kept = {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
-    if stored.get("checkpoint_frequency") == stored.get("eval_frequency"):
+    if given.get("eval_frequency") and 0 != stored.get("eval_frequency") == stored.get("checkpoint_frequency"):
         kept.pop("checkpoint_frequency", None)  # at every evaluation, also where those are asked for more often now
     if "num_train_frames" in given:
         kept.pop("num_train_steps", None)

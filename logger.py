@@ -440,9 +440,8 @@ def _mean(values: Iterable[float]) -> float:
 
 def _over_steps(results: Sequence[Episode], field: str) -> float:
     """The mean over the steps of several episodes of a figure that is a mean over the steps of each."""
-    return sum(getattr(result, field) * result.length for result in results) / max(
-        sum(result.length for result in results), 1
-    )
+    steps = sum(result.length for result in results)
+    return sum(getattr(result, field) * result.length for result in results) / max(steps, 1)
 
 
 def _event_files(folder: Path) -> list[Path]:

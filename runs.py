@@ -411,7 +411,7 @@ def enough_memory(purpose: str) -> Iterator[None]:
         # torch has no class of its own for this on the CPU
         if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        raise RunError(f"there is no memory for {purpose}; start with smaller ones") from error
+        raise RunError(f"there is no memory for {purpose}; choose a smaller size") from error
 
 
 def record(run: Run, renderer: RendererInfo, logs: State | None, resources: ExitStack) -> None:

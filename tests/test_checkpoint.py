@@ -1233,11 +1233,15 @@ def test_equal_through_a_benchmark(tmp_path: Path, beside: str) -> None:
 
 def test_checkpoints_follow_the_evaluations(tmp_path: Path) -> None:
     """Where they come at every evaluation, they do so when a resumed run evaluates more often."""
-    for words, expected in (("", 50), ("--checkpoint_frequency 0", 0), ("--eval_frequency 0", 5000)):
+    never = "--eval_frequency 0 --checkpoint_frequency 0"
+    for words, expected in (("", 50), ("--checkpoint_frequency 0", 0), ("--eval_frequency 0", 5000), (never, 0)):
         first = parse_args(["--eval_frequency", "100", *shlex.split(words)])
         (tmp_path / CONFIG_FILE).write_text(json.dumps({"flags": dataclasses.asdict(first)}))
         resumed = parse_args(["--resume", str(tmp_path), "--eval_frequency", "50"])
         assert resumed.checkpoint_frequency == expected
+        assert parse_args(["--resume", str(tmp_path)]).checkpoint_frequency == first.checkpoint_frequency
+        silent = parse_args(["--resume", str(tmp_path), "--eval_frequency", "0"])
+        assert silent.checkpoint_frequency == first.checkpoint_frequency
 
 
 @pytest.mark.parametrize(

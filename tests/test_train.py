@@ -548,7 +548,7 @@ def test_an_update_without_memory(
     assert train.main(shlex.split(f"{TINY} --work_dir {tmp_path}")) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "there is no memory for an update of --batch_size 4; start with smaller ones" in said
+    assert "there is no memory for an update of --batch_size 4; choose a smaller size" in said
 
 
 def test_other_errors_of_an_update_stay(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
