@@ -2,8 +2,8 @@
 
 python plot.py runs/cartpole_swingup [MORE ...] [--out plots] [--reference published.csv]
 
-Runs whose flags differ in the seed only are one group: its mean over seeds with a bootstrapped interval, and its
-interquartile mean. Every horizontal axis counts frames.
+Runs whose flags differ in the seed only are one group: its mean over seeds, its interquartile mean and, from five seeds
+on, the mean's bootstrapped interval. Every horizontal axis counts frames but for that of rewards against each other.
 """
 
 from __future__ import annotations
@@ -27,13 +27,19 @@ from config import CHANGEABLE, Config, Parser, folder_name
 from logger import SKILL_COLUMNS
 
 TABLES: dict[str, Sequence[str]] = {"eval": (), "skills": SKILL_COLUMNS}  # and their columns where there is none
-NOT_SETTINGS = CHANGEABLE | {"seed", "work_dir", "run_name", "finetune_from"}  # flags that make no other experiment
+# Flags that make no other experiment: a benchmark's settings are flags of their own.
+NOT_SETTINGS = CHANGEABLE | {"seed", "work_dir", "run_name", "finetune_from", "benchmark"}
+OF_DISCRIMINATOR = frozenset({"lr_discriminator", "discriminator_encoder", "diayn_intrinsic_reward_coeff"})
+OF_SKILLS = OF_DISCRIMINATOR | {"skill_embedding_dim", "finetune_skill", "finetune_critic"}
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 NAMED_BY_KIND = frozenset(  # what differs between DrQ and DIAYN anyway
     {"num_skills", "diayn_intrinsic_reward_coeff", "extrinsic_reward_coeff", "temperature"}
 )
 CONFIDENCE = 0.95
+SEEDS_FOR_INTERVAL = 5  # of fewer, a bootstrap gives hardly more than the lowest and the highest
 COLOURS = [f"C{number}" for number in range(10)]
+STYLES = ("-", "--", "-.")  # the next one where the colours begin anew
+LOWEST_BOUND = -1.0  # nats; a discriminator that has just begun is surer than it should be by far more
 
 
 @dataclass
@@ -57,6 +63,16 @@ class Run:
             return "fine-tuned skill"
         return f"DIAYN, {self.num_skills} skills" if self.num_skills else "DrQ"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flags that make it the experiment it is; those it doesn't read are None."""
+        unread = frozenset() if self.num_skills else OF_DISCRIMINATOR if self.flags.get("num_skills") else OF_SKILLS
+        values = {name: self.flags.get(name, default) for name, default in DEFAULTS.items() if name not in NOT_SETTINGS}
+        return {
+            name: None if name in unread else list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
 
 @dataclass
 class Group:
@@ -65,6 +81,7 @@ class Group:
     label: str
     runs: list[Run]
     colour: str
+    style: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,37 +155,35 @@ def read_reference(path: Path) -> pd.DataFrame:
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
     """Runs by their settings; a group's label names the flags in which the groups differ. One run for each seed."""
-    names = sorted(set(DEFAULTS) - NOT_SETTINGS)
-
-    def settings(run: Run, chosen: Iterable[str]) -> dict[str, Any]:
-        values = {name: run.flags.get(name, DEFAULTS[name]) for name in chosen}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def differing(among: Sequence[Run]) -> set[str]:
-        return {name for name in names if len({json.dumps(settings(run, [name])) for run in among}) > 1}
+        return {name for name in DEFAULTS if len({json.dumps(run.settings.get(name)) for run in among}) > 1}
 
     members: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.kind, run.seed)):
-        members.setdefault((run.kind, json.dumps(settings(run, names))), []).append(run)
+        members.setdefault((run.kind, json.dumps(run.settings)), []).append(run)
     groups = []
     for number, ((kind, _), group) in enumerate(members.items()):
-        shown = (differing(runs) - NAMED_BY_KIND) | differing([run for run in runs if run.kind == kind])
-        words = ", ".join(f"{name} {value}" for name, value in settings(group[0], sorted(shown)).items())
+        kin = [run for run in runs if run.kind == kind]
+        shown = sorted((differing(runs) - NAMED_BY_KIND - OF_SKILLS) | differing(kin))
+        words = ", ".join(f"{name} {group[0].settings[name]}" for name in shown)
         label = f"{kind} ({words})" if words else kind
-        groups.append(Group(label, one_for_each_seed(group), COLOURS[number % len(COLOURS)]))
+        again, colour = divmod(number, len(COLOURS))
+        groups.append(Group(label, one_for_each_seed(group), COLOURS[colour], STYLES[again % len(STYLES)]))
     return groups
 
 
 def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
-    """The longest run of each seed: a second one of the same settings is no other sample."""
-    longest: dict[int, Run] = {}
+    """The longest run of each seed, and of each run that was fine-tuned: a second one is no other sample."""
+    longest: dict[tuple[int, str], Run] = {}
     for run in sorted(runs, key=last_frame, reverse=True):
-        if longest.setdefault(run.seed, run) is not run:
+        sample = run.seed, run.flags.get("finetune_from") or ""
+        if longest.setdefault(sample, run) is not run:
             print(
-                f"warning: {run.folder} is left out: {longest[run.seed].folder} has its settings and seed",
+                f"warning: {run.folder} is left out: {longest[sample].folder} has its settings and seed",
                 file=sys.stderr,
             )
-    return [longest[seed] for seed in sorted(longest)]
+    return [longest[sample] for sample in sorted(longest)]
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
@@ -177,15 +192,15 @@ def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
 def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
     """Mean, interquartile mean and the mean's bootstrapped interval of curves over frames, where all of them go.
 
-    Runs evaluate at the ends of episodes, which need not fall on the same frames: between its own, a curve is
-    interpolated.
+    With fewer than SEEDS_FOR_INTERVAL curves the interval is not a number. Runs evaluate at the ends of episodes, which
+    need not fall on the same frames: between its own, a curve is interpolated.
     """
     end = min(curve.index[-1] for curve in curves)
     frames = np.unique(np.concatenate([curve.index[curve.index <= end] for curve in curves]))
     values = np.stack([np.interp(frames, curve.index, curve.to_numpy()) for curve in curves])
     mean = values.mean(axis=0)
-    low, high = mean, mean
-    if len(curves) > 1:
+    low = high = np.full_like(mean, np.nan)
+    if len(curves) >= SEEDS_FOR_INTERVAL:
         result = stats.bootstrap(
             (values,), np.mean, axis=0, confidence_level=CONFIDENCE, method="percentile", n_resamples=2000, rng=0
         )
@@ -223,9 +238,12 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
         ceiling = {math.log(group.runs[0].num_skills) for group in with_skills}
         chance = {1 / group.runs[0].num_skills for group in with_skills}
         column = "mutual_information_bound"
-        numbers.append(draw_curves(axes[1], with_skills, column, "bound on I(skill; state), nats", ceiling))
+        numbers.append(draw_curves(axes[1], with_skills, column, "bound on I(skill; state), nats", ceiling, "ceiling"))
+        axes[1].set_ylim(bottom=max(axes[1].get_ylim()[0], LOWEST_BOUND))
         column = "discriminator_accuracy"
-        numbers.append(draw_curves(axes[2], with_skills, column, "discriminator accuracy, fresh episodes", chance))
+        numbers.append(
+            draw_curves(axes[2], with_skills, column, "discriminator accuracy, fresh episodes", chance, "chance")
+        )
         longest = max((run for group in with_skills for run in group.runs), key=last_frame)
         draw_skill_returns(axes[3], longest)
         draw_reward_against_reward(axes[4], with_skills)
@@ -239,24 +257,32 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
 
 
 def draw_curves(
-    axes: Axes, groups: Sequence[Group], column: str, name: str, levels: Iterable[float] = ()
+    axes: Axes, groups: Sequence[Group], column: str, name: str, levels: Iterable[float] = (), level_name: str = ""
 ) -> pd.DataFrame:
-    """Each group's curve over its seeds; what was drawn, as numbers."""
-    drawn = []
+    """Each group's curve over its seeds; what was drawn, as numbers. Points are evaluations."""
+    drawn, most = [], 0
     for group in groups:
         curves = [curve(run, column) for run in group.runs]
         summary = over_seeds(curves)
-        label = f"{group.label}: {len(curves)} seed{'s' if len(curves) > 1 else ''}"
-        axes.plot(summary["frame"], summary["mean"], color=group.colour, label=label)
+        label = f"{group.label}: {len(curves)} seed" + ("s, mean; each one thin" if len(curves) > 1 else "")
+        look, most = {"color": group.colour, "ls": group.style}, max(most, len(curves))
+        axes.plot(summary["frame"], summary["mean"], **look, marker=".", label=label)
         axes.fill_between(summary["frame"], summary["low"], summary["high"], color=group.colour, alpha=0.25, lw=0)
         if len(curves) > 3:  # with fewer it is the mean
             axes.plot(summary["frame"], summary["interquartile_mean"], color=group.colour, ls=":")
         if len(curves) > 1:
             for single in curves:
-                axes.plot(single.index, single, color=group.colour, lw=0.6, alpha=0.5)
+                axes.plot(single.index, single, **look, lw=0.8, alpha=0.5)
         drawn.append(summary.assign(group=group.label, metric=column))
+    if most > 3:
+        axes.plot([], [], color="0.3", ls=":", label="interquartile mean")
+    if most >= SEEDS_FOR_INTERVAL:
+        axes.fill_between([], [], color="0.3", alpha=0.25, label=f"{CONFIDENCE:.0%} interval of the mean, bootstrapped")
     for level in levels:
-        axes.axhline(level, color="0.5", ls="--", lw=0.8)
+        axes.axhline(level, color="0.5", lw=0.8)
+        axes.annotate(
+            f"{level_name} {level:.2f}", (1, level), xycoords=("axes fraction", "data"), ha="right", fontsize=7
+        )
     _finish(axes, name)
     return pd.concat(drawn)
 
@@ -287,12 +313,12 @@ def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
             last = run.tables["skills"]
             last = last[last["step"] == last["step"].max()]
             axes.scatter(
-                last["episode_intrinsic_reward_sum"],
+                last["mutual_information_bound"],
                 last["episode_extrinsic_reward"],
                 color=group.colour,
                 s=14,
             )
-    _finish(axes, "return of a skill, last evaluation", x="its intrinsic reward, summed over an episode")
+    _finish(axes, "return of a skill, last evaluation", x="its intrinsic reward, nats per agent step")
 
 
 def draw_distances(axes: Axes, run: Run) -> None:
@@ -300,7 +326,7 @@ def draw_distances(axes: Axes, run: Run) -> None:
     means = run.tables["skills"].groupby("step")[["state_distance_within", "state_distance_between"]].mean()
     for column, name in (("state_distance_between", "other skills"), ("state_distance_within", "the same skill")):
         axes.plot(means.index, means[column], label=f"states of {name}")
-    _finish(axes, f"distance of states, standard deviations, {run.folder.name}", legend_columns=1)
+    _finish(axes, f"distance of states, {run.folder.name}", legend_columns=1)
 
 
 def _finish(axes: Axes, name: str, *, x: str = "frames", legend_columns: int = 0) -> None:

@@ -167,4 +167,44 @@ def test_bad_input(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_over_seeds_alone() -> None:
     summary = plot.over_seeds([pd.Series([1.0, math.pi], index=[0, 8])])
-    assert summary["low"].tolist() == summary["high"].tolist() == summary["mean"].tolist() == [1.0, math.pi]
+    assert summary["mean"].tolist() == summary["interquartile_mean"].tolist() == [1.0, math.pi]
+
+
+@pytest.mark.parametrize("seeds", [2, 4, 5])
+def test_an_interval_takes_five_seeds(seeds: int) -> None:
+    """Of two, it would be the lower and the higher one, called 95%."""
+    summary = plot.over_seeds([pd.Series([0.0, float(seed)], index=[0, 8]) for seed in range(seeds)])
+    assert summary[["low", "high"]].isna().to_numpy().all() == (seeds < 5)
+
+
+def test_flags_that_an_experiment_does_not_read_do_not_divide_it(make_run: MakeRun, tmp_path: Path) -> None:
+    """As when a default of the discriminator's changes between two seeds of plain DrQ."""
+    make_run("a", [1.0, 2.0], seed=1, lr_discriminator=1e-3, discriminator_encoder="shared", skill_embedding_dim=5)
+    make_run("b", [3.0, 4.0], seed=2, benchmark="planet", batch_size=128)
+    make_run("c", [1.0, 2.0], seed=1, num_skills=2, lr_discriminator=1e-3)
+    make_run("d", [3.0, 4.0], seed=2, num_skills=2)
+    for run in (tmp_path / "runs").glob("*/b/config.json"):
+        run.write_text(run.read_text().replace('"action_repeat": 8', '"action_repeat": 4'))
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    seeds = numbers(tmp_path / "out").query("metric == 'episode_reward'").groupby("group")["seeds"].first().to_dict()
+    assert seeds == {
+        "DrQ": 2,
+        "DIAYN, 2 skills (lr_discriminator 0.001)": 1,
+        "DIAYN, 2 skills (lr_discriminator 0.0001)": 1,
+    }
+
+
+def test_two_fine_tunings_of_one_seed_are_two_samples(make_run: MakeRun, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        tuned = make_run(name, [1.0, 2.0])
+        record = json.loads((tuned / "config.json").read_text())
+        record["flags"] |= {"finetune_from": f"runs/{name}", "num_skills": 4}
+        (tuned / "config.json").write_text(json.dumps(record))
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert numbers(tmp_path / "out")["seeds"].tolist() == [2, 2]
+
+
+def test_more_groups_than_colours_look_different(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(f"run{number}", [1.0, 2.0], batch_size=number) for number in range(1, 14)]
+    groups = plot.make_groups([run for folder in runs if (run := plot.read_run(folder)) is not None])
+    assert len({(group.colour, group.style) for group in groups}) == 13
