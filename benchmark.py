@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     renderer = dmc.choose_renderer()
     record: Row = {"machine": machine(args.device, renderer), "load_before": os.getloadavg(), "results": []}
     for name in BENCHMARKS if args.what == "all" else [args.what]:
-        for row in BENCHMARKS[name](args):
+        for row in BENCHMARKS[name](argparse.Namespace(**vars(args))):  # one of its own, which it may change
             record["results"].append({"benchmark": name, **row})
     record["load_after"] = os.getloadavg()
     print(f"\n{record['machine']}\nload before {record['load_before']}, after {record['load_after']}\n")
@@ -286,7 +286,6 @@ def bench_render(args: argparse.Namespace) -> Iterator[Row]:
 
 def bench_eval(args: argparse.Namespace) -> Iterator[Row]:
     """Ten skills, one episode each: one after the other, side by side in one process, and in two or more."""
-    args.num_skills = args.num_skills or 10
     config = make_config({"env": args.env, "action_repeat": 8, "device": args.device})
     torch.manual_seed(0)
     agent = runs.make_agent(config, OBS_SHAPE, dmc.DMCEnv(args.env).action_space.shape[0])
@@ -298,7 +297,7 @@ def bench_eval(args: argparse.Namespace) -> Iterator[Row]:
         f"{workers} processes": make_lanes(lambda: runs.make_environment(config), len(starts), workers),
     }
     variants = {name: partial(play, agent, envs, starts) for name, envs in lanes.items()}
-    yield from contest(args, f"{len(starts)} episodes of 125 steps, {args.env}", variants, steps=1)
+    yield from contest(args, f"{len(starts)} episodes, {args.env}", variants, steps=1)
     for envs in lanes.values():
         envs.close()
 

@@ -302,6 +302,8 @@ def resumed_config(given: Mapping[str, Any]) -> Config:
     folder = Path(given["resume"])
     stored = read_flags(folder, "resume")
     kept = {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
+    if stored.get("device") == "cuda":  # which may have been found, not asked for
+        kept.pop("device")
     if given.get("eval_frequency") and 0 != stored.get("eval_frequency") == stored.get("checkpoint_frequency"):
         kept.pop("checkpoint_frequency", None)  # at every evaluation, also where those are asked for more often now
     if "num_train_frames" in given:
@@ -335,8 +337,9 @@ def template(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: a fine-tuned run is no template; name the run that it began with")
     own = ("resume", "num_train_frames", "run_name", "device", *FINE_TUNING)  # the other run's alone
     values = {name: value for name, value in stored.items() if value is not None and name not in own}
-    # What was derived from other flags is derived again, as they may be given otherwise.
+    # What follows from other flags is derived again, as they may be given otherwise.
     derived = {name for name in values if Config.__dataclass_fields__[name].metadata["derived"]} - {"benchmark"}
+    derived |= _benchmark_settings(values).keys()
     again = make_config({name: value for name, value in values.items() if name not in derived})
     return {name: value for name, value in values.items() if name not in derived or value != getattr(again, name)}
 

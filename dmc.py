@@ -46,11 +46,11 @@ print(json.dumps({"name": name.decode() if name else "unknown", "contrast": cont
 
 
 class TaskError(ValueError):
-    """There is no such task in dm_control's suite; the message names the nearest ones."""
+    """There is no such task, or it doesn't suit; the message says what would."""
 
 
 class RenderingError(RuntimeError):
-    """No OpenGL renderer works; the message names each one tried, and the remedy."""
+    """No OpenGL renderer works, or a picture can't be drawn; the message says what was tried."""
 
 
 class SimulationError(RuntimeError):
@@ -122,7 +122,7 @@ def resolve_task(name: str) -> tuple[str, str]:
     tasks = {f"{domain}_{task}": (domain, task) for domain, task in suite.ALL_TASKS}
     plain = name.removeprefix("dmc_")
     if plain not in tasks:
-        nearest = difflib.get_close_matches(plain, tasks, n=3, cutoff=0.4)
+        nearest = difflib.get_close_matches(plain.lower(), tasks, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(nearest)}?" if nearest else "cartpole_swingup is one that exists"
         raise TaskError(f"dm_control.suite has no task {name!r}; {hint}")
     return tasks[plain]
@@ -154,6 +154,10 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
     @abc.abstractmethod
     def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """The scene as it is now: uint8 RGB `(height, width, 3)`, as large as a frame unless told otherwise."""
+
+    def measure(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The physics' state, float64 (n,), and the centre of all mass, (x, y, z) in metres; None where unknown."""
+        return None
 
     def _frame(self) -> np.ndarray:
         return np.ascontiguousarray(self.render().transpose(2, 0, 1))

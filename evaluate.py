@@ -14,6 +14,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from drq import DrQAgent
-    from logger import Episode
-    from rollouts import Start
+    from rollouts import Lanes, Start
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,7 +82,7 @@ class Learned:
 def load(place: Path, device: str | None) -> Learned:
     """The agent of a run. Raises UserError."""
     from checkpoint import CheckpointError
-    from runs import choose_device, make_agent, make_environment
+    from runs import choose_device, enough_memory, make_agent, make_environment
 
     place = place.resolve()
     folder = place.parent if place.is_file() else place
@@ -93,10 +93,10 @@ def load(place: Path, device: str | None) -> Learned:
         config = Config(**{name: value for name, value in state["flags"].items() if name in names})
         config = dataclasses.replace(config, device=choose_device(device), cuda_graphs=False)
         env = make_environment(config)
-        agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
+        with closing(env), enough_memory("the networks", "end other programs, or name another --device"):
+            agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
+            agent.load_weights(state["agent"])
         fps = env.metadata["render_fps"]
-        env.close()
-        agent.load_weights(state["agent"])
         counters = state["counters"]
         frame = int(counters["frames_before"]) + int(counters["step"]) * config.action_repeat
         return Learned(config, agent, frame, run.name, fps)
@@ -170,67 +170,52 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
     """Play skills from the same starts; a table, a video of each one's first episode and of all side by side."""
     import numpy as np
 
-    from rollouts import Start, Trace
+    from rollouts import film, skill_name
     from skills import by_skill, rows_of_skills
     from utils import stream
-    from video import VideoRecorder
 
     skills = chosen_skills(args.skills, learned)
-    seeds = np.random.SeedSequence(args.seed).generate_state(args.episodes).tolist()
     if args.skills == "best" and len(skills) > 1:
         choice = stream(args.seed, "best").generate_state(args.episodes).tolist()  # or the best would look better
         skills = [choose_best(learned, choice)]
-    fps, folder = learned.fps, None if args.no_video else out
-    recorders = [VideoRecorder(folder, fps, size=args.video_size) for _ in skills]
-    for skill, recorder in zip(skills, recorders, strict=True):
-        recorder.start(f"skill{skill}" if skill >= 0 else "policy")
-    every = int(args.save_trajectories)
-    starts = [
-        Start(skill, seed, recorder if seed == seeds[0] else None, Trace(picture_every=every))
-        for seed in seeds
-        for skill, recorder in zip(skills, recorders, strict=True)
-    ]
-    results = play_all(learned, starts)
-    videos = [recorder.stop() for recorder in recorders]
-    if len(skills) > 1:
-        VideoRecorder(folder, fps).tile("skills", [video for video in videos if video is not None])
+    with opened_lanes(learned, len(skills) * args.episodes) as lanes:
+        filmed = film(
+            learned.agent,
+            lanes,
+            {skill: skill_name(skill) for skill in skills},
+            np.random.SeedSequence(args.seed).generate_state(args.episodes).tolist(),
+            None if args.no_video else out,
+            learned.fps,
+            size=args.video_size,
+            picture_every=int(args.save_trajectories),
+        )
     out.mkdir(parents=True, exist_ok=True)
-    write_table(out / "skills.csv", rows_of_skills(by_skill(starts, results)), learned.frame)
+    write_table(out / "skills.csv", rows_of_skills(by_skill(filmed.starts, filmed.results)), learned.frame)
     if args.save_trajectories:
-        for start in starts:
-            name = f"skill{start.skill}" if start.skill >= 0 else "policy"
-            save_trajectory(out / f"trajectory_{name}_{start.seed}.npz", learned, start)
+        for start in filmed.starts:
+            save_trajectory(out / f"trajectory_{skill_name(start.skill)}_{start.seed}.npz", learned, start)
 
 
 def choose_best(learned: Learned, seeds: Sequence[int]) -> int:
     """The skill with the highest mean return over episodes from these starts, which is printed."""
-    from functools import partial
-
-    from rollouts import best_skill, close_lanes, make_lanes
-    from runs import make_environment
+    from rollouts import best_skill
 
     skills = learned.agent.skills()
-    lanes = make_lanes(partial(make_environment, learned.config), len(skills) * len(seeds), 0)
-    try:
+    with opened_lanes(learned, len(skills) * len(seeds)) as lanes:
         best, returns, _ = best_skill(learned.agent, lanes, skills, seeds)
-    finally:
-        close_lanes(lanes)
     shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
     print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
     return best
 
 
-def play_all(learned: Learned, starts: Sequence[Start]) -> list[Episode]:
+def opened_lanes(learned: Learned, episodes: int) -> AbstractContextManager[Lanes]:
+    """The run's environments, for so many episodes at a time."""
     from functools import partial
 
-    from rollouts import close_lanes, make_lanes, play
+    import rollouts
     from runs import make_environment
 
-    lanes = make_lanes(partial(make_environment, learned.config), len(starts), 0)
-    try:
-        return play(learned.agent, lanes, starts)
-    finally:
-        close_lanes(lanes)
+    return rollouts.opened_lanes(partial(make_environment, learned.config), episodes)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], frame: int) -> None:
@@ -274,23 +259,21 @@ def compose(learned: Learned, args: argparse.Namespace, out: Path) -> None:
 
     rng = np.random.default_rng(args.seed)
     parse_schedule(args.skill_schedule, learned, rng)  # to refuse it before anything is made
-    env = make_environment(learned.config)
-    for number, seed in enumerate(np.random.SeedSequence(args.seed).generate_state(args.episodes).tolist()):
-        recorder = VideoRecorder(None if number or args.no_video else out, learned.fps, size=args.video_size)
-        recorder.start("schedule")
-        schedule = parse_schedule(args.skill_schedule, learned, rng)
-        obs, _ = env.reset(seed=seed)
-        over, total, steps = False, 0.0, 0
-        while not over:
-            skill = next(schedule)
-            action = learned.agent.assess(obs[None], np.array([skill])).action[0]
-            obs, reward, terminated, truncated, _ = env.step(action)
-            over, total, steps = terminated or truncated, total + reward, steps + 1
-            if recorder.recording:
-                recorder.record(env.render(args.video_size, args.video_size), [f"skill {skill}  step {steps}"])
-        recorder.stop()
-        print(f"episode from seed {seed}: return {total:.2f} in {steps} agent steps")
-    env.close()
+    with closing(make_environment(learned.config)) as env:
+        for number, seed in enumerate(np.random.SeedSequence(args.seed).generate_state(args.episodes).tolist()):
+            recorder = VideoRecorder(None if number or args.no_video else out, learned.fps, size=args.video_size)
+            schedule = parse_schedule(args.skill_schedule, learned, rng)
+            obs, _ = env.reset(seed=seed)
+            over, total, steps = False, 0.0, 0
+            with recorder.recorded("schedule"):
+                while not over:
+                    skill = next(schedule)
+                    action = learned.agent.assess(obs[None], np.array([skill])).action[0]
+                    obs, reward, terminated, truncated, _ = env.step(action)
+                    over, total, steps = terminated or truncated, total + reward, steps + 1
+                    if recorder.recording:
+                        recorder.record(env.render(args.video_size, args.video_size), [f"skill {skill}  step {steps}"])
+            print(f"episode from seed {seed}: return {total:.2f} in {steps} agent steps")
 
 
 def imitate(learned: Learned, args: argparse.Namespace, out: Path) -> None:
@@ -298,7 +281,7 @@ def imitate(learned: Learned, args: argparse.Namespace, out: Path) -> None:
     import pandas as pd
 
     from diayn import DIAYNAgent
-    from rollouts import Start
+    from rollouts import film, skill_name
     from video import VideoRecorder
 
     agent = learned.agent
@@ -315,15 +298,15 @@ def imitate(learned: Learned, args: argparse.Namespace, out: Path) -> None:
     if args.no_video:
         return
     size = args.video_size
-    given = VideoRecorder(out, learned.fps, size=size)
-    given.start("given")
-    for frame in frames[1:]:
-        given.record(_enlarged(frame, size), ["given"])
     recorder = VideoRecorder(out, learned.fps, size=size)
-    recorder.start(f"skill{best}")
-    play_all(learned, [Start(best, args.seed if seed is None else seed, recorder)])
-    videos = [video for video in (given.stop(), recorder.stop()) if video is not None]
-    VideoRecorder(out, learned.fps).tile("imitation", videos)
+    with recorder.recorded("given"):
+        for frame in frames[1:]:
+            recorder.record(_enlarged(frame, size), ["given"])
+    start = args.seed if seed is None else seed
+    with opened_lanes(learned, 1) as lanes:
+        filmed = film(agent, lanes, {best: skill_name(best)}, [start], out, learned.fps, size=size)
+    given = out / "given.mp4"
+    recorder.tile("imitation", [video for video in (given, *filmed.videos.values()) if video.exists()])
 
 
 def read_frames(path: Path, config: Config) -> tuple[np.ndarray, int | None]:
@@ -376,24 +359,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does, and before torch is imported
     try:
-        from runs import check_libraries
+        from runs import check_libraries, enough_memory
 
         check_libraries()
         learned = load(args.run, args.device)
         parent = Path("evaluations") / learned.config.folder_name / f"{learned.name}_{learned.frame}"
         out = args.out or parent / mode(args)
-        if args.imitate is not None:
-            imitate(learned, args, out)
-        elif args.skill_schedule is not None:
-            compose(learned, args, out)
-        else:
-            evaluate_skills(learned, args, out)
+        play = imitate if args.imitate is not None else compose if args.skill_schedule is not None else evaluate_skills
+        with enough_memory("evaluating", "try fewer --episodes, a smaller --video_size or another --device"):
+            play(learned, args, out)
         if out.exists():
             print(f"outputs: {out}")
     except Exception as error:
         from dmc import RenderingError, SimulationError
+        from runs import RunError
 
-        if not isinstance(error, (UserError, OSError, RenderingError, SimulationError)):
+        if not isinstance(error, (UserError, OSError, RenderingError, RunError, SimulationError)):
             raise
         print(f"evaluate.py: error: {one_line(str(error))}", file=sys.stderr)
         return 2

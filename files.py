@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,7 +45,7 @@ def sync_folder(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[Path]:
     """Keep other processes from writing into the folder; the system frees it when this one ends, however it ends.
 
-    Raises UserError where another process has it.
+    Raises UserError where another process has it. On a disk that knows no locks there is a warning, and nothing else.
     """
     try:
         file = os.fdopen(os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644), "r+")
@@ -57,6 +58,10 @@ def locked(folder: Path) -> Iterator[Path]:
             file.seek(0)
             owner = file.read().strip()[:200] or "another process"
             raise UserError(f"{folder} is in use by {owner}; stop that first") from None
+        except OSError as error:  # as some network file systems
+            print(
+                f"warning: {folder} can't be locked ({error.strerror}): start one process on it only", file=sys.stderr
+            )
         with suppress(OSError):  # who has it is said to be helpful; a full disk is no reason to stop here
             os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".ljust(80).encode(), 0)
         yield folder
@@ -67,8 +72,6 @@ def in_use(folder: Path) -> bool:
     try:
         with (folder / LOCK_FILE).open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
     return False

@@ -16,7 +16,7 @@ import cv2
 import gymnasium
 import numpy as np
 
-from dmc import PixelEnv, TaskError
+from dmc import PixelEnv, RenderingError, TaskError
 
 PREFIX = "gym:"
 
@@ -97,12 +97,27 @@ class GymPixelEnv(PixelEnv):
         return self._observation(), total, bool(terminated), bool(truncated and not terminated), {}
 
     def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """The scene as it is now, scaled to uint8 RGB `(height, width, 3)`, or `image_size` square."""
+        """The scene as it is now, scaled to uint8 RGB `(height, width, 3)`, or `image_size` square.
+
+        A failure is tried again. Raises RenderingError where that fails too.
+        """
         started = time.perf_counter()
-        picture = np.asarray(self._env.render())
+        try:
+            picture = self._draw()
+        except Exception as first:  # whatever somebody's environment may raise
+            try:
+                picture = self._draw()
+            except Exception as second:
+                raise RenderingError(f"drawing a frame failed twice: {first}; then {second}") from second
         size = (width or self._image_size, height or self._image_size)
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
         self.render_seconds += time.perf_counter() - started
+        return picture
+
+    def _draw(self) -> np.ndarray:
+        picture = np.asarray(self._env.render())
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"render() gave no RGB picture but an array {picture.shape}")
         return picture
 
     def close(self) -> None:

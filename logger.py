@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: three CSV files, TensorBoard, console lines, a progress bar.
+"""What a run writes down while it goes: CSV files, TensorBoard, pictures, console lines, a progress bar.
 
 `step` counts frames (control steps of the task) in every file, tag and line. A metric enters as a detached tensor,
 adds up on its device, and is read once per training episode.
@@ -57,12 +57,6 @@ SKILL_COLUMNS = (
 EVAL_COLUMNS = ("episode", "step", "episode_reward")
 EVAL_SKILL_COLUMNS = ("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound")
 
-# What TensorBoard shows for each skill.
-BOARD_SKILL_COLUMNS = (
-    *("discriminator_accuracy", "accuracy_at_start", "mutual_information_bound", "displacement_x", "displacement_y"),
-    *("state_distance_within", "state_distance_between"),
-)
-
 # (column, label, format) of the console lines: DrQ's, and DIAYN's appended.
 TRAIN_LINE = (
     ("episode", "E", "d"),
@@ -101,7 +95,6 @@ class Episode:
     skill: int = NO_SKILL
     intrinsic_reward_sum: float = 0.0
     discriminator_accuracy: float = 0.0  # fraction of its steps; evaluation only
-    mutual_information_bound: float = 0.0  # nats, mean over its steps; evaluation only
     length: int = 0  # agent steps
 
 
@@ -206,7 +199,7 @@ class Meters:
 
 
 class Logger:
-    """Writes a run's train.csv, eval.csv, episodes.csv and tb/, prints its console lines, draws its progress bar.
+    """Writes a run's CSVs, skills/ and tb/, prints its console lines, draws its progress bar.
 
     Args:
         folder: the run's folder, which exists.
@@ -292,52 +285,30 @@ class Logger:
         self._scalars("train", {k: v for k, v in row.items() if k not in ("episode", "step", "skill_id")}, step)
         self._console("train", TRAIN_LINE, row)
 
-    def evaluation(self, episode: int, step: int, results: list[Episode]) -> None:
-        """Log an evaluation: all its episodes, with `episode` training episodes behind it."""
+    def evaluation(self, episode: int, step: int, results: Iterable[Episode], skills: Sequence[Row] = ()) -> None:
+        """Log an evaluation with `episode` training episodes behind it: its episodes, and what it says of each skill.
+
+        A skill counts like any other, as p(z) has it, however long its episodes are.
+        """
+        results = list(results)
         for result in results:
             self._episode("eval", episode, step, result)
-        skills = {
-            skill: [result for result in results if result.skill == skill]
-            for skill in sorted({result.skill for result in results})
-        }
-
-        def over_skills(field: str) -> float:
-            """A step of a skill counts like any other of it, and a skill like any other, as p(z) has it."""
-            return _mean(_over_steps(own, field) for own in skills.values())
-
         row: Row = {"episode": episode, "step": step, "episode_reward": _mean(r.extrinsic_reward for r in results)}
-        if self._with_skills:
-            row |= {
-                "episode_intrinsic_reward_sum": _mean(r.intrinsic_reward_sum for r in results),
-                "discriminator_accuracy": over_skills("discriminator_accuracy"),
-                "mutual_information_bound": over_skills("mutual_information_bound"),
-            }
+        if skills:
+            row |= {name: _mean(skill[name] for skill in skills) for name in EVAL_SKILL_COLUMNS}
         self._eval.write(row)
         self._scalars("eval", {k: v for k, v in row.items() if k not in ("episode", "step")}, step)
         self._scalars("eval", {"duration": sum(r.duration for r in results)}, step)
-        if self._with_skills:
-            for skill, own in skills.items():
-                self._scalars(
-                    "eval",
-                    {
-                        f"episode_reward/skill_{skill}": _mean(r.extrinsic_reward for r in own),
-                        f"episode_intrinsic_reward_sum/skill_{skill}": _mean(r.intrinsic_reward_sum for r in own),
-                    },
-                    step,
-                )
+        for skill in skills:
+            self._files["skills.csv"].write({"step": step, **skill})
+            figures = {
+                "episode_reward" if name == "episode_extrinsic_reward" else name: value
+                for name, value in skill.items()
+                if name not in ("skill_id", "episodes") and value is not None
+            }
+            self._scalars("eval", {f"{name}/skill_{skill['skill_id']}": value for name, value in figures.items()}, step)
         self._console("eval ", EVAL_LINE, row)
         self._board(lambda writer: writer.flush())
-
-    def skills(self, rows: Iterable[Row], step: int) -> None:
-        """Log what an evaluation says of each skill."""
-        for row in rows:
-            self._files["skills.csv"].write({"step": step, **row})
-            values = {
-                f"{name}/skill_{row['skill_id']}": row[name]
-                for name in BOARD_SKILL_COLUMNS
-                if row.get(name) is not None
-            }
-            self._scalars("eval", values, step)
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """Keep a picture, uint8 RGB (H, W, 3), as skills/<step>_<name>.png and in TensorBoard; failing, warn."""
@@ -436,12 +407,6 @@ def check_state(state: Mapping[str, Any]) -> None:
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
-
-
-def _over_steps(results: Sequence[Episode], field: str) -> float:
-    """The mean over the steps of several episodes of a figure that is a mean over the steps of each."""
-    steps = sum(result.length for result in results)
-    return sum(getattr(result, field) * result.length for result in results) / max(steps, 1)
 
 
 def _event_files(folder: Path) -> list[Path]:

@@ -265,7 +265,8 @@ def draw_curves(
         curves = [curve(run, column) for run in group.runs]
         summary = over_seeds(curves)
         label = f"{group.label}: {len(curves)} seed" + ("s, mean; each one thin" if len(curves) > 1 else "")
-        look, most = {"color": group.colour, "ls": group.style}, max(most, len(curves))
+        look: dict[str, Any] = {"color": group.colour, "ls": group.style}
+        most = max(most, len(curves))
         axes.plot(summary["frame"], summary["mean"], **look, marker=".", label=label)
         axes.fill_between(summary["frame"], summary["low"], summary["high"], color=group.colour, alpha=0.25, lw=0)
         if len(curves) > 3:  # with fewer it is the mean

@@ -1,4 +1,7 @@
-"""Episodes of the deterministic policy, several at a time: one forward pass serves a step of all of them."""
+"""Episodes of the deterministic policy, several at a time: one forward pass serves a step of all of them.
+
+`play` plays episodes, `film` every skill from the same starts with a video of each.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
@@ -19,13 +24,17 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from dmc import SimulationError
 from logger import Episode
 from replay_buffer import NO_SKILL
-from video import FAILURES, VideoRecorder
+from video import FAILURES, VIDEO_SIZE, VideoRecorder
 
 if TYPE_CHECKING:
     from drq import DrQAgent
 
 Lanes = AsyncVectorEnv | SyncVectorEnv
 MAX_LANES = 16  # environments side by side in one process, each with a rendering context of its own
+
+
+class WorkerError(RuntimeError):
+    """A process that plays evaluation episodes is gone."""
 
 
 @dataclass
@@ -42,7 +51,7 @@ class Trace:
 
 
 class Start(NamedTuple):
-    """An episode to play. The recorder, where there is one, has been started and is stopped by `play`."""
+    """An episode to play. The recorder, where there is one, has been started; whoever did so stops it afterwards."""
 
     skill: int
     seed: int
@@ -54,7 +63,8 @@ class Parked(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     """An environment that waits, once its episode is over, for the others of its vector: nothing moves, reward 0.
 
     `info["over"]` tells; neither `terminated` nor `truncated` does, as a vector would reset the environment then. An
-    episode whose physics become unstable is over too, with a warning: one policy's bad luck doesn't end a run.
+    episode whose physics become unstable is over too, with a warning: one policy's bad luck doesn't end a run. The
+    step that did it counts for nothing, as `info["unstable"]` says.
     """
 
     filmed = False  # whether `picture` draws: a vector asks all its environments or none
@@ -71,24 +81,31 @@ class Parked(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self._last is not None:
-            return self._last, 0.0, False, False, {"over": True}
+            return self._last, 0.0, False, False, {"over": True, "unstable": False}
+        reward, over, unstable = 0.0, True, False
         try:
-            self._newest, reward, terminated, truncated, _ = self.env.step(action)
+            self._newest, earned, terminated, truncated, _ = self.env.step(action)
+            reward, over = float(earned), terminated or truncated
         except SimulationError as error:
             print(f"warning: an evaluation episode ends early: {error}", file=sys.stderr)
-            reward, terminated, truncated = 0.0, True, False
-        if terminated or truncated:
+            unstable = True
+        if over:
             self._last = self._newest
-        return self._newest, float(reward), False, False, {"over": terminated or truncated}
+        return self._newest, reward, False, False, {"over": over, "unstable": unstable}
 
     def measure(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """State and centre of mass, as `DMCEnv.measure` has them; None where the environment has no such thing."""
-        measure = getattr(self.env, "measure", None)
-        return measure() if measure is not None else None
+        """What `PixelEnv.measure` says of the environment."""
+        return self.env.measure()  # type: ignore[attr-defined]
 
-    def picture(self, height: int, width: int) -> np.ndarray | None:
-        """The scene as it is now, uint8 RGB (height, width, 3); None where nobody films it."""
-        return self.env.render(height, width) if self.filmed else None  # type: ignore[call-arg, return-value]
+    def picture(self, height: int, width: int) -> np.ndarray | str | None:
+        """The scene as it is now, uint8 RGB (height, width, 3), or why not, in words; None where nobody films it.
+
+        Nothing is raised, as a vector of processes ends the one that does.
+        """
+        try:
+            return self.env.render(height, width) if self.filmed else None  # type: ignore[call-arg, return-value]
+        except FAILURES as error:
+            return str(error)
 
 
 def make_lanes(factory: Callable[[], gymnasium.Env[Any, Any]], episodes: int, workers: int) -> Lanes:
@@ -104,13 +121,19 @@ def make_lanes(factory: Callable[[], gymnasium.Env[Any, Any]], episodes: int, wo
     return SyncVectorEnv([lambda: Parked(factory())] * count)
 
 
-def close_lanes(lanes: Lanes) -> None:
-    """Close the environments; worker processes that don't answer are killed."""
+@contextmanager
+def opened_lanes(factory: Callable[[], gymnasium.Env[Any, Any]], episodes: int, workers: int = 0) -> Iterator[Lanes]:
+    """The environments of `make_lanes`, closed at the end; worker processes that don't answer then are killed."""
+    lanes = make_lanes(factory, episodes, workers)
     try:
-        lanes.close()
-    except Exception:  # a worker died, or was in the middle of something
-        for process in getattr(lanes, "processes", ()):
-            process.kill()
+        yield lanes
+    finally:
+        try:
+            lanes.close()
+        except Exception:  # a worker died, or was in the middle of something
+            for process in getattr(lanes, "processes", ()):
+                process.kill()
+            lanes.closed = True
 
 
 def _of_worker(factory: Callable[[], gymnasium.Env[Any, Any]], owner: int) -> Parked:
@@ -127,12 +150,67 @@ def play(
     """Play every start to its end. The results don't depend on how many lanes there are.
 
     An episode's duration is its share of the time that the episodes beside it took too. `between_steps` may raise, to
-    break off.
+    break off. Raises WorkerError, and RenderingError where observations can't be drawn.
     """
     results: list[Episode] = []
-    for first in range(0, len(starts), lanes.num_envs):
-        results += _play_round(agent, lanes, starts[first : first + lanes.num_envs], between_steps)
+    try:
+        for first in range(0, len(starts), lanes.num_envs):
+            results += _play_round(agent, lanes, starts[first : first + lanes.num_envs], between_steps)
+    except (EOFError, ConnectionError) as error:
+        raise WorkerError("an evaluation process died; where memory is short, try fewer --eval_workers") from error
     return results
+
+
+class Film(NamedTuple):
+    """What `film` played: the starts, what came of each, and the videos that could be written."""
+
+    starts: list[Start]
+    results: list[Episode]
+    videos: dict[int, Path]  # by skill
+    grid: Path | None
+
+
+def film(
+    agent: DrQAgent,
+    lanes: Lanes,
+    names: Mapping[int, str],
+    seeds: Sequence[int],
+    folder: Path | None,
+    fps: float,
+    *,
+    grid: str = "skills",
+    size: int = VIDEO_SIZE,
+    picture_every: int = 0,
+    between_steps: Callable[[], None] = lambda: None,
+) -> Film:
+    """Play skills, each from each of these starts, with traces.
+
+    Then `folder`, where it is given, has a video of each skill's first episode, under the skill's name, and where there
+    are several skills one of all side by side, which is called `grid`. Whatever is raised leaves no video behind.
+    """
+    recorders = {skill: VideoRecorder(folder, fps, size=size) for skill in names}
+    for skill, recorder in recorders.items():
+        recorder.start(names[skill])
+    starts = [
+        Start(skill, seed, recorder if number == 0 else None, Trace(picture_every))
+        for number, seed in enumerate(seeds)
+        for skill, recorder in recorders.items()
+    ]
+    try:
+        results = play(agent, lanes, starts, between_steps=between_steps)
+    except BaseException:
+        for recorder in recorders.values():
+            recorder.drop()
+        raise
+    videos = {skill: recorder.stop() for skill, recorder in recorders.items()}
+    written = {skill: path for skill, path in videos.items() if path is not None}
+    everything = VideoRecorder(folder, fps, size=size).tile(grid, list(written.values())) if len(names) > 1 else None
+    return Film(starts, results, written, everything)
+
+
+def skill_name(skill: int) -> str:
+    """How files and tags name what is played."""
+    return "policy" if skill == NO_SKILL else f"skill{skill}"
 
 
 def best_skill(
@@ -161,12 +239,11 @@ def _play_round(
     _trace(lanes, starts, over, length, obs, named)
     while not over.all():
         between_steps()
+        obs, reward, _, _, info = lanes.step(action)
+        over |= info["unstable"]
         for lane, start in enumerate(starts):
             if start.trace is not None and not over[lane]:
                 start.trace.actions.append(action[lane].copy())
-        obs, reward, _, _, info = lanes.step(action)
-        for lane, start in enumerate(starts):
-            if start.trace is not None and not over[lane]:
                 start.trace.rewards.append(float(reward[lane]))
         action, r_int, named = agent.assess(obs, skills)
         length += ~over
@@ -183,8 +260,7 @@ def _play_round(
             extrinsic_reward=float(extrinsic[lane]),
             skill=start.skill,
             intrinsic_reward_sum=float(intrinsic[lane]),
-            discriminator_accuracy=float(recognised[lane] / length[lane]),
-            mutual_information_bound=float(intrinsic[lane] / length[lane]),
+            discriminator_accuracy=float(recognised[lane] / max(length[lane], 1)),
             length=int(length[lane]),
         )
         for lane, start in enumerate(starts)
@@ -226,16 +302,15 @@ def _record(
     ]
     if not going:
         return
-    try:
-        size, filmed = going[0][2].size, {lane for lane, _, _ in going}
-        lanes.set_attr("filmed", [lane in filmed for lane in range(lanes.num_envs)])
-        frames = lanes.call("picture", size, size)
-    except FAILURES as error:
-        for _, _, recorder in going:
-            recorder.give_up(error)
-        return
+    size, filmed = going[0][2].size, {lane for lane, _, _ in going}
+    lanes.set_attr("filmed", [lane in filmed for lane in range(lanes.num_envs)])
+    pictures = lanes.call("picture", size, size)
     for lane, skill, recorder in going:
+        picture = pictures[lane]
+        if isinstance(picture, str):
+            recorder.give_up(picture)
+            continue
         text = [f"skill {skill}  step {length[lane]:.0f}"] if skill != NO_SKILL else []
         if named[lane] != NO_SKILL:  # there is a discriminator
             text.append(f"r_int {r_int[lane]:.3f}  sum {intrinsic[lane]:.1f}")
-        recorder.record(frames[lane], text)
+        recorder.record(picture, text)

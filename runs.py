@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,6 @@ class Underway:
     skill: int
     obs: np.ndarray  # the newest observation
     start: dict[str, Any]  # state of the environment before its reset
-    first_step: int
     began: float  # time.perf_counter(), as if it had been played in one go
     extrinsic_reward: float = 0.0
     actions: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -84,6 +84,7 @@ class Run:
     evaluated: int = -1  # agent step of the last evaluation
     scheduled: int = -1  # likewise, without one that the end of the budget brought about within an episode
     saved: tuple[int, int] = (-1, -1)  # `step` and `evaluated` of the checkpoint
+    kept: int = -1  # `step` of the checkpoint, or where the episode began in which it was made
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     resources: ExitStack = dataclasses.field(default_factory=ExitStack)
 
@@ -97,7 +98,14 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return f"python train.py --resume {shlex.quote(str(self.folder))}"
+        python = "python" if shutil.which("python") == sys.executable else _shortest(Path(sys.executable))
+        program = _shortest(Path(__file__).resolve().with_name("train.py"))
+        return shlex.join([python, program, "--resume", str(self.folder)])
+
+    @property
+    def episode_start(self) -> int:
+        """The agent step at which the episode under way began, or the next one will."""
+        return self.step - (len(self.underway.actions) if self.underway is not None else 0)
 
     @property
     def finished(self) -> bool:
@@ -106,6 +114,12 @@ class Run:
     def close(self) -> None:
         """Close files and environments, end worker processes, unlock the folder."""
         self.resources.close()
+
+
+def _shortest(path: Path) -> str:
+    """The path from the working directory, where it lies below that."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> DrQAgent:
@@ -269,15 +283,19 @@ def setup(config: Config) -> Run:
     print(f"device: {config.device}; renderer: {renderer.backend}, {renderer.name}")
     if renderer.is_software and config.device != "cpu":
         print("warning: pictures are rendered in software beside a GPU; MUJOCO_GL=egl is faster", file=sys.stderr)
-    with ExitStack() as resources:  # closes what is open where something fails
-        run, logs = resume(config, resources) if config.resume is not None else (start(config, resources), None)
+    with ExitStack() as half_made, ExitStack() as resources:  # undone, and closed, where something fails
+        if config.resume is None:
+            run, logs = start(config, resources, half_made), None
+        else:
+            run, logs = resume(config, resources)
         record(run, renderer, logs, resources)
+        half_made.close()  # from here on nothing is undone
         run.resources = resources.pop_all()
     return run
 
 
-def start(config: Config, resources: ExitStack) -> Run:
-    """A new run in a new folder."""
+def start(config: Config, resources: ExitStack, half_made: ExitStack) -> Run:
+    """A new run in a new folder, which `half_made` removes."""
     from checkpoint import Checkpoints
     from files import locked
     from run_folder import new_run_folder
@@ -285,10 +303,10 @@ def start(config: Config, resources: ExitStack) -> Run:
 
     parts = make_parts(config, resources)
     if config.finetune_from is not None:
-        parts["frames_before"] = begin_fine_tuning(config, parts["agent"])
+        parts["frames_before"] = begin_fine_tuning(config, parts["agent"], parts["lanes"])
         parts["stopwatch"] = Stopwatch()
     try:
-        folder = resources.enter_context(new_run_folder(config))
+        folder = half_made.enter_context(new_run_folder(config))
         resources.enter_context(locked(folder))
     except OSError as error:
         reason = error.strerror or error
@@ -296,7 +314,7 @@ def start(config: Config, resources: ExitStack) -> Run:
     return Run(config, folder, Checkpoints(folder), **parts)
 
 
-def begin_fine_tuning(config: Config, agent: DrQAgent) -> int:
+def begin_fine_tuning(config: Config, agent: DrQAgent, lanes: Lanes) -> int:
     """Give the agent the networks of the run `config.finetune_from` and one skill of it; the frames that choosing took.
 
     The best skill is the one with the highest return over one episode each, on the task of this run. Raises UserError.
@@ -305,7 +323,7 @@ def begin_fine_tuning(config: Config, agent: DrQAgent) -> int:
 
     from checkpoint import CheckpointError, read_newest
     from dmc import RenderingError
-    from rollouts import best_skill, close_lanes, make_lanes
+    from rollouts import WorkerError, best_skill
 
     folder = Path(config.finetune_from)
     try:
@@ -322,14 +340,11 @@ def begin_fine_tuning(config: Config, agent: DrQAgent) -> int:
     if config.finetune_skill != "best":
         agent.skill = int(config.finetune_skill)
         return 0
-    lanes = make_lanes(partial(make_environment, config), config.num_skills, 0)
     try:
         seeds = np.random.SeedSequence([config.seed]).generate_state(1).tolist()
         agent.skill, returns, steps = best_skill(agent, lanes, range(config.num_skills), seeds)
-    except RenderingError as error:
+    except (RenderingError, WorkerError) as error:
         raise UserError(str(error)) from error
-    finally:
-        close_lanes(lanes)
     shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
     frames = steps * config.action_repeat
     print(f"fine-tuning skill {agent.skill}, the best of one episode each ({shown}); that took {frames} frames")
@@ -356,10 +371,11 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
             refuse_changes(flags, config, f"the checkpoint in {folder}")
         run = Run(config, folder, checkpoints, **make_parts(config, resources))
         if state is not None:
-            restore(run, state)
+            with enough_memory("what the checkpoint has", "end other programs, or name another --device"):
+                restore(run, state)
         elif config.finetune_from is not None:
-            run.frames_before = begin_fine_tuning(config, run.agent)
-    except (CheckpointError, RenderingError) as error:
+            run.frames_before = begin_fine_tuning(config, run.agent, run.lanes)
+    except (CheckpointError, RenderingError, RunError) as error:
         raise UserError(f"--resume {folder}: {error}") from error
     return run, state and state["logs"]
 
@@ -368,7 +384,7 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
     """What a `Run` plays with, all at its beginning."""
     import numpy as np
 
-    from rollouts import close_lanes, make_lanes
+    from rollouts import opened_lanes
     from utils import Stopwatch, keep_freed_memory, seed_everything, stream
 
     env = resources.enter_context(closing(make_environment(config)))
@@ -386,10 +402,10 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
         raise UserError(str(error)) from error
     try:
         episodes = len(agent.skills()) * config.num_eval_episodes
-        lanes = make_lanes(partial(make_environment, config), episodes, config.eval_workers)
+        factory = partial(make_environment, config)
+        lanes = resources.enter_context(opened_lanes(factory, episodes, config.eval_workers))
     except OSError as error:
         raise UserError(f"--eval_workers {config.eval_workers}: {error}; try fewer") from error
-    resources.callback(close_lanes, lanes)
     skill_rng, stopwatch = np.random.default_rng(stream(config.seed, "skills")), Stopwatch()
     parts = {
         "agent": agent,
@@ -403,7 +419,7 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
 
 
 @contextmanager
-def enough_memory(purpose: str) -> Iterator[None]:
+def enough_memory(purpose: str, remedy: str = "choose a smaller size") -> Iterator[None]:
     """Turns a failed allocation, of the host or of the device, into a RunError."""
     try:
         yield
@@ -411,7 +427,7 @@ def enough_memory(purpose: str) -> Iterator[None]:
         # torch has no class of its own for this on the CPU
         if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        raise RunError(f"there is no memory for {purpose}; choose a smaller size") from error
+        raise RunError(f"there is no memory for {purpose}; {remedy}") from error
 
 
 def record(run: Run, renderer: RendererInfo, logs: State | None, resources: ExitStack) -> None:
@@ -481,7 +497,6 @@ def _episode_state(episode: Underway) -> State:
     return {
         "skill": episode.skill,
         "obs": torch.from_numpy(episode.obs),
-        "first_step": episode.first_step,
         "seconds": time.perf_counter() - episode.began,
         "extrinsic_reward": float(episode.extrinsic_reward),
         "actions": [torch.from_numpy(action) for action in episode.actions],
@@ -500,12 +515,14 @@ def save_checkpoint(run: Run) -> None:
         replay = buffer.transitions_since(checkpoints.saved_frames) if run.config.save_replay_buffer else None
         frames = {"oldest_frame": buffer.oldest_frame, "end": buffer.frames_written}
         checkpoints.write(run.step, state_of(run), replay, **frames)
-        run.saved = (run.step, run.evaluated)
+        run.saved, run.kept = (run.step, run.evaluated), run.episode_start
         run.logger.status("")
 
 
 def restore(run: Run, state: State) -> None:
     """Bring the parts of a run at its beginning to where `state` has them. Raises CheckpointError."""
+    import torch
+
     from checkpoint import CheckpointError
     from dmc import RenderingError
     from logger import check_state
@@ -523,10 +540,11 @@ def restore(run: Run, state: State) -> None:
         refill = restore_replay_buffer(run, state["replay_buffer"])
         if state["underway"] is not None:
             run.underway = replay_episode(run, state["underway"], refill)
+        run.kept = run.episode_start
         run.env.render_seconds = float(state["render_seconds"])
         check_state(state["logs"])
         set_random_states(state["random"], run.agent.device)  # last: nothing after it draws from them
-    except RenderingError:
+    except (RenderingError, torch.OutOfMemoryError):
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -557,9 +575,9 @@ def replay_episode(run: Run, saved: State, refill: bool) -> Underway:
     import numpy as np
 
     env, buffer = run.env, run.buffer
-    first_step, actions = int(saved["first_step"]), [action.numpy() for action in saved["actions"]]
+    actions = [action.numpy() for action in saved["actions"]]
     start = env.state()
-    obs, _ = env.reset(seed=run.config.seed if first_step == 0 else None)
+    obs, _ = env.reset(seed=run.config.seed if run.step == len(actions) else None)
     if refill:
         buffer.start_episode(obs)
     for action in actions:
@@ -574,7 +592,6 @@ def replay_episode(run: Run, saved: State, refill: bool) -> Underway:
         skill=saved["skill"],
         obs=obs,
         start=start,
-        first_step=first_step,
         began=time.perf_counter() - saved["seconds"],
         extrinsic_reward=saved["extrinsic_reward"],
         actions=actions,

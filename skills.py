@@ -6,6 +6,7 @@ Nothing here plays or learns: it is handed the traces of episodes that were play
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from logger import Episode
 from replay_buffer import NO_SKILL
 from rollouts import Start, Trace
 
-STATES_COMPARED = 100  # of each skill, at most, spread evenly over its episodes
+STATES_COMPARED = 100  # of each skill, about, spread evenly over its episodes
 SHEET_COLUMNS = 8  # pictures of an episode on the contact sheet
 
 Played = Mapping[int, Sequence[tuple[Episode, Trace]]]  # by skill
@@ -48,38 +49,52 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
         "state_distance_between": between,
     }
     if traces[0].named[0] != NO_SKILL:  # there is a discriminator
-        row["discriminator_accuracy"] = np.average([e.discriminator_accuracy for e in episodes], weights=lengths)
+        row["discriminator_accuracy"] = sum(
+            episode.discriminator_accuracy * episode.length for episode in episodes
+        ) / max(sum(lengths), 1)
         row["accuracy_at_start"] = np.mean([trace.named[0] == skill for trace in traces])
-        row["mutual_information_bound"] = np.average([e.mutual_information_bound for e in episodes], weights=lengths)
+        row["mutual_information_bound"] = sum(episode.intrinsic_reward_sum for episode in episodes) / max(
+            sum(lengths), 1
+        )
     if traces[0].centres:
         moved = np.mean([trace.centres[-1] - trace.centres[0] for trace in traces], axis=0)
         row |= {"displacement_x": moved[0], "displacement_y": moved[1]}
     return {name: float(value) if isinstance(value, np.floating) else value for name, value in row.items()}
 
 
-def _states(played: Sequence[tuple[Episode, Trace]]) -> np.ndarray:
-    states = [state for _, trace in played for state in trace.states]
-    chosen = np.linspace(0, len(states) - 1, min(len(states), STATES_COMPARED)).astype(int)
-    return np.array([states[index] for index in chosen])
+def _states(played: Sequence[tuple[Episode, Trace]]) -> list[np.ndarray]:
+    """States (N, D) of each episode, none where an environment has none."""
+    episodes = [np.array(trace.states) for _, trace in played if trace.states]
+    counts = [min(len(states), max(STATES_COMPARED // len(episodes), 1)) for states in episodes]
+    chosen = (np.linspace(0, len(own) - 1, count).astype(int) for own, count in zip(episodes, counts, strict=True))
+    return [states[indices] for states, indices in zip(episodes, chosen, strict=True)]
 
 
-def state_distances(states: Mapping[int, np.ndarray]) -> tuple[dict[int, float], dict[int, float]]:
-    """How far apart a skill's states (N, D) lie, by skill: from each other, and from those of all other skills.
+def state_distances(
+    episodes: Mapping[int, Sequence[np.ndarray]],
+) -> tuple[dict[int, float], dict[int, float]]:
+    """How far apart the states (N, D) of a skill's episodes lie, by skill: within it, and from all other skills.
 
     Mean distances between pairs of states, in standard deviations: each dimension is divided by its own over all
-    skills, and a distance is the root mean square over dimensions. Skills that look alike have both equal.
+    skills, and a distance is the root mean square over dimensions. Within a skill, the pairs are of states of different
+    episodes, as those of one are near each other whatever is played; a skill with one episode has no such distance.
+    Skills that look alike have both equal.
     """
-    everything = np.concatenate(list(states.values()))
-    spread = everything.std(axis=0) if everything.ndim == 2 else np.zeros(0)
-    moving = spread > 1e-9
-    if len(states) < 2 or not moving.any():
+    if len(episodes) < 2 or not all(episodes.values()):
         return {}, {}
-    scaled = {skill: part[:, moving] / spread[moving] / np.sqrt(moving.sum()) for skill, part in states.items()}
+    spread = np.concatenate([states for own in episodes.values() for states in own]).std(axis=0)
+    moving = spread > 1e-9
+    if not moving.any():
+        return {}, {}
+    scale = spread[moving] * np.sqrt(moving.sum())
+    scaled = {skill: [states[:, moving] / scale for states in own] for skill, own in episodes.items()}
     within, between = {}, {}
     for skill, own in scaled.items():
-        others = np.concatenate([part for other, part in scaled.items() if other != skill])
-        within[skill] = float(cdist(own, own).sum() / max(len(own) * (len(own) - 1), 1))
-        between[skill] = float(cdist(own, others).mean())
+        others = [states for other, theirs in scaled.items() if other != skill for states in theirs]
+        between[skill] = float(cdist(np.concatenate(own), np.concatenate(others)).mean())
+        pairs = [cdist(one, another).ravel() for one, another in combinations(own, 2)]
+        if pairs:
+            within[skill] = float(np.concatenate(pairs).mean())
     return within, between
 
 

@@ -368,15 +368,15 @@ def resources(sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> dict[str, flo
     memory = sweep.memory_per_run or sweep.needs_memory
     needs = {"CPU": sweep.cpus_per_run, "GPU": gpus, "memory": memory * 1e9}
     flags = {"CPU": "cpus_per_run", "GPU": "gpus_per_run", "memory": "memory_per_run"}
+    units = {"CPU": 1.0, "GPU": 1.0, "memory": 1e9}  # of the flags
     for resource, flag in flags.items():
-        most = max((node.get(resource, 0.0) for node in alive), default=0.0)
-        unit = 1e9 if resource == "memory" else 1.0
+        most, unit = max((node.get(resource, 0.0) for node in alive), default=0.0), units[resource]
         if needs[resource] > most:
             raise UserError(
                 f"--{flag} {needs[resource] / unit:g} is more than any node has ({most / unit:.4g}); give less"
             )
     if not any(all(node.get(resource, 0.0) >= need for resource, need in needs.items()) for node in alive):
-        wanted = ", ".join(f"--{flag} {needs[resource]:g}" for resource, flag in flags.items())
+        wanted = ", ".join(f"--{flag} {needs[resource] / units[resource]:g}" for resource, flag in flags.items())
         raise UserError(f"no node has all of {wanted} together; give less of one")
     return needs
 

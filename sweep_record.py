@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import UserError, folder_name
+from config import CONFIG_FILE, UserError, folder_name
 from files import write_file
 
 if TYPE_CHECKING:
@@ -184,6 +184,8 @@ def look(folder: Path, before: Progress) -> Progress:
             seen.frame = max(seen.frame, int(evaluations[-1]["step"]))
             seen.last_return, seen.best_return = returns[-1], max(returns)
             seen.bound = float(evaluations[-1].get("mutual_information_bound") or math.nan)
+        if seen.frame:  # the budget of a fine-tuned run doesn't have those that the choice of the skill took
+            seen.frame -= json.loads((folder / CONFIG_FILE).read_bytes()).get("frames_before", 0)
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return before
     return seen

@@ -27,7 +27,7 @@ from runs import (
     save_checkpoint,
     setup,
 )
-from stop import StopError, StopRequest
+from stop import StopError, StopRequest, unread_console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,8 +40,9 @@ def train(run: Run) -> None:
     RunError, with a checkpoint behind it where that makes sense.
     """
     from dmc import RenderingError, SimulationError
+    from rollouts import WorkerError
 
-    failure: RenderingError | None = None
+    failure: RenderingError | WorkerError | None = None
     while failure is None:
         try:
             if evaluation_is_due(run):
@@ -51,7 +52,7 @@ def train(run: Run) -> None:
             if run.finished or run.stop.number is not None:
                 break
             train_episode(run)
-        except RenderingError as error:
+        except (RenderingError, WorkerError) as error:
             failure = error
         except SimulationError as error:  # the same actions would lead there again
             what = f"{error} by frame {run.frame}; {last_good_checkpoint(run)}"
@@ -74,7 +75,7 @@ def evaluation_is_due(run: Run) -> bool:
 
 def checkpoint_is_due(run: Run) -> bool:
     frequency = run.config.checkpoint_frequency
-    return bool(frequency) and run.underway is None and run.step // frequency > run.checkpoints.step // frequency
+    return bool(frequency) and run.underway is None and run.step // frequency > run.kept // frequency
 
 
 def train_episode(run: Run) -> None:
@@ -98,7 +99,7 @@ def begin_episode(run: Run) -> None:
         raise
     skill = run.agent.sample_skill(run.skill_rng)
     run.buffer.start_episode(obs)
-    run.underway = Underway(skill=skill, obs=obs, start=start, first_step=run.step, began=began)
+    run.underway = Underway(skill=skill, obs=obs, start=start, began=began)
 
 
 def take_step(run: Run, episode: Underway) -> None:
@@ -176,12 +177,12 @@ def evaluate(run: Run) -> None:
     """Play every skill with the deterministic policy, from the same starts, and log it; a video of each one's first.
 
     The starts depend on the seed and the step only, and nothing that training uses is touched. Where the run is asked
-    to stop, nothing is written: the evaluation is due again when the run is resumed. Raises RenderingError.
+    to stop, nothing is written: the evaluation is due again when the run is resumed. Raises RenderingError and
+    WorkerError.
     """
     import numpy as np
 
-    from dmc import RenderingError
-    from rollouts import Start, Trace, play
+    from rollouts import film, skill_name
     from skills import (
         SHEET_COLUMNS,
         by_skill,
@@ -190,47 +191,38 @@ def evaluate(run: Run) -> None:
         draw_confusion_matrix,
         rows_of_skills,
     )
-    from video import VideoRecorder, gif_clip
+    from video import gif_clip
 
     config, logger, frame = run.config, run.logger, run.frame
+    folder, fps = run.folder / "video" if config.save_video else None, run.env.metadata["render_fps"]
+    tags = {skill: skill_name(skill) if config.learns_skills else "policy" for skill in run.agent.skills()}
     with run.stopwatch("evaluate"):
         logger.status(f"evaluating at frame {frame}")
         seeds = np.random.SeedSequence([config.seed, run.step]).generate_state(config.num_eval_episodes).tolist()
-        skills = run.agent.skills()
-        folder, fps = run.folder / "video" if config.save_video else None, run.env.metadata["render_fps"]
-        recorders = {
-            f"skill{skill}" if config.learns_skills else "policy": VideoRecorder(folder, fps) for skill in skills
-        }
-        for name, recorder in recorders.items():
-            recorder.start(f"{frame}_{name}" if config.learns_skills else str(frame))
-        every = math.ceil((run.env.max_episode_steps or 1) / SHEET_COLUMNS)
-        traced = config.learns_skills
-        starts = [
-            Start(skill, seeds[0], recorder, Trace(picture_every=every) if traced else None)
-            for skill, recorder in zip(skills, recorders.values(), strict=True)
-        ]
-        starts += [Start(skill, seed, None, Trace() if traced else None) for seed in seeds[1:] for skill in skills]
         try:
-            results = play(run.agent, run.lanes, starts, between_steps=run.stop.check)
-        except (StopError, RenderingError) as error:
-            for recorder in recorders.values():
-                recorder.drop()
-            if isinstance(error, StopError):
-                return
-            raise
-        videos = {name: recorder.stop() for name, recorder in recorders.items()}
-        written = [video for video in videos.values() if video is not None]
-        if config.learns_skills:
-            videos["skills"] = VideoRecorder(folder, fps).tile(f"{frame}_skills", written)
-        for name, video in videos.items():
-            clip = gif_clip(video, fps) if video is not None and config.log_save_tb else None
-            if clip is not None:
-                logger.clip(name, *clip, step=frame)
+            filmed = film(
+                run.agent,
+                run.lanes,
+                {skill: f"{frame}_{tag}" if config.learns_skills else f"{frame}" for skill, tag in tags.items()},
+                seeds,
+                folder,
+                fps,
+                grid=f"{frame}_skills",
+                picture_every=math.ceil((run.env.max_episode_steps or 1) / SHEET_COLUMNS),
+                between_steps=run.stop.check,
+            )
+        except StopError:
+            return
+        if config.log_save_tb:
+            videos = [(tags[skill], video) for skill, video in filmed.videos.items()]
+            for tag, video in [*videos, *([("skills", filmed.grid)] if filmed.grid is not None else [])]:
+                clip = gif_clip(video, fps)
+                if clip is not None:
+                    logger.clip(tag, *clip, step=frame)
         logger.status("")
-        logger.evaluation(run.episode, frame, results)
-        if config.learns_skills:
-            played = by_skill(starts, results)
-            logger.skills(rows_of_skills(played), frame)
+        played = by_skill(filmed.starts, filmed.results) if config.learns_skills else {}
+        logger.evaluation(run.episode, frame, filmed.results, rows_of_skills(played))
+        if played:
             logger.picture("confusion_matrix", draw_confusion_matrix(confusion_matrix(played)), frame)
             logger.picture("contact_sheet", contact_sheet(played), frame)
         run.evaluated = run.step
@@ -242,12 +234,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, set up, train. Returns the exit code.
 
     0: the budget is used up. 2: bad input, or a full disk. 1: the run can't go on. Each after one line that says what
-    to do. 128 + signal: stopped by SIGINT or SIGTERM, with a checkpoint.
+    to do. 128 + signal: stopped by SIGINT, SIGTERM or SIGHUP, with a checkpoint.
     """
     config = parse_args(argv)
     # Before torch is imported: its idle threads would spin on the cores that the software renderer needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with StopRequest() as stop:
+    with unread_console(), StopRequest() as stop:
         try:
             run = setup(config)
         except UserError as error:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -77,12 +78,23 @@ class VideoRecorder:
             return None
         return path
 
+    @contextmanager
+    def recorded(self, name: str) -> Iterator[None]:
+        """What is recorded in the block becomes `<name>.mp4`; where it raises, there is no file."""
+        self.start(name)
+        try:
+            yield
+        except BaseException:
+            self.drop()
+            raise
+        self.stop()
+
     def tile(self, name: str, videos: Sequence[Path]) -> Path | None:
         """Write `<name>.mp4` with the given videos side by side; one that ends early holds its last frame."""
         if self.folder is None or not videos:
             return None
         columns = math.ceil(math.sqrt(len(videos)))
-        size = min(VIDEO_SIZE, GRID_WIDTH // columns // 2 * 2)  # even, as H.264 wants it
+        size = min(self.size, GRID_WIDTH // columns) // 2 * 2 or 2  # even, as H.264 wants it
         self.start(name)
         try:
             for frames in _together([read_video(path) for path in videos]):
@@ -94,7 +106,7 @@ class VideoRecorder:
             self.give_up(error)
         return self.stop()
 
-    def give_up(self, error: BaseException) -> None:
+    def give_up(self, error: BaseException | str) -> None:
         """Warn, and drop what was written of the video."""
         _warn(self._path, error)
         self.drop()
@@ -208,5 +220,5 @@ def _together(videos: Sequence[Iterator[np.ndarray]]) -> Iterator[list[np.ndarra
         current = [old if new is None else new for old, new in zip(current, following, strict=True)]
 
 
-def _warn(path: Path | None, error: BaseException) -> None:
+def _warn(path: Path | None, error: BaseException | str) -> None:
     print(f"warning: the video {path} was not written: {error}", file=sys.stderr)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 IMAGE_SIZE = 24
+Mount = Callable[[str], Path]
 
 
 class FakePixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -93,6 +96,9 @@ class FakePixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         image[:] = self.frames[-1][:, 0, 0]
         return image
 
+    def measure(self) -> None:
+        """It has no physics."""
+
     def close(self) -> None:
         pass
 
@@ -105,3 +111,22 @@ class FakePixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 def fake_env() -> type[FakePixelEnv]:
     """The class itself: tests choose their sizes."""
     return FakePixelEnv
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """`mount(options)`: a small file system of its own. Only root can make one."""
+    mounted: list[Path] = []
+
+    def make(options: str) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("no right to mount a file system")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)

@@ -8,19 +8,16 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Mount
 
 SMALL = (
     "--image_size 24 --time_limit 8 --action_repeat 2 --num_train_steps 6 --num_seed_steps 4 --num_skills 2 "
     "--batch_size 2 --hidden_dim 8 --encoder_feature_dim 4 --num_eval_episodes 1 --replay_buffer_capacity 100 "
     "--save_video false"
 )
-
-Mount = Callable[[str], Path]
 
 
 def run_train(line: str, work_dir: Path | str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -46,25 +43,6 @@ def assert_refused(child: subprocess.CompletedProcess[str], *patterns: str) -> N
 
 def contents(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mount]:
-    """`mount(options)`: a small file system of its own. Only root can make one."""
-    mounted: list[Path] = []
-
-    def make(options: str) -> Path:
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-            pytest.skip("no right to mount a file system")
-        mounted.append(place)
-        return place
-
-    yield make
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,6 @@ def test_acting_from_a_graph() -> None:
 def test_frames_on_the_device_give_the_same_batches() -> None:
     """A ring on the device, and one on the host, sample the same transitions."""
     rings = [ReplayBuffer(20, (2, 8, 8), 3, ACTION_DIM, device="cuda", storage=storage) for storage in ("cuda", "cpu")]
-    rng = np.random.default_rng(0)
     for ring in rings:
         rng = np.random.default_rng(0)
         ring.start_episode(rng.integers(256, size=(*OBS_SHAPE[:1], 8, 8), dtype=np.uint8))

@@ -191,7 +191,7 @@ def test_imitation(play: Evaluate, pretrained: Path) -> None:
     assert [float(row["log_q_sum"]) for row in table] == pytest.approx(log_q.sum(dim=0).tolist(), rel=1e-4)
     best = int(log_q.mean(dim=0).argmax())
     frames = list(read_video(out / "imitation.mp4"))
-    assert frames[0].shape[1] >= 2 * 48 or frames[0].shape[1] == 2 * 256
+    assert frames[0].shape == (48, 2 * 48, 3)
     assert (out / f"skill{best}.mp4").exists()
     assert len(list(read_video(out / "given.mp4"))) == len(observations)
 
@@ -429,6 +429,25 @@ def test_run_names_stay_in_their_folder(name: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         parse_args(["--run_name", name])
     assert "--run_name" in capsys.readouterr().err
+
+
+def test_a_benchmarks_template_serves_another_task(tmp_path: Path) -> None:
+    """Its action repeat is the task's, unless it was given; one that no task of the benchmark has stays."""
+
+    def file(line: str) -> str:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({"flags": vars(parse_args(shlex.split(f"--num_skills 0 {line}")))}))
+        return str(path)
+
+    planet = file("--benchmark planet --env cartpole_swingup")
+    config = parse_args(["--config", planet, "--env", "walker_walk"])
+    assert (config.benchmark, config.action_repeat, config.batch_size) == ("planet", 2, 512)
+    assert parse_args(["--config", planet]).action_repeat == 8
+    given = file("--benchmark planet --env cartpole_swingup --action_repeat 5 --batch_size 64")
+    config = parse_args(["--config", given, "--env", "walker_walk"])
+    assert (config.action_repeat, config.batch_size) == (5, 64)
+    other = file("--benchmark planet --env hopper_hop --action_repeat 3")
+    assert parse_args(["--config", other]).action_repeat == 3
 
 
 def test_config_as_a_template(pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, Mount
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dmc
@@ -135,7 +135,6 @@ class Child:
 
 
 Launch = Callable[[str], Child]
-Mount = Callable[[str], Path]
 Undisturbed = Callable[[str], Path]
 
 
@@ -172,25 +171,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
         return done[line]
 
     return folder
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mount]:
-    """`mount(options)`: a small file system of its own. Only root can make one."""
-    mounted: list[Path] = []
-
-    def make(options: str) -> Path:
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-            pytest.skip("no right to mount a file system")
-        mounted.append(place)
-        return place
-
-    yield make
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def run_folder(work_dir: Path) -> Path:

@@ -101,6 +101,27 @@ def test_refused(make_env: MakeEnv, name: str, word: str) -> None:
         make_env(name)
 
 
+def test_drawing_is_tried_again(make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is an error that a run saves itself from."""
+    env = make_env()
+    first, _ = env.reset(seed=0)
+    draw, failures = env._env.render, [OSError("lost"), OSError("lost again")]
+
+    def render() -> object:
+        if failures:
+            raise failures.pop()
+        return draw()
+
+    monkeypatch.setattr(env._env, "render", render)
+    with pytest.raises(dmc.RenderingError, match="failed twice: lost again; then lost"):
+        env.render()
+    failures.append(OSError("lost"))
+    assert env.render().shape == (first.shape[1], first.shape[2], 3)
+    monkeypatch.setattr(env._env, "render", lambda: None)
+    with pytest.raises(dmc.RenderingError, match="no RGB picture"):
+        env.render()
+
+
 @pytest.mark.slow
 def test_a_run_and_its_evaluation(tmp_path: Path) -> None:
     """The real programs on it: trained with skills, stopped by its budget, resumed, evaluated."""

@@ -25,6 +25,8 @@ from conftest import ROOT
 from PIL import Image
 
 from logger import CsvFile, Episode, Logger, Meters
+from rollouts import Trace
+from skills import rows_of_skills
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
 
 DRQ_COLUMNS = "episode,step,episode_reward,duration,batch_reward,actor_loss,actor_entropy,actor_target_entropy"
@@ -73,11 +75,19 @@ def table(folder: Path, name: str) -> pd.DataFrame:
 def eval_results() -> list[Episode]:
     """Two skills with two episodes each, of unlike lengths."""
     return [
-        Episode(1.0, 10.0, 0, 4.0, 1.0, 2.0, length=10),
-        Episode(1.0, 30.0, 0, -6.0, 0.5, 1.0, length=10),
-        Episode(2.0, 50.0, 1, 1.0, 0.0, -1.0, length=20),
-        Episode(0.5, 70.0, 1, 2.0, 0.25, 0.5, length=40),
+        Episode(1.0, 10.0, 0, 4.0, 1.0, length=10),
+        Episode(1.0, 30.0, 0, -6.0, 0.5, length=10),
+        Episode(2.0, 50.0, 1, 1.0, 0.0, length=20),
+        Episode(0.5, 70.0, 1, 2.0, 0.25, length=40),
     ]
+
+
+def skill_rows(with_skills: bool = True) -> list[dict[str, Any]]:
+    """What they say of the skills, all at the start and nothing of their physics known."""
+    played = {
+        skill: [(result, Trace(named=[0])) for result in eval_results() if result.skill == skill] for skill in (0, 1)
+    }
+    return rows_of_skills(played) if with_skills else []
 
 
 # -- means of metrics --------------------------------------------------------------------------------------------------
@@ -133,7 +143,7 @@ def test_files_are_whole_between_rows(with_skills: bool, make_logger: MakeLogger
     for number in range(1, 4):
         logger.update(tensors(CRITIC | ACTOR))
         logger.train_episode(number, number * 100, Episode(2.0, number * 1.5, skill=number), frames=100)
-        logger.evaluation(number, number * 100, eval_results())
+        logger.evaluation(number, number * 100, eval_results(), skill_rows(with_skills))
         for name, rows in (("train", number), ("eval", number), ("episodes", 5 * number)):
             content = table(tmp_path, name)
             assert len(content) == rows
@@ -176,7 +186,7 @@ def test_late_metrics_leave_earlier_cells_empty(make_logger: MakeLogger, tmp_pat
 
 def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
     """Returns are means over episodes; the discriminator's figures over a skill's steps, then over skills."""
-    make_logger(with_skills=True).evaluation(7, 2800, eval_results())
+    make_logger(with_skills=True).evaluation(7, 2800, eval_results(), skill_rows())
     assert table(tmp_path, "eval").to_dict("records") == [
         {
             "episode": 7,
@@ -184,7 +194,7 @@ def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
             "episode_reward": 40.0,
             "episode_intrinsic_reward_sum": 0.25,
             "discriminator_accuracy": pytest.approx((15 / 20 + 10 / 60) / 2),
-            "mutual_information_bound": pytest.approx((30 / 20 + 0 / 60) / 2),
+            "mutual_information_bound": pytest.approx((-2 / 20 + 3 / 60) / 2),
         }
     ]
 
@@ -299,12 +309,12 @@ def test_train_line(
 
 
 @pytest.mark.parametrize(
-    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.2500 | DACC: 0.4583 | MI: 0.7500")]
+    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.2500 | DACC: 0.4583 | MI: -0.0250")]
 )
 def test_eval_line(
     with_skills: bool, appended: str, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_logger(with_skills=with_skills).evaluation(20, 20000, eval_results())
+    make_logger(with_skills=with_skills).evaluation(20, 20000, eval_results(), skill_rows(with_skills))
     assert capsys.readouterr().out == f"| eval  | E: 20 | S: 20000 | R: 40.0000{appended}\n"
 
 
@@ -394,7 +404,7 @@ def test_tensorboard_has_a_tag_per_skill(make_logger: MakeLogger, tmp_path: Path
     logger.train_episode(1, 400, Episode(2.0, 5.5, skill=1, intrinsic_reward_sum=3.0), frames=400)
     logger.update(tensors(CRITIC | DISCRIMINATOR))
     logger.train_episode(2, 800, Episode(2.0, 6.5, skill=0, intrinsic_reward_sum=-4.0), frames=400)
-    logger.evaluation(2, 800, eval_results())
+    logger.evaluation(2, 800, eval_results(), skill_rows())
     logger.close()
     found = scalars(read_events(tmp_path))
     expected = {
@@ -411,10 +421,13 @@ def test_tensorboard_has_a_tag_per_skill(make_logger: MakeLogger, tmp_path: Path
         "eval/episode_intrinsic_reward_sum/skill_0": [(800, -1.0)],
         "eval/episode_intrinsic_reward_sum/skill_1": [(800, 1.5)],
         "eval/discriminator_accuracy": [(800, pytest.approx(11 / 24))],
-        "eval/mutual_information_bound": [(800, 0.75)],
+        "eval/discriminator_accuracy/skill_1": [(800, pytest.approx(10 / 60))],
+        "eval/accuracy_at_start/skill_0": [(800, 1.0)],
+        "eval/mutual_information_bound": [(800, pytest.approx(-0.025))],
+        "eval/mutual_information_bound/skill_1": [(800, pytest.approx(0.05))],
     }
     assert {tag: found.get(tag) for tag in expected} == expected
-    assert "train/skill_id" not in found
+    assert not [tag for tag in found if "skill_id" in tag or "displacement" in tag or "distance" in tag]
 
 
 def test_tensorboard_has_histograms(make_logger: MakeLogger, tmp_path: Path) -> None:

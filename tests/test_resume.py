@@ -8,6 +8,7 @@ import shlex
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,34 @@ def test_checkpoints_come_when_they_are_due(start: Start, monkeypatch: pytest.Mo
     made.clear()
     run = played(start())
     assert [step for step, _ in made] == [int(row["step"]) // 3 for row in tables(run)["eval"]]
+
+
+def test_a_stop_past_a_multiple_does_not_put_off_the_next_checkpoint(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was made in the middle of an episode, at whose end one is due."""
+    line = "--checkpoint_frequency 20 --eval_frequency 0"
+    ends = [int(row["step"]) // 3 for row in tables(played(start(line)))["train"]]
+    due, multiple = next(
+        (end, multiple)
+        for before, end in pairwise(ends)
+        for multiple in (20, 40, 60, 80)
+        if before < multiple and multiple + 1 < end
+    )
+    run = start(line)
+    stop_at(run, multiple + 1)
+    played(run).close()
+    assert run.saved[0] == multiple + 1
+    made: list[int] = []
+    save = runs.save_checkpoint
+
+    def remember(run: Run) -> None:
+        made.append(run.step)
+        save(run)
+
+    monkeypatch.setattr(train, "save_checkpoint", remember)
+    played(start(resume=run.folder))
+    assert made[0] == due
 
 
 def test_a_finished_run_is_extended(start: Start) -> None:

@@ -205,7 +205,11 @@ def node(**amounts: float) -> dict[str, Any]:
         ([node(CPU=4)], {"cpus_per_run": 8.0}, "--cpus_per_run 8 is more than any node has (4)"),
         ([node(CPU=4)], {"gpus_per_run": 1.0}, "--gpus_per_run 1 is more than any node has (0)"),
         ([node(CPU=4)], {"memory_per_run": 100.0}, "--memory_per_run 100 is more than any node has (64)"),
-        ([node(CPU=8), node(CPU=1, GPU=1)], {"cpus_per_run": 4.0}, "no node has all of"),
+        (
+            [node(CPU=8), node(CPU=1, GPU=1)],
+            {"cpus_per_run": 4.0},
+            "no node has all of --cpus_per_run 4, --gpus_per_run 1, --memory_per_run 1 together",
+        ),
     ],
 )
 def test_what_ray_is_asked_for(nodes: list[Any], options: dict[str, Any], expected: Any, tmp_path: Path) -> None:
@@ -258,6 +262,7 @@ def test_another_version_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_how_far_a_run_is(tmp_path: Path) -> None:
     nothing = Progress(7)
     assert look(tmp_path, nothing).frame == 0
+    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "train.csv").write_text("episode,step,fps\n1,100,20.5\n2,200,30.5\n3,3")
     (tmp_path / "eval.csv").write_text(
         "episode,step,episode_reward,mutual_information_bound\n0,0,5,0.1\n1,100,9,0.2\n2,150,7,0.3\n4,200,1e"
@@ -270,6 +275,8 @@ def test_how_far_a_run_is(tmp_path: Path) -> None:
     many = "".join(f"{n},{100 * n},{n}\n" for n in range(1, 20000))
     (tmp_path / "train.csv").write_text(f"episode,step,fps\n{many}20000,2000")
     assert (look(tmp_path, nothing).frame, look(tmp_path, nothing).fps) == (1999900, 19999.0)
+    (tmp_path / "config.json").write_text('{"frames_before": 10000}')  # the budget doesn't have them
+    assert look(tmp_path, nothing).frame == 1989900
 
 
 @pytest.mark.parametrize("row", ["1,\0\0,3", "1,1e,3", "1", "1,2,x"])
