@@ -10,9 +10,11 @@ APT_INSTALL := apt-get install -y --no-install-recommends
 SYSTEM_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libglib2.0-0
 
 # A first run with something to see within minutes, on a CPU too: small batches, four skills, short evaluations. Where
-# ARGS names a flag on the left, which decides or excludes it, the default on the right stays away.
+# ARGS names a flag on the left, which decides or excludes it, the default on the right stays away; all of them where
+# another run decides.
 unless = $(if $(filter $(addsuffix %,$(1)),$(ARGS)),,$(2))
-TRAIN_ARGS = $(call unless,--env --task --benchmark,--env cartpole_swingup --action_repeat 8) \
+TRAIN_ARGS = $(call unless,--resume --finetune_from --config,$(FIRST_RUN))
+FIRST_RUN = $(call unless,--env --task --benchmark,--env cartpole_swingup --action_repeat 8) \
 	$(call unless,--benchmark,--batch_size 32) $(call unless,--num_train_frames,--num_train_steps 10000) \
 	--num_skills 4 --num_seed_steps 250 --eval_frequency 1000 --num_eval_episodes 1 --log_frequency_step 1000
 

@@ -70,7 +70,7 @@ class Config:
     action_repeat: int = flag("task", 4, "frames (control steps) for which an action is held", low=1)
     time_limit: int = flag("task", None, "frames per episode", low=1, derived="the task's own")
     image_size: int = flag("task", 84, "height and width of an observation, pixels", low=16)
-    frame_stack: int = flag("task", 3, "frames in an observation", low=1, alias="framestack")
+    frame_stack: int = flag("task", 3, "pictures in an observation, one an agent step", low=1, alias="framestack")
     benchmark: str = flag(
         "task",
         None,
@@ -100,7 +100,7 @@ class Config:
 
     num_skills: int = flag("DIAYN", 10, "number of skills; 0 is plain DrQ", low=0)
     skill_embedding_dim: int = flag("DIAYN", 10, "width of the learned skill embedding; 0 feeds the one-hot", low=0)
-    lr_discriminator: float = flag("DIAYN", 1e-4, "learning rate of the discriminator", above=0)
+    lr_discriminator: float = flag("DIAYN", 1e-4, "learning rate of the discriminator, whatever --lr is", above=0)
     discriminator_encoder: str = flag(
         "DIAYN",
         "separate",
@@ -234,11 +234,10 @@ def make_config(given: Mapping[str, Any]) -> Config:
         _check(field, values[field.name])
 
     with_skills = values["num_skills"] > 0 and values["finetune_from"] is None
-    if values["finetune_from"] is None and ("finetune_skill" in given or "finetune_critic" in given):
-        if given.get("finetune_skill", "best") != "best" or given.get("finetune_critic", "pretrained") != "pretrained":
-            raise UserError("--finetune_skill and --finetune_critic need --finetune_from, a run with skills")
-    elif values["finetune_from"] is not None:
+    if values["finetune_from"] is not None:
         _check_finetuning(values)
+    elif (values["finetune_skill"], values["finetune_critic"]) != ("best", "pretrained"):
+        raise UserError("--finetune_skill and --finetune_critic need --finetune_from, a run with skills")
     if values["temperature"] in (None, "auto"):
         values["temperature"] = "fixed" if with_skills else "learned"
     for name, default in (
@@ -260,7 +259,9 @@ def make_config(given: Mapping[str, Any]) -> Config:
     if values["run_name"] is not None and not re.fullmatch(r"\w[\w.+=-]*", values["run_name"]):
         raise UserError(f"--run_name must be letters, digits and _ . + = -; got {values['run_name']!r}")
     if values["diayn_intrinsic_reward_coeff"] and not with_skills:
-        raise UserError("--diayn_intrinsic_reward_coeff: without skills there is no such reward; leave the flag out")
+        raise UserError(
+            "--diayn_intrinsic_reward_coeff: without skills to tell apart there is no such reward; leave the flag out"
+        )
     low, high = values["log_std_bounds"]
     if low >= high:
         raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
@@ -293,8 +294,6 @@ def _check_finetuning(values: Mapping[str, Any]) -> None:
     skill, count = values["finetune_skill"], values["num_skills"]
     if skill != "best" and not (skill.isdecimal() and int(skill) < count):
         raise UserError(f"--finetune_skill must be best or a skill from 0 to {count - 1}; got {skill}")
-    if values["diayn_intrinsic_reward_coeff"]:
-        raise UserError("--diayn_intrinsic_reward_coeff: one skill alone has no intrinsic reward; leave the flag out")
 
 
 def resumed_config(given: Mapping[str, Any]) -> Config:

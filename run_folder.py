@@ -1,4 +1,4 @@
-"""A run's folder: made, locked, and told what it takes to repeat the run."""
+"""A run's folder: made, and told what it takes to repeat the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from files import write_file
 if TYPE_CHECKING:
     from dmc import RendererInfo
 
-RECORDED_PACKAGES = ("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard")
+RECORDED_PACKAGES = (
+    *("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"),
+    *("imageio-ffmpeg", "scipy", "pandas", "matplotlib", "tqdm", "psutil"),
+)
 EXACT_PACKAGES = ("torch", "numpy", "dm_control", "mujoco")  # another version of them may give other numbers
 
 

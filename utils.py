@@ -1,4 +1,4 @@
-"""Small, pure helpers for networks and seeds."""
+"""Small helpers: random streams, networks, memory, time."""
 
 from __future__ import annotations
 

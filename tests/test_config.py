@@ -98,7 +98,7 @@ DERIVED = (
 UNITS = {
     "action_repeat": "frames",
     "time_limit": "frames per episode",
-    "frame_stack": "frames",
+    "frame_stack": "pictures",
     "image_size": "pixels",
     "image_pad": "pixels",
     "num_train_steps": "agent steps",

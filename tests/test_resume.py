@@ -332,6 +332,19 @@ def test_without_the_replay_buffer(start: Start, capsys: pytest.CaptureFixture[s
     assert [int(row["episode"]) for row in tables(again)["train"]] == list(range(1, again.episode + 1))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_gone(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that had found CUDA by itself goes on without it."""
+    run = start()
+    stop_at(run, 20)
+    played(run).close()
+    path = run.folder / "config.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"', 1))
+    resumed = start(resume=run.folder)
+    assert (resumed.config.device, resumed.step) == ("cpu", 20)
+    assert "no CUDA device was found" in capsys.readouterr().err
+
+
 def test_weights_of_another_device_kind_are_taken_over(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint written on CUDA goes on here, with random numbers of its own."""
     run = start()

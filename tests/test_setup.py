@@ -184,6 +184,14 @@ def test_flags_of_the_user_win(checkout: Path, arguments: str, expected: dict[st
 
 @needs_make
 @pytest.mark.parametrize(
+    "arguments", ["--resume runs/a", "--finetune_from=runs/a --lr 1e-4", "--config runs/a/config.json"]
+)
+def test_another_run_decides_alone(checkout: Path, arguments: str) -> None:
+    assert training_command(checkout, arguments) == shlex.split(arguments)
+
+
+@needs_make
+@pytest.mark.parametrize(
     ("python", "message"),
     [
         (None, "there is no some-python"),
