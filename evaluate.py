@@ -77,6 +77,7 @@ class Learned:
     frame: int  # frames of training behind it
     name: str
     fps: float  # of its videos, in the task's time
+    max_episode_steps: int
 
 
 def load(place: Path, device: str | None) -> Learned:
@@ -96,10 +97,10 @@ def load(place: Path, device: str | None) -> Learned:
         with closing(env), enough_memory("the networks", "end other programs, or name another --device"):
             agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
             agent.load_weights(state["agent"])
-        fps = env.metadata["render_fps"]
+        fps, steps = env.metadata["render_fps"], env.max_episode_steps or 1
         counters = state["counters"]
         frame = int(counters["frames_before"]) + int(counters["step"]) * config.action_repeat
-        return Learned(config, agent, frame, run.name, fps)
+        return Learned(config, agent, frame, run.name, fps, steps)
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -167,11 +168,23 @@ def parse_schedule(text: str, learned: Learned, rng: np.random.Generator) -> Ite
 
 
 def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> None:
-    """Play skills from the same starts; a table, a video of each one's first episode and of all side by side."""
+    """Play skills from the same starts: a table, a video of each one's first episode and of all side by side.
+
+    Where all skills of several are played, there are the two pictures that training makes too.
+    """
+    import cv2
     import numpy as np
 
     from rollouts import film, skill_name
-    from skills import by_skill, rows_of_skills
+    from skills import (
+        by_skill,
+        confusion_matrix,
+        contact_sheet,
+        draw_confusion_matrix,
+        headline,
+        picture_every,
+        rows_of_skills,
+    )
     from utils import stream
 
     skills = chosen_skills(args.skills, learned)
@@ -187,10 +200,16 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
             None if args.no_video else out,
             learned.fps,
             size=args.video_size,
-            picture_every=int(args.save_trajectories),
+            picture_every=1 if args.save_trajectories else picture_every(learned.max_episode_steps),
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_table(out / "skills.csv", rows_of_skills(by_skill(filmed.starts, filmed.results)), learned.frame)
+    played = by_skill(filmed.starts, filmed.results)
+    rows = rows_of_skills(played)
+    write_table(out / "skills.csv", rows, learned.frame)
+    if len(skills) > 1 and len(skills) == learned.config.num_skills:
+        matrix = draw_confusion_matrix(confusion_matrix(played), headline(rows, learned.frame))
+        for name, picture in (("confusion_matrix", matrix), ("contact_sheet", contact_sheet(played))):
+            cv2.imwrite(str(out / f"{name}.png"), picture[:, :, ::-1])
     if args.save_trajectories:
         for start in filmed.starts:
             save_trajectory(out / f"trajectory_{skill_name(start.skill)}_{start.seed}.npz", learned, start)

@@ -5,10 +5,12 @@ Nothing here plays or learns: it is handed the traces of episodes that were play
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+import cv2
 import numpy as np
 from scipy.spatial.distance import cdist
 
@@ -18,6 +20,7 @@ from rollouts import Start, Trace
 
 STATES_COMPARED = 100  # of each skill, about, spread evenly over its episodes
 SHEET_COLUMNS = 8  # pictures of an episode on the contact sheet
+SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: a picture at least, above them, to their left
 
 Played = Mapping[int, Sequence[tuple[Episode, Trace]]]  # by skill
 
@@ -110,42 +113,63 @@ def confusion_matrix(played: Played) -> np.ndarray:
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 
-def draw_confusion_matrix(matrix: np.ndarray) -> np.ndarray:
+def picture_every(episode_steps: int) -> int:
+    """Agent steps between the pictures of an episode that a contact sheet shows."""
+    return math.ceil(episode_steps / SHEET_COLUMNS)
+
+
+def headline(rows: Sequence[Mapping[str, Any]], frame: int) -> str:
+    """What the rows of skills.csv come to, in a line: means over skills."""
+    accuracy, bound = (
+        np.mean([row[name] for row in rows]) for name in ("discriminator_accuracy", "mutual_information_bound")
+    )
+    return f"frame {frame}, episodes a skill: {rows[0]['episodes']}, accuracy {accuracy:.2f}, bound {bound:.2f} nats"
+
+
+def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
     """The matrix as a picture: uint8 RGB (H, W, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     count = len(matrix)
-    figure = Figure(figsize=(2.2 + 0.42 * count, 1.6 + 0.42 * count), dpi=100, layout="constrained")
+    figure = Figure(figsize=(2.2 + 0.42 * count, 1.8 + 0.42 * count), dpi=100, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="Blues")
     for (row, column), share in np.ndenumerate(matrix):
         if share >= 0.005:
             colour = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set(
-        xticks=range(count),
-        yticks=range(count),
-        xlabel="the discriminator names skill",
-        ylabel="skill",
-        title="% of steps",
-    )
+    axes.set(xticks=range(count), yticks=range(count), xlabel="the discriminator names skill", ylabel="skill")
+    axes.set_title(f"% of steps\n{title.replace(', a', chr(10) + 'a', 1)}", fontsize=8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
 def contact_sheet(played: Played) -> np.ndarray:
-    """A row for each skill, its first episode from left to right in time: uint8 RGB (H, W, 3)."""
-    import cv2
+    """A row for each skill, its first episode from left to right in time: uint8 RGB (H, W, 3).
 
-    strips = []
-    for skill, episodes in played.items():
-        pictures = episodes[0][1].pictures[:SHEET_COLUMNS]
-        images = [np.ascontiguousarray(picture.transpose(1, 2, 0)) for picture in pictures]
-        images += [np.zeros_like(images[0])] * (SHEET_COLUMNS - len(images))
-        strip = np.concatenate(images, axis=1)
-        label = np.full((strip.shape[0], 24, 3), 255, np.uint8)
-        where = (2, strip.shape[0] // 2)
-        cv2.putText(label, str(skill), where, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-        strips.append(np.concatenate([label, strip], axis=1))
-    return np.concatenate(strips)
+    Above stand the agent steps; beside a skill, in what share of that episode's steps the discriminator names it.
+    """
+    longest = max((episodes[0][1] for episodes in played.values()), key=lambda trace: len(trace.pictures))
+    stride = max(1, (len(longest.pictures) - 1) // (SHEET_COLUMNS - 1))
+    size = longest.pictures[0].shape[1]
+    size *= math.ceil(SHEET_TILE / size)
+    sheet = np.zeros((SHEET_HEADER + size * len(played), SHEET_LABEL + size * SHEET_COLUMNS, 3), np.uint8)
+    sheet[:SHEET_HEADER] = sheet[:, :SHEET_LABEL] = 255
+    for column in range(SHEET_COLUMNS):
+        text = f"step {column * stride * longest.picture_every}"
+        _write(sheet, text, SHEET_LABEL + size * column + 4, SHEET_HEADER - 6)
+    for row, (skill, episodes) in enumerate(played.items()):
+        result, trace = episodes[0]
+        top = SHEET_HEADER + size * row
+        _write(sheet, f"{skill}", 4, top + size // 2)
+        _write(sheet, f"{result.discriminator_accuracy:.0%}", 4, top + size // 2 + 18)
+        for column, picture in enumerate(trace.pictures[::stride][:SHEET_COLUMNS]):
+            left = SHEET_LABEL + size * column
+            tile = cv2.resize(picture.transpose(1, 2, 0), (size, size), interpolation=cv2.INTER_NEAREST)
+            sheet[top : top + size, left : left + size] = tile
+    return sheet
+
+
+def _write(image: np.ndarray, text: str, x: int, y: int) -> None:
+    cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)

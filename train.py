@@ -8,7 +8,6 @@ functions that need them, so that --help and a mistyped flag answer at once.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import sys
 import time
@@ -184,11 +183,12 @@ def evaluate(run: Run) -> None:
 
     from rollouts import film, skill_name
     from skills import (
-        SHEET_COLUMNS,
         by_skill,
         confusion_matrix,
         contact_sheet,
         draw_confusion_matrix,
+        headline,
+        picture_every,
         rows_of_skills,
     )
     from video import gif_clip
@@ -208,7 +208,7 @@ def evaluate(run: Run) -> None:
                 folder,
                 fps,
                 grid=f"{frame}_skills",
-                picture_every=math.ceil((run.env.max_episode_steps or 1) / SHEET_COLUMNS),
+                picture_every=picture_every(run.env.max_episode_steps or 1),
                 between_steps=run.stop.check,
             )
         except StopError:
@@ -221,9 +221,11 @@ def evaluate(run: Run) -> None:
                     logger.clip(tag, *clip, step=frame)
         logger.status("")
         played = by_skill(filmed.starts, filmed.results) if config.learns_skills else {}
-        logger.evaluation(run.episode, frame, filmed.results, rows_of_skills(played))
+        rows = rows_of_skills(played)
+        logger.evaluation(run.episode, frame, filmed.results, rows)
         if played:
-            logger.picture("confusion_matrix", draw_confusion_matrix(confusion_matrix(played)), frame)
+            matrix = draw_confusion_matrix(confusion_matrix(played), headline(rows, frame))
+            logger.picture("confusion_matrix", matrix, frame)
             logger.picture("contact_sheet", contact_sheet(played), frame)
         run.evaluated = run.step
         if run.underway is None:

@@ -98,7 +98,11 @@ def test_every_skill_from_the_same_starts(
     assert {seeds.count(seed) for seed in seeds} == {4}
     for skill in range(4):
         assert next(read_video(out / f"skill{skill}.mp4")).shape == (64, 64, 3)
-    assert (out / "skills.mp4").exists()
+    assert next(read_video(out / "skills.mp4")).shape == (128, 128, 3)
+    for name in ("confusion_matrix", "contact_sheet"):
+        picture = cv2.imread(str(out / f"{name}.png"))
+        assert picture is not None
+        assert picture.std() > 10
     assert contents(pretrained) == before
 
 

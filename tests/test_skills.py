@@ -15,6 +15,8 @@ from logger import Episode
 from rollouts import Start, Trace, make_lanes, play
 from skills import (
     SHEET_COLUMNS,
+    SHEET_HEADER,
+    SHEET_LABEL,
     by_skill,
     confusion_matrix,
     contact_sheet,
@@ -88,16 +90,20 @@ def test_rows_and_confusion() -> None:
 
 def test_pictures() -> None:
     """A row a skill, in time from left to right; a short episode leaves black; the matrix is darkest where it is 1."""
-    full = [np.full((3, 8, 8), 10 * column, np.uint8) for column in range(SHEET_COLUMNS + 2)]
-    played: Any = {0: [(None, Trace(pictures=full))], 1: [(None, Trace(pictures=full[4:6]))]}
-    sheet = contact_sheet(played)
-    assert sheet.shape == (16, 24 + 8 * SHEET_COLUMNS, 3)
-    assert [int(sheet[4, 28 + 8 * column, 0]) for column in range(SHEET_COLUMNS)] == [
-        10 * column for column in range(SHEET_COLUMNS)
-    ]
-    assert [int(sheet[12, 28 + 8 * column, 0]) for column in range(4)] == [40, 50, 0, 0]
+    for stride in (1, 7):  # as training keeps pictures, and every one
+        full = [np.full((3, 8, 8), 10 * (step // stride), np.uint8) for step in range((SHEET_COLUMNS - 1) * stride + 1)]
+        result = Episode(1.0, 0.0, discriminator_accuracy=0.5)
+        played: Any = {0: [(result, Trace(1, pictures=full))], 1: [(result, Trace(1, pictures=full[: 1 + stride]))]}
+        sheet = contact_sheet(played)
+        assert sheet.shape == (SHEET_HEADER + 2 * 88, SHEET_LABEL + 88 * SHEET_COLUMNS, 3)
+        tiles = sheet[SHEET_HEADER + 44 :: 88, SHEET_LABEL + 44 :: 88, 0].astype(int)
+        assert tiles.tolist() == [[10 * column for column in range(SHEET_COLUMNS)], [0, 10, *[0] * 6]]
+        assert (sheet[:SHEET_HEADER] < 128).any()
 
-    plain, diagonal = (draw_confusion_matrix(matrix).astype(int) for matrix in (np.full((3, 3), 1 / 3), np.eye(3)))
+    plain, diagonal = (
+        draw_confusion_matrix(matrix, "frame 1, accuracy 1").astype(int)
+        for matrix in (np.full((3, 3), 1 / 3), np.eye(3))
+    )
     assert plain.dtype == diagonal.dtype
     assert plain.shape == diagonal.shape
     assert (plain[:, :, 2] - plain[:, :, 0] > 150).sum() == 0, "thirds are pale"
