@@ -34,7 +34,7 @@ help:
 	@echo 'make bench [ARGS="..."]                set up, then run benchmark.py'
 	@echo 'make setup                             only set up: .venv, and a software renderer where none works'
 	@echo 'make clean                             remove .venv and caches; runs/ stays'
-	@echo 'PYTHON=python3.12 beside any of these names the Python that .venv is built with.'
+	@echo 'PYTHON=python3.12 beside the first of these names the Python that .venv is built with.'
 
 train: setup
 	$(PY) train.py $(strip $(TRAIN_ARGS) $(ARGS))

@@ -47,18 +47,24 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=(*BENCHMARKS, "all"), default="all")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[128])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=(*BENCHMARKS, "all"), default="all", help="takes minutes each")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:N or cpu")
+    parser.add_argument("--batch_size", type=positive, nargs="+", default=[128], help="of update, loop and replay")
     parser.add_argument("--num_skills", type=int, default=0, help="skills in the update and loop benchmarks")
-    parser.add_argument("--blocks", type=int, default=5, help="blocks per variant")
-    parser.add_argument("--steps", type=int, default=4, help="updates, or steps, in a block")
+    parser.add_argument("--blocks", type=positive, default=5, help="blocks per variant")
+    parser.add_argument("--steps", type=positive, default=4, help="updates, or steps, in a block")
     parser.add_argument("--env", default="cartpole_swingup", help="task of the loop, eval and render benchmarks")
     parser.add_argument("--out", type=Path, help="write everything measured to this JSON file")
     args = parser.parse_args(argv)
     args.action_dim = 6
     renderer = dmc.choose_renderer()
+    try:
+        dmc.resolve_task(args.env)
+    except dmc.TaskError as error:
+        parser.error(f"--env: {error}")
     record: Row = {"machine": machine(args.device, renderer), "load_before": os.getloadavg(), "results": []}
     for name in BENCHMARKS if args.what == "all" else [args.what]:
         for row in BENCHMARKS[name](argparse.Namespace(**vars(args))):  # one of its own, which it may change
@@ -69,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         args.out.write_text(json.dumps(record, indent=2, default=str) + "\n")
     return 0
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on; got {text!r}")
+    return int(text)
 
 
 def machine(device: str, renderer: dmc.RendererInfo) -> Row:

@@ -66,7 +66,9 @@ def flag(
 class Config:
     """Everything a run can be told. Build it with `make_config`, which derives and checks."""
 
-    env: str = flag("task", "cartpole_swingup", "task of dm_control.suite, as domain_task", alias="task")
+    env: str = flag(
+        "task", "cartpole_swingup", "task of dm_control.suite, as domain_task (python dmc.py --tasks)", alias="task"
+    )
     action_repeat: int = flag("task", 4, "frames (control steps) for which an action is held", low=1)
     time_limit: int = flag("task", None, "frames per episode", low=1, derived="the task's own")
     image_size: int = flag("task", 84, "height and width of an observation, pixels", low=16)
@@ -155,7 +157,12 @@ class Config:
     hidden_depth: int = flag("DrQ", 2, "hidden layers", low=1)
     log_std_bounds: tuple[float, float] = flag("DrQ", (-10.0, 2.0), "range of the policy's log standard deviation")
 
-    eval_frequency: int = flag("outputs", 5000, "agent steps between evaluations; 0 never evaluates", low=0)
+    eval_frequency: int = flag(
+        "outputs",
+        5000,
+        "agent steps between evaluations, which wait for the episode's end; one more ends the run; 0 never evaluates",
+        low=0,
+    )
     num_eval_episodes: int = flag(
         "outputs", None, "episodes per evaluation, for each skill", low=1, derived="10 without skills, 1 with"
     )
@@ -349,14 +356,14 @@ def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, 
     try:
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"--{source} {folder}: there is no {name} in it; name a run's") from None
+        raise UserError(f"--{source}: there is no {path}; name a run's") from None
     except OSError as error:
-        raise UserError(f"--{source} {folder}: {path} can't be read: {error.strerror}") from error
+        raise UserError(f"--{source}: {path} can't be read: {error.strerror}; name a run's") from error
     except (ValueError, RecursionError):
-        raise UserError(f"--{source} {folder}: {path} is damaged; put its text back, or start a new run") from None
+        raise UserError(f"--{source}: {path} is damaged, or no run's; put its text back, or start a new run") from None
     flags = record.get("flags") if isinstance(record, dict) else None
     if not isinstance(flags, dict):
-        raise UserError(f"--{source} {folder}: {path} has no flags; put its text back, or start a new run")
+        raise UserError(f"--{source}: {path} has no flags; put its text back, or start a new run")
     return {key: _stored_value(path, source, key, value) for key, value in flags.items()}
 
 

@@ -2,12 +2,13 @@
 
 dm_control and MUJOCO_GL are used in this module only. dm_control binds its renderer when it is first imported, so
 `choose_renderer` comes before everything else here. `python dmc.py` checks the renderer of this machine and says
-what to install where there is none.
+what to install where there is none; `python dmc.py --tasks` lists the tasks.
 """
 
 from __future__ import annotations
 
 import abc
+import argparse
 import difflib
 import json
 import math
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -110,6 +111,11 @@ def choose_renderer() -> RendererInfo:
 def do_without_renderer() -> None:
     """Let tasks be made, and never drawn, in a process that has not imported dm_control yet."""
     os.environ["MUJOCO_GL"] = "disable"
+
+
+def may_draw() -> bool:
+    """Whether `do_without_renderer` has not been called here."""
+    return os.environ.get("MUJOCO_GL") != "disable"
 
 
 def resolve_task(name: str) -> tuple[str, str]:
@@ -324,7 +330,15 @@ class DMCEnv(PixelEnv):
         return engine.Camera(physics, height, width, self._camera_id)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Find the renderer that works here.")
+    parser.add_argument("--tasks", action="store_true", help="list the suite's tasks instead, as --env takes them")
+    if parser.parse_args(argv).tasks:
+        do_without_renderer()
+        from dm_control import suite
+
+        print(*sorted(f"{domain}_{task}" for domain, task in suite.ALL_TASKS), sep="\n")
+        return 0
     try:
         info = choose_renderer()
     except RenderingError as error:

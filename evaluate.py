@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from config import Config, Parser, UserError, folder_name, one_line
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from drq import DrQAgent
     from rollouts import Lanes, Start
+
+BAR: dict[str, Any] = {"leave": False, "disable": None}  # of progress: on a terminal, as long as it moves
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,7 +44,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--skill_schedule", metavar="3:100,7:100|random:100", help="skills and their agent steps, over and over")
     add("--imitate", type=Path, metavar="NPZ", help="find the skill that explains the frames of a trajectory best")
     add("--device", metavar="NAME", help="cuda, cuda:N or cpu (default: cuda, or cpu where there is no CUDA device)")
-    add("--out", type=Path, metavar="FOLDER", help="default: evaluations/<task>/<run>_<frame>/<what is played>")
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="default: evaluations/<task>/<run>_<frame>/<what is played>; files of the same names are replaced",
+    )
     args = parser.parse_args(argv)
     if args.imitate is not None and args.skill_schedule is not None:
         parser.error("--imitate and --skill_schedule exclude each other; give one of them")
@@ -191,7 +200,7 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
     if args.skills == "best" and len(skills) > 1:
         choice = stream(args.seed, "best").generate_state(args.episodes).tolist()  # or the best would look better
         skills = [choose_best(learned, choice)]
-    with opened_lanes(learned, len(skills) * args.episodes) as lanes:
+    with opened_lanes(learned, len(skills) * args.episodes) as lanes, tqdm(desc="playing", unit=" steps", **BAR) as bar:
         filmed = film(
             learned.agent,
             lanes,
@@ -201,6 +210,7 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
             learned.fps,
             size=args.video_size,
             picture_every=1 if args.save_trajectories else picture_every(learned.max_episode_steps),
+            between_steps=bar.update,
         )
     out.mkdir(parents=True, exist_ok=True)
     played = by_skill(filmed.starts, filmed.results)
@@ -220,8 +230,8 @@ def choose_best(learned: Learned, seeds: Sequence[int]) -> int:
     from rollouts import best_skill
 
     skills = learned.agent.skills()
-    with opened_lanes(learned, len(skills) * len(seeds)) as lanes:
-        best, returns, _ = best_skill(learned.agent, lanes, skills, seeds)
+    with opened_lanes(learned, len(skills) * len(seeds)) as lanes, tqdm(desc="choosing", unit=" steps", **BAR) as bar:
+        best, returns, _ = best_skill(learned.agent, lanes, skills, seeds, between_steps=bar.update)
     shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
     print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
     return best
@@ -337,8 +347,15 @@ def read_frames(path: Path, config: Config) -> tuple[np.ndarray, int | None]:
     try:
         with np.load(path, allow_pickle=False) as data:
             frames, seed = data["frames"], int(data["seed"]) if "seed" in data else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"--imitate {path}: {error}; name an .npz from --save_trajectories") from error
+            env = str(data["env"]) if "env" in data else config.env
+    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"--imitate {path} holds no trajectory; name an .npz from --save_trajectories") from error
+    except OSError as error:
+        raise UserError(
+            f"--imitate {path}: {error.strerror or error}; name an .npz from --save_trajectories"
+        ) from error
+    if env != config.env:
+        raise UserError(f"--imitate {path}: its frames are of {env}, the run's of {config.env}; name some of its task")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or len(frames) < 2:
         raise UserError(f"--imitate {path}: frames must be uint8 (T + 1, 3, H, W); got {frames.dtype} {frames.shape}")
     size = config.image_size
@@ -389,6 +406,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             play(learned, args, out)
         if out.exists():
             print(f"outputs: {out}")
+    except KeyboardInterrupt:
+        print("evaluate.py: stopped", file=sys.stderr)
+        return 130
     except Exception as error:
         from dmc import RenderingError, SimulationError
         from runs import RunError
@@ -401,10 +421,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def mode(args: argparse.Namespace) -> str:
-    """What is played, as a folder's name, so that one evaluation doesn't write over another."""
+    """What is played from which starts, as a folder's name, so that one evaluation doesn't write over another."""
     if args.imitate is not None:
-        return f"imitate_{args.imitate.stem}"
-    return folder_name(f"schedule_{args.skill_schedule}" if args.skill_schedule else f"skills_{args.skills}")
+        played = f"imitate_{args.imitate.stem}"
+    else:
+        played = f"schedule_{args.skill_schedule}" if args.skill_schedule else f"skills_{args.skills}"
+    episodes = f"_episodes_{args.episodes}" if args.episodes != 1 else ""
+    return folder_name(f"{played}{episodes}{f'_seed_{args.seed}' if args.seed else ''}")
 
 
 if __name__ == "__main__":

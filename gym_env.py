@@ -16,7 +16,7 @@ import cv2
 import gymnasium
 import numpy as np
 
-from dmc import PixelEnv, RenderingError, TaskError
+from dmc import PixelEnv, RenderingError, TaskError, may_draw
 
 PREFIX = "gym:"
 
@@ -57,6 +57,14 @@ class GymPixelEnv(PixelEnv):
             self._env.close()
             raise TaskError(f"{name!r} has the actions {space}; they must be a bounded Box of one dimension")
         self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        try:  # what it lacks may show only here
+            if may_draw():
+                self._env.reset(seed=0)
+                self._draw()
+        except Exception as error:
+            self._env.close()
+            hint = "; pip install what it needs" if isinstance(error, (ImportError, gymnasium.error.Error)) else ""
+            raise TaskError(f"{name!r} can't draw itself: {_first_line(error)}{hint}") from error
         self._image_size, self._action_repeat = image_size, action_repeat
         self._frames = deque(maxlen=frame_stack)
         limit = self._env.spec.max_episode_steps if self._env.spec is not None else None

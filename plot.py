@@ -99,9 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         reference = None if args.reference is None else read_reference(args.reference)
-        runs = [run for folder in find_runs(args.runs) if (run := read_run(folder)) is not None]
+        read = {folder: read_run(folder) for folder in find_runs(args.runs)}
+        runs = [run for run in read.values() if run is not None]
+        if args.out.exists() and not args.out.is_dir():
+            raise OSError(f"--out {args.out} is no folder; name one")
         if not runs:
             raise OSError(f"no evaluations in {', '.join(map(str, args.runs))}; name a run's folder, or one above it")
+        for folder in [folder for folder, run in read.items() if run is None]:
+            print(f"left out: {folder} has no evaluations yet", file=sys.stderr)
         args.out.mkdir(parents=True, exist_ok=True)
         for env in sorted({run.env for run in runs}):
             groups = make_groups([run for run in runs if run.env == env])
@@ -146,7 +151,10 @@ def read_run(folder: Path) -> Run | None:
 
 def read_reference(path: Path) -> pd.DataFrame:
     """Published curves. Raises ValueError where columns are missing."""
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:
+        raise ValueError(f"--reference {path} is no CSV; name one with published curves") from error
     missing = {"env", "seed", "step", "episode_reward"} - set(table.columns)
     if missing:
         raise ValueError(f"--reference {path} lacks the columns {', '.join(sorted(missing))}")

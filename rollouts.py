@@ -145,7 +145,7 @@ def _of_worker(factory: Callable[[], gymnasium.Env[Any, Any]], owner: int) -> Pa
 
 
 def play(
-    agent: DrQAgent, lanes: Lanes, starts: Sequence[Start], *, between_steps: Callable[[], None] = lambda: None
+    agent: DrQAgent, lanes: Lanes, starts: Sequence[Start], *, between_steps: Callable[[], object] = lambda: None
 ) -> list[Episode]:
     """Play every start to its end. The results don't depend on how many lanes there are.
 
@@ -181,7 +181,7 @@ def film(
     grid: str = "skills",
     size: int = VIDEO_SIZE,
     picture_every: int = 0,
-    between_steps: Callable[[], None] = lambda: None,
+    between_steps: Callable[[], object] = lambda: None,
 ) -> Film:
     """Play skills, each from each of these starts, with traces.
 
@@ -214,10 +214,16 @@ def skill_name(skill: int) -> str:
 
 
 def best_skill(
-    agent: DrQAgent, lanes: Lanes, skills: Sequence[int], seeds: Sequence[int]
+    agent: DrQAgent,
+    lanes: Lanes,
+    skills: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    between_steps: Callable[[], object] = lambda: None,
 ) -> tuple[int, dict[int, float], int]:
     """The skill with the highest mean return over episodes from these starts, all means, and the agent steps played."""
-    results = play(agent, lanes, [Start(skill, seed) for seed in seeds for skill in skills])
+    starts = [Start(skill, seed) for seed in seeds for skill in skills]
+    results = play(agent, lanes, starts, between_steps=between_steps)
     returns = {
         skill: sum(result.extrinsic_reward for result in results if result.skill == skill) / len(seeds)
         for skill in skills
@@ -226,7 +232,7 @@ def best_skill(
 
 
 def _play_round(
-    agent: DrQAgent, lanes: Lanes, starts: Sequence[Start], between_steps: Callable[[], None]
+    agent: DrQAgent, lanes: Lanes, starts: Sequence[Start], between_steps: Callable[[], object]
 ) -> list[Episode]:
     began, count = time.perf_counter(), len(starts)
     # A round with fewer starts than lanes fills up with repetitions, whose results nobody asks for.

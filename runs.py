@@ -229,9 +229,14 @@ def make_environment(config: Config) -> PixelEnv:
 
 
 def check_libraries() -> RendererInfo:
-    """Load what needs system libraries, and find a renderer. Raises UserError."""
-    from dmc import INSTALL_HINT, RenderingError, choose_renderer
+    """Load what needs packages and system libraries, and find a renderer. Raises UserError."""
+    try:
+        import torch  # noqa: F401
 
+        from dmc import INSTALL_HINT, RenderingError, choose_renderer
+    except ModuleNotFoundError as error:
+        remedy = "`make setup` and .venv/bin/python, or pip install -r requirements.txt"
+        raise UserError(f"this Python lacks {error.name}; use {remedy}") from error
     try:
         import cv2  # noqa: F401  # needs system libraries, which its wheel leaves out
     except ImportError as error:
@@ -279,6 +284,9 @@ def setup(config: Config) -> Run:
     Raises UserError.
     """
     renderer = check_libraries()
+    if config.resume is None and config.num_train_steps <= config.num_seed_steps:
+        steps = f"--num_seed_steps is {config.num_seed_steps}, the budget {config.num_train_steps} agent steps"
+        print(f"warning: nothing will be learned: {steps}", file=sys.stderr)
     config = dataclasses.replace(config, device=choose_device(config.device))
     print(f"device: {config.device}; renderer: {renderer.backend}, {renderer.name}")
     if renderer.is_software and config.device != "cpu":

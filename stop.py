@@ -57,7 +57,7 @@ class StopRequest:
         if not self.listening:
             raise KeyboardInterrupt
         with suppress(OSError):  # not print: the signal may have come in the middle of another one
-            os.write(2, f"stopping: {self.answer}; once more stops at once\n".encode())
+            os.write(2, f"stopping ({signal.Signals(number).name}): {self.answer}; once more stops at once\n".encode())
 
 
 @contextmanager

@@ -221,8 +221,7 @@ def new_sweep(args: argparse.Namespace) -> Sweep:
         raise UserError(f"--sweep_name {name}: {folder} exists; choose another, or go on with --resume {folder}")
     options: dict[str, Any] = {"cpus_per_run": 1.0, "gpus_per_run": None, "memory_per_run": None, "max_failures": 3}
     options |= {option: value for option in options if (value := getattr(args, option)) is not None}
-    if not args.dry_run:
-        check_environments(configs)
+    check_environments(configs)
     return Sweep(folder, [trial for trial, _ in planned], **options, needs_memory=memory_needed(configs))
 
 
@@ -468,7 +467,7 @@ class Driver:
             if trial.began is None and host:
                 news = True
                 trial.began, trial.state, trial.host = time.monotonic(), "running", host
-                self.view.line(trial, f"{'resumed' if trial.seen.frame else 'started'} on {host}")
+                self.view.line(trial, f"{'resumed' if trial.attempts > 1 else 'started'} on {host}")
             if trial.state == "running":
                 trial.seen = look(trial.folder(sweep.folder), trial.seen)
         if news or time.monotonic() - self._written > WRITE_EVERY:

@@ -196,8 +196,15 @@ def evaluate(run: Run) -> None:
     config, logger, frame = run.config, run.logger, run.frame
     folder, fps = run.folder / "video" if config.save_video else None, run.env.metadata["render_fps"]
     tags = {skill: skill_name(skill) if config.learns_skills else "policy" for skill in run.agent.skills()}
+    steps = 0
+
+    def tick() -> None:
+        nonlocal steps
+        run.stop.check()
+        steps += 1
+        logger.status(f"evaluating at frame {frame}, step {steps}")
+
     with run.stopwatch("evaluate"):
-        logger.status(f"evaluating at frame {frame}")
         seeds = np.random.SeedSequence([config.seed, run.step]).generate_state(config.num_eval_episodes).tolist()
         try:
             filmed = film(
@@ -209,7 +216,7 @@ def evaluate(run: Run) -> None:
                 fps,
                 grid=f"{frame}_skills",
                 picture_every=picture_every(run.env.max_episode_steps or 1),
-                between_steps=run.stop.check,
+                between_steps=tick,
             )
         except StopError:
             return

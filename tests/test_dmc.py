@@ -562,3 +562,12 @@ def _touches_dm_control(path: Path) -> bool:
         if any(name.split(".")[0] in ("dm_control", "mujoco") for name in names):
             return True
     return False
+
+
+def test_tasks_from_the_command_line() -> None:
+    """As --env takes them, in a process that could not draw."""
+    command = [sys.executable, "dmc.py", "--tasks"]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "DISPLAY": ""})
+    names = child.stdout.split()
+    assert {"cartpole_swingup", "ball_in_cup_catch", "walker_walk"} < set(names)
+    assert all(dmc.resolve_task(name) for name in names)

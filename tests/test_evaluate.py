@@ -252,6 +252,43 @@ def test_flags_that_make_no_sense_are_one_line(line: str, words: str, capsys: py
     assert words in said
 
 
+def test_frames_of_another_task_are_refused(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "t.npz"
+    np.savez(given, frames=np.zeros((5, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8), env="walker_walk")
+    assert evaluate.main([str(pretrained), "--device", "cpu", "--imitate", str(given)]) == 2
+    assert "its frames are of walker_walk" in capsys.readouterr().err
+
+
+def test_evaluations_from_other_starts_have_folders_of_their_own() -> None:
+    lines = ("", "--episodes 2", "--seed 1", "--seed 1 --episodes 2", "--skills 3,1", "--skill_schedule 1:2,3:4")
+    names = [evaluate.mode(evaluate.parse_args(["run", *shlex.split(line)])) for line in lines]
+    assert names[0] == "skills_all"
+    assert len(set(names)) == len(lines)
+
+
+@pytest.mark.parametrize("line", ["", "--skill_schedule 0:3"])
+def test_ctrl_c_leaves_no_half_made_video(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    steps, step = 0, SeededEnv.step
+
+    def interrupted(env: SeededEnv, action: np.ndarray) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise KeyboardInterrupt
+        return step(env, action)
+
+    monkeypatch.setattr(SeededEnv, "step", interrupted)
+    out = tmp_path / "out"
+    arguments = [str(pretrained), "--device", "cpu", "--out", str(out), *shlex.split(line)]
+    assert evaluate.main(arguments) == 130
+    assert capsys.readouterr().err.endswith("evaluate.py: stopped\n")
+    assert not out.exists() or not list(out.iterdir())
+
+
 @pytest.mark.parametrize("place", ["nowhere", "empty", "file", "pickle"])
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], fakes: Any, place: str) -> None:
     (tmp_path / "empty").mkdir()

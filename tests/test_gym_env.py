@@ -101,6 +101,19 @@ def test_refused(make_env: MakeEnv, name: str, word: str) -> None:
         make_env(name)
 
 
+def test_what_a_package_lacks_shows_before_a_run_begins(make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some environments import what draws them when they are drawn first."""
+
+    def render(_: object) -> None:
+        raise gymnasium.error.DependencyNotInstalled("painter is not installed\nat all")
+
+    monkeypatch.setattr(gymnasium.Wrapper, "render", render)
+    with pytest.raises(dmc.TaskError, match=r"can't draw itself: painter is not installed; pip install"):
+        make_env()
+    monkeypatch.setenv("MUJOCO_GL", "disable")  # a sweep only looks whether there is such an environment
+    assert make_env().action_space.shape == (1,)
+
+
 def test_drawing_is_tried_again(make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is an error that a run saves itself from."""
     env = make_env()

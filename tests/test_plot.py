@@ -149,7 +149,7 @@ def test_reference_is_drawn(make_run: MakeRun, tmp_path: Path) -> None:
     assert pictures[0] != pictures[1]
 
 
-@pytest.mark.parametrize("trouble", ["no folder", "no runs", "no columns"])
+@pytest.mark.parametrize("trouble", ["no folder", "no runs", "no columns", "no table", "no place"])
 def test_bad_input(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], trouble: str) -> None:
     arguments = [str(make_run("a", [1.0, 2.0])), "--out", str(tmp_path / "out")]
     if trouble == "no folder":
@@ -157,8 +157,11 @@ def test_bad_input(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixt
     elif trouble == "no runs":
         (tmp_path / "empty").mkdir()
         arguments[0] = str(tmp_path / "empty")
+    elif trouble == "no place":
+        (tmp_path / "file").write_text("")
+        arguments[2] = str(tmp_path / "file")
     else:
-        (tmp_path / "r.csv").write_text("a,b\n1,2\n")
+        (tmp_path / "r.csv").write_text("a,b\n1,2\n" if trouble == "no columns" else "a\n1,2\n3,4,5,6\n")
         arguments += ["--reference", str(tmp_path / "r.csv")]
     assert plot.main(arguments) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -595,6 +595,13 @@ def test_a_run_that_nobody_closes_stays(fakes: Fakes, tmp_path: Path) -> None:
     assert (folder / "train.csv").exists()
 
 
+def test_a_budget_without_updates_is_told(fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes()
+    for seed_steps, told in ((29, False), (30, True)):
+        runs.setup(parse_args(shlex.split(f"{TINY} --num_seed_steps {seed_steps} --work_dir {tmp_path}"))).close()
+        assert ("warning: nothing will be learned" in capsys.readouterr().err) == told
+
+
 def test_nothing_half_made_stays(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever goes wrong once there is a folder."""
     fakes()
