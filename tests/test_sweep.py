@@ -580,4 +580,4 @@ def test_signals_are_announced_in_the_sweeps_words(capfd: pytest.CaptureFixture[
         stop.listening = True
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(lambda: stop.number is not None, 5)
-    assert capfd.readouterr().err == "stopping: every run writes a checkpoint; once more stops at once\n"
+    assert capfd.readouterr().err == "stopping (SIGTERM): every run writes a checkpoint; once more stops at once\n"
