@@ -263,8 +263,7 @@ def make_config(given: Mapping[str, Any]) -> Config:
         if not values["num_train_steps"]:
             raise UserError(f"--num_train_frames must be at least --action_repeat, which is {repeat}")
     values["num_train_frames"] = values["num_train_steps"] * repeat
-    if values["run_name"] is not None and not re.fullmatch(r"\w[\w.+=-]*", values["run_name"]):
-        raise UserError(f"--run_name must be letters, digits and _ . + = -; got {values['run_name']!r}")
+    check_name("run_name", values["run_name"])
     if values["diayn_intrinsic_reward_coeff"] and not with_skills:
         raise UserError(
             "--diayn_intrinsic_reward_coeff: without skills to tell apart there is no such reward; leave the flag out"
@@ -278,6 +277,17 @@ def make_config(given: Mapping[str, Any]) -> Config:
             "--diayn_intrinsic_reward_coeff"
         )
     return Config(**values)
+
+
+def check_name(flag: str, name: str | None) -> None:
+    """Raise UserError where a folder can't be called that."""
+    if name is not None and not re.fullmatch(r"\w[\w.+=-]*", name):
+        raise UserError(f"--{flag} must be letters, digits and _ . + = -; got {name!r}")
+
+
+def no_room(work_dir: object, error: OSError) -> UserError:
+    """What to say where nothing can be written into --work_dir."""
+    return UserError(f"--work_dir {work_dir}: {error.strerror or error}; name a folder on a disk with room")
 
 
 def _inherited(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -185,15 +185,7 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
     import numpy as np
 
     from rollouts import film, skill_name
-    from skills import (
-        by_skill,
-        confusion_matrix,
-        contact_sheet,
-        draw_confusion_matrix,
-        headline,
-        picture_every,
-        rows_of_skills,
-    )
+    from skills import by_skill, picture_every, pictures, rows_of_skills
     from utils import stream
 
     skills = chosen_skills(args.skills, learned)
@@ -217,8 +209,7 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
     rows = rows_of_skills(played)
     write_table(out / "skills.csv", rows, learned.frame)
     if len(skills) > 1 and len(skills) == learned.config.num_skills:
-        matrix = draw_confusion_matrix(confusion_matrix(played), headline(rows, learned.frame))
-        for name, picture in (("confusion_matrix", matrix), ("contact_sheet", contact_sheet(played))):
+        for name, picture in pictures(played, rows, learned.frame).items():
             cv2.imwrite(str(out / f"{name}.png"), picture[:, :, ::-1])
     if args.save_trajectories:
         for start in filmed.starts:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, UserError, refuse_changes
+from config import Config, UserError, no_room, refuse_changes
 from stop import StopRequest
 
 if TYPE_CHECKING:
@@ -317,8 +317,7 @@ def start(config: Config, resources: ExitStack, half_made: ExitStack) -> Run:
         folder = half_made.enter_context(new_run_folder(config))
         resources.enter_context(locked(folder))
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"--work_dir {config.work_dir}: {reason}; name a folder on a disk with room") from error
+        raise no_room(config.work_dir, error) from error
     return Run(config, folder, Checkpoints(folder), **parts)
 
 
@@ -462,10 +461,10 @@ def record(run: Run, renderer: RendererInfo, logs: State | None, resources: Exit
     except LogError as error:
         raise UserError(f"--resume {folder}: {error}") from error
     except OSError as error:
+        if config.resume is None:
+            raise no_room(config.work_dir, error) from error
         reason = error.strerror or error
-        if config.resume is not None:
-            raise UserError(f"--resume {folder}: {reason}: {error.filename or folder}; mend that first") from error
-        raise UserError(f"--work_dir {config.work_dir}: {reason}; name a folder on a disk with room") from error
+        raise UserError(f"--resume {folder}: {reason}: {error.filename or folder}; mend that first") from error
     if logs is not None:
         run.logger.load_meters(logs, run.agent.device)
     remove_unfinished(folder / "video")

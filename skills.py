@@ -101,6 +101,12 @@ def state_distances(
     return within, between
 
 
+def pictures(played: Played, rows: Sequence[Mapping[str, Any]], frame: int) -> dict[str, np.ndarray]:
+    """What there is to see of an evaluation of all skills, whose rows of skills.csv these are: uint8 RGB (H, W, 3)."""
+    matrix = draw_confusion_matrix(confusion_matrix(played), headline(rows, frame))
+    return {"confusion_matrix": matrix, "contact_sheet": contact_sheet(played)}
+
+
 def confusion_matrix(played: Played) -> np.ndarray:
     """Shares (K, K): of the steps of skill k (row), those that the discriminator puts down to each skill (column).
 

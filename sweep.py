@@ -38,8 +38,10 @@ from config import (
     Parser,
     UserError,
     add_flags,
+    check_name,
     complete,
     config_from,
+    no_room,
     one_line,
     shown_value,
     with_template,
@@ -113,8 +115,7 @@ def check_options(args: argparse.Namespace) -> None:
     gpus = args.gpus_per_run or 0
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"--gpus_per_run must be whole above 1; got {gpus}")
-    if args.sweep_name is not None and not re.fullmatch(r"\w[\w.+=-]*", args.sweep_name):
-        raise UserError(f"--sweep_name must be letters, digits and _ . + = -; got {args.sweep_name!r}")
+    check_name("sweep_name", args.sweep_name)
     if args.resume is not None and (args.values or args.sweep_name):
         name = next(iter(args.values), "sweep_name")
         raise UserError(f"--{name}: a resumed sweep keeps its runs; leave the flag out, or start a new sweep")
@@ -590,8 +591,7 @@ def opened(sweep: Sweep, args: argparse.Namespace, stop: StopRequest) -> Iterato
                 shutil.rmtree(sweep.folder, ignore_errors=True)
             if isinstance(error, UserError):
                 raise
-            reason = f"{error.strerror}; name a folder on a disk with room"
-            raise UserError(f"--work_dir {args.work_dir}: {reason}") from error
+            raise no_room(args.work_dir, error) from error
         stop.listening = True
         yield start
 

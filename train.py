@@ -182,15 +182,7 @@ def evaluate(run: Run) -> None:
     import numpy as np
 
     from rollouts import film, skill_name
-    from skills import (
-        by_skill,
-        confusion_matrix,
-        contact_sheet,
-        draw_confusion_matrix,
-        headline,
-        picture_every,
-        rows_of_skills,
-    )
+    from skills import by_skill, picture_every, pictures, rows_of_skills
     from video import gif_clip
 
     config, logger, frame = run.config, run.logger, run.frame
@@ -230,10 +222,8 @@ def evaluate(run: Run) -> None:
         played = by_skill(filmed.starts, filmed.results) if config.learns_skills else {}
         rows = rows_of_skills(played)
         logger.evaluation(run.episode, frame, filmed.results, rows)
-        if played:
-            matrix = draw_confusion_matrix(confusion_matrix(played), headline(rows, frame))
-            logger.picture("confusion_matrix", matrix, frame)
-            logger.picture("contact_sheet", contact_sheet(played), frame)
+        for name, picture in (pictures(played, rows, frame) if played else {}).items():
+            logger.picture(name, picture, frame)
         run.evaluated = run.step
         if run.underway is None:
             run.scheduled = run.step
