@@ -174,6 +174,7 @@ def contact_sheet(played: Played) -> np.ndarray:
             left = SHEET_LABEL + size * column
             tile = cv2.resize(picture.transpose(1, 2, 0), (size, size), interpolation=cv2.INTER_NEAREST)
             sheet[top : top + size, left : left + size] = tile
+    sheet[SHEET_HEADER:, SHEET_LABEL::size] = 255  # lines between the columns
     return sheet
 
 

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 import torch
 
-# A shell's & has it ignored, and so would the programs that are tested.
+# A shell's & has the first ignored, nohup the second, and so would the programs that are tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
