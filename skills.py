@@ -116,7 +116,7 @@ def confusion_matrix(played: Played) -> np.ndarray:
     for skill, episodes in played.items():
         for _, trace in episodes:
             np.add.at(matrix[skill], trace.named[1:], 1.0)
-    return matrix / matrix.sum(axis=1, keepdims=True)
+    return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1.0)  # physics may fail in a skill's first step
 
 
 def picture_every(episode_steps: int) -> int:
@@ -146,7 +146,7 @@ def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
             colour = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set(xticks=range(count), yticks=range(count), xlabel="the discriminator names skill", ylabel="skill")
-    axes.set_title(f"% of steps\n{title.replace(', a', chr(10) + 'a', 1)}", fontsize=8)
+    axes.set_title(title.replace(", accuracy", "\n% of steps, accuracy"), fontsize=8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
