@@ -135,50 +135,121 @@ def resolve_task(name: str) -> tuple[str, str]:
 
 
 class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
-    """What training asks of an environment. Observations are stacks of the frames in `_frames`."""
+    """What training asks of an environment: stacked pixels, repeated actions, a random stream that can be saved.
+
+    Observations are uint8 `(3 * frame_stack, image_size, image_size)`, RGB, oldest frame first; a reset repeats its
+    first frame. Actions are float32 in [-1, 1], scaled to the task's bounds and held for `action_repeat` frames, whose
+    rewards are summed; the repeat stops at the episode's end. `terminated` is a real end, `truncated` the time limit,
+    through which a value is to be bootstrapped.
+
+    Args:
+        low, high: the task's own bounds of an action, float64 (action_dim,).
+        frame_limit: frames per episode, `math.inf` without a limit.
+        frame_rate: frames per second of the task's time.
+    """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
     render_mode = "rgb_array"
     observation_space: gymnasium.spaces.Box
     action_space: gymnasium.spaces.Box
-    max_episode_steps: int | None  # agent steps; None without a limit
-    render_seconds = 0.0  # spent drawing, since the environment was made
-    _frames: deque[np.ndarray]
+
+    def __init__(
+        self,
+        low: np.ndarray,
+        high: np.ndarray,
+        *,
+        frame_limit: float,
+        frame_rate: float,
+        image_size: int,
+        frame_stack: int,
+        action_repeat: int,
+    ) -> None:
+        self._low, self._high = low, high
+        self._image_size, self._action_repeat = image_size, action_repeat
+        self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
+        self.render_seconds = 0.0  # spent drawing, since the environment was made
+        self.max_episode_steps = None if math.isinf(frame_limit) else math.ceil(frame_limit / action_repeat)
+        self.metadata = {**self.metadata, "render_fps": frame_rate / action_repeat}
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, low.shape, np.float32)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (3 * frame_stack, image_size, image_size), np.uint8)
 
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:
-        """What the coming episodes depend on, as plain data: the state of the random stream."""
+        """What the coming episodes depend on, as plain data: the state of the random stream.
+
+        An episode under way is no part of it: the same actions after the same start lead there again.
+        """
 
     @abc.abstractmethod
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over the `state` of an equal environment; `reset` comes next."""
 
     @abc.abstractmethod
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold `action` for the action repeat, or until the episode ends."""
+    def _restart(self, seed: int | None) -> None:
+        """Begin an episode. A seed restarts the random stream."""
 
     @abc.abstractmethod
-    def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """The scene as it is now: uint8 RGB `(height, width, 3)`, as large as a frame unless told otherwise."""
+    def _advance(self, control: np.ndarray) -> tuple[float, bool, bool]:
+        """One frame under `control`, float64 within the bounds: reward, real end, time limit."""
+
+    @abc.abstractmethod
+    def _draw(self, height: int, width: int) -> np.ndarray:
+        """A new picture of the scene, uint8 RGB `(height, width, 3)`. May raise anything."""
+
+    def _forget_contexts(self) -> None:
+        """Let go of what drawing holds, so that it begins anew."""
 
     def measure(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The physics' state, float64 (n,), and the centre of all mass, (x, y, z) in metres; None where unknown."""
         return None
 
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode. A seed restarts the task's random stream; without one it goes on."""
+        super().reset(seed=seed)
+        self._restart(seed)
+        self._frames.extend([self._frame()] * (self._frames.maxlen or 1))
+        return np.concatenate(list(self._frames)), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Hold `action` for the action repeat, or until the episode ends. Raises SimulationError, RenderingError."""
+        unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
+        control = self._low + unit * (self._high - self._low)
+        total, terminated, truncated = 0.0, False, False
+        for _ in range(self._action_repeat):
+            reward, terminated, truncated = self._advance(control)
+            total += reward
+            if terminated or truncated:
+                break
+        self._frames.append(self._frame())
+        return np.concatenate(list(self._frames)), total, terminated, truncated and not terminated, {}
+
+    def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
+        """The scene as it is now: uint8 RGB `(height, width, 3)`, `image_size` square unless told otherwise.
+
+        A failure is tried again, from the beginning. Raises RenderingError where that fails too.
+        """
+        size = (height or self._image_size, width or self._image_size)
+        started = time.perf_counter()
+        try:
+            picture = self._draw(*size)
+        except Exception as first:  # the bindings of OpenGL raise many kinds
+            try:
+                self._forget_contexts()
+                picture = self._draw(*size)
+            except Exception as second:
+                raise RenderingError(f"drawing a frame failed twice: {first}; tried anew: {second}") from second
+            print(f"warning: drawing a frame failed ({first}); it worked when tried anew", file=sys.stderr)
+        self.render_seconds += time.perf_counter() - started
+        return picture
+
     def _frame(self) -> np.ndarray:
         return np.ascontiguousarray(self.render().transpose(2, 0, 1))
 
-    def _observation(self) -> np.ndarray:
-        return np.concatenate(list(self._frames))
-
 
 class DMCEnv(PixelEnv):
-    """One task of dm_control.suite as stacked pixels.
-
-    Observations are uint8 `(3 * frame_stack, image_size, image_size)`, RGB, oldest frame first; a reset repeats its
-    first frame. Actions are float32 in [-1, 1] and held for `action_repeat` control steps, whose rewards are summed;
-    the repeat stops at the episode's end. `terminated` is a real end (dm_control's discount 0), `truncated` the time
-    limit, through which a value is to be bootstrapped.
+    """One task of dm_control.suite as stacked pixels. A real end is where dm_control's discount is 0.
 
     Args:
         name: task, as `resolve_task` takes it.
@@ -206,24 +277,21 @@ class DMCEnv(PixelEnv):
             task_kwargs["time_limit"] = math.inf  # counted here, so that it may also exceed the task's own
         self._env = suite.load(domain, task, task_kwargs=task_kwargs)
         self._frame_limit = time_limit or math.inf
+        self._frame_count = 0
         self._camera_id = (2 if domain == "quadruped" else 0) if camera is None else camera
         self._cameras: dict[tuple[int, int], Any] = {}
-        self._image_size, self._action_repeat = image_size, action_repeat
-        self._frames = deque(maxlen=frame_stack)
-        self._frame_count = 0
-
-        # dm_control keeps its limit as a number of control steps; infinite where there is none.
-        limit = self._frame_limit if time_limit is not None else self._env._step_limit
-        self.max_episode_steps = None if math.isinf(limit) else math.ceil(limit / action_repeat)
-        self.metadata = {**self.metadata, "render_fps": 1 / (self._env.control_timestep() * action_repeat)}
-
         spec = self._env.action_spec()
         bounded = (spec.minimum > -UNBOUNDED) & (spec.maximum < UNBOUNDED)
-        self._low = np.where(bounded, spec.minimum, -1.0)
-        self._high = np.where(bounded, spec.maximum, 1.0)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, spec.shape, np.float32)
-        shape = (3 * frame_stack, image_size, image_size)
-        self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        super().__init__(
+            np.where(bounded, spec.minimum, -1.0),
+            np.where(bounded, spec.maximum, 1.0),
+            # dm_control keeps its limit as a number of control steps; infinite where there is none
+            frame_limit=self._frame_limit if time_limit is not None else self._env._step_limit,
+            frame_rate=1 / self._env.control_timestep(),
+            image_size=image_size,
+            frame_stack=frame_stack,
+            action_repeat=action_repeat,
+        )
 
     @property
     def physics(self) -> Any:
@@ -236,69 +304,29 @@ class DMCEnv(PixelEnv):
         return physics.get_state().copy(), np.array(physics.data.subtree_com[0])
 
     def state(self) -> dict[str, Any]:
-        """What the coming episodes depend on, as plain data: the state of the task's random stream.
-
-        An episode under way is no part of it. The same actions after the same start lead there again, to the bit.
-        """
         state = self._random.get_state(legacy=False)
         return {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over the `state` of an equal environment; `reset` comes next."""
         self._random.set_state(dict(state))
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode. A seed restarts the task's random stream; without one it goes on."""
-        super().reset(seed=seed)
+    def _restart(self, seed: int | None) -> None:
         if seed is not None:
             self._random.seed(seed % 2**32)
         self._env.reset()
         self._frame_count = 0
-        frame = self._frame()
-        self._frames.extend([frame] * (self._frames.maxlen or 1))
-        return self._observation(), {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold `action` for `action_repeat` control steps, or until the episode ends. Raises SimulationError."""
+    def _advance(self, control: np.ndarray) -> tuple[float, bool, bool]:
         from dm_control.rl.control import PhysicsError
 
-        unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
-        control = self._low + unit * (self._high - self._low)
-        reward, terminated, truncated = 0.0, False, False
-        for _ in range(self._action_repeat):
-            try:
-                time_step = self._env.step(control)
-            except PhysicsError as error:
-                raise SimulationError(f"the physics became unstable ({str(error).splitlines()[0]})") from error
-            self._frame_count += 1
-            reward += time_step.reward or 0.0
-            terminated = time_step.last() and time_step.discount == 0.0
-            truncated = not terminated and (time_step.last() or self._frame_count >= self._frame_limit)
-            if terminated or truncated:
-                break
-        self._frames.append(self._frame())
-        return self._observation(), reward, terminated, truncated, {}
-
-    def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """The scene as it is now: uint8 RGB `(height, width, 3)`, `image_size` square unless told otherwise.
-
-        A failure is tried again on a new context. Raises RenderingError where that fails too.
-        """
-        size = (height or self._image_size, width or self._image_size)
-        started = time.perf_counter()
         try:
-            picture = self._draw(*size)
-        except Exception as first:  # the bindings of OpenGL raise many kinds
-            try:
-                self._forget_contexts()
-                picture = self._draw(*size)
-            except Exception as second:
-                raise RenderingError(f"drawing a frame failed twice: {first}; on a new context: {second}") from second
-            print(f"warning: drawing a frame failed ({first}); it worked on a new context", file=sys.stderr)
-        self.render_seconds += time.perf_counter() - started
-        return picture
+            time_step = self._env.step(control)
+        except PhysicsError as error:
+            raise SimulationError(f"the physics became unstable ({str(error).splitlines()[0]})") from error
+        self._frame_count += 1
+        over = time_step.last()
+        limit = over or self._frame_count >= self._frame_limit
+        return time_step.reward or 0.0, over and time_step.discount == 0.0, limit
 
     def close(self) -> None:
         self._cameras.clear()
@@ -310,7 +338,7 @@ class DMCEnv(PixelEnv):
         return np.array(self._cameras[height, width].render())  # a copy: the camera draws into one buffer
 
     def _forget_contexts(self) -> None:
-        """Let go of everything of OpenGL's; physics makes new contexts when they are asked for."""
+        """Everything of OpenGL's: physics makes new contexts when they are asked for."""
         self._cameras.clear()
         physics = self._env.physics
         with physics._contexts_lock:

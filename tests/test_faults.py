@@ -585,14 +585,14 @@ def test_drawing_fails_once(
     assert len(contexts) == len(expected) + 1
     assert (len(set(contexts[: failing + 1])), len(set(contexts[failing + 1 :]))) == (1, 1)
     assert contexts[failing] is not contexts[failing + 1]
-    assert capsys.readouterr().err.count("on a new context") == 1
+    assert capsys.readouterr().err.count("tried anew") == 1
 
 
 def test_drawing_fails_for_good(environment: Callable[[], dmc.DMCEnv], monkeypatch: pytest.MonkeyPatch) -> None:
     env = environment()
     env.reset(seed=1)
     break_drawing(monkeypatch, lambda _: True)
-    with pytest.raises(dmc.RenderingError, match=r"twice: the context is lost; on a new context: the context is lost"):
+    with pytest.raises(dmc.RenderingError, match=r"twice: the context is lost; tried anew: the context is lost"):
         env.step(np.zeros(1, np.float32))
 
 

@@ -126,7 +126,7 @@ def test_drawing_is_tried_again(make_env: MakeEnv, monkeypatch: pytest.MonkeyPat
         return draw()
 
     monkeypatch.setattr(env._env, "render", render)
-    with pytest.raises(dmc.RenderingError, match="failed twice: lost again; then lost"):
+    with pytest.raises(dmc.RenderingError, match="failed twice: lost again; tried anew: lost"):
         env.render()
     failures.append(OSError("lost"))
     assert env.render().shape == (first.shape[1], first.shape[2], 3)
