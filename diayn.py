@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from drq import DrQAgent, Encoder, Metrics, Views, make_head
+from drq import DrQAgent, Encoder, Metrics, Sizes, Views, make_head
 from replay_buffer import Batch
 from utils import mlp, to_channels_last, weight_init
 
@@ -28,20 +28,11 @@ class Discriminator(nn.Module):
     convolutions of its own, trained by its own loss.
     """
 
-    def __init__(
-        self,
-        conv_dim: int,
-        num_skills: int,
-        *,
-        encoder_feature_dim: int,
-        hidden_dim: int,
-        hidden_depth: int,
-        encoder: Encoder | None = None,
-    ) -> None:
+    def __init__(self, conv_dim: int, sizes: Sizes, encoder: Encoder | None = None) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = make_head(conv_dim, encoder_feature_dim)
-        self.classifier = mlp(encoder_feature_dim, hidden_dim, num_skills, hidden_depth)
+        self.head = make_head(conv_dim, sizes.encoder_feature_dim)
+        self.classifier = mlp(sizes.encoder_feature_dim, sizes.hidden_dim, sizes.num_skills, sizes.hidden_depth)
         self.apply(weight_init)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -73,19 +64,15 @@ class DIAYNAgent(DrQAgent):
         encoder_feature_dim: int = 50,
         hidden_dim: int = 1024,
         hidden_depth: int = 2,
+        skill_embedding_dim: int = 0,
         precision: str = "fp32",
         **drq: Any,
     ) -> None:
-        sizes: dict[str, Any] = {
-            "encoder_feature_dim": encoder_feature_dim,
-            "hidden_dim": hidden_dim,
-            "hidden_depth": hidden_depth,
-        }
-        super().__init__(obs_shape, action_dim, num_skills=num_skills, precision=precision, **sizes, **drq)
+        sizes = Sizes(encoder_feature_dim, hidden_dim, hidden_depth, num_skills, skill_embedding_dim)
+        super().__init__(obs_shape, action_dim, precision=precision, **sizes._asdict(), **drq)
         self.num_skills, self.intrinsic_coeff = num_skills, diayn_intrinsic_reward_coeff
         own_encoder = Encoder(obs_shape, precision) if discriminator_encoder == "separate" else None
-        conv_dim = self.critic.encoder.feature_dim
-        self.discriminator = Discriminator(conv_dim, num_skills, encoder=own_encoder, **sizes)
+        self.discriminator = Discriminator(self.critic.encoder.feature_dim, sizes, own_encoder)
         to_channels_last(self.discriminator.to(self.device))
         self.discriminator_optimizer = self.make_optimizer(self.discriminator.parameters(), lr_discriminator)
 

@@ -133,6 +133,16 @@ class Encoder(nn.Module):
             return self.convs(x).permute(0, 2, 3, 1).flatten(1).float()
 
 
+class Sizes(NamedTuple):
+    """How wide and deep the networks behind the convolutions are, and the skill that joins there."""
+
+    encoder_feature_dim: int
+    hidden_dim: int
+    hidden_depth: int
+    num_skills: int = 0
+    skill_embedding_dim: int = 0
+
+
 def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
     """The bottleneck behind the convolutions: linear, LayerNorm, tanh. One each for actor, critic, target critic."""
     return nn.Sequential(nn.Linear(conv_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
@@ -144,25 +154,14 @@ class Critic(nn.Module):
     The skill joins behind the bottleneck: beside 39,200 convolutional features it would drown.
     """
 
-    def __init__(
-        self,
-        obs_shape: tuple[int, ...],
-        action_dim: int,
-        *,
-        encoder_feature_dim: int,
-        hidden_dim: int,
-        hidden_depth: int,
-        num_skills: int,
-        skill_embedding_dim: int,
-        precision: str,
-    ) -> None:
+    def __init__(self, obs_shape: tuple[int, ...], action_dim: int, sizes: Sizes, precision: str) -> None:
         super().__init__()
         self.encoder = Encoder(obs_shape, precision)
-        self.head = make_head(self.encoder.feature_dim, encoder_feature_dim)
-        self.skill = SkillEmbedding(num_skills, skill_embedding_dim)
-        width = encoder_feature_dim + self.skill.width + action_dim
-        self.q1 = mlp(width, hidden_dim, 1, hidden_depth)
-        self.q2 = mlp(width, hidden_dim, 1, hidden_depth)
+        self.head = make_head(self.encoder.feature_dim, sizes.encoder_feature_dim)
+        self.skill = SkillEmbedding(sizes.num_skills, sizes.skill_embedding_dim)
+        width = sizes.encoder_feature_dim + self.skill.width + action_dim
+        self.q1 = mlp(width, sizes.hidden_dim, 1, sizes.hidden_depth)
+        self.q2 = mlp(width, sizes.hidden_dim, 1, sizes.hidden_depth)
         self.apply(weight_init)
 
     def forward(
@@ -197,23 +196,13 @@ class SquashedGaussian(NamedTuple):
 class Actor(nn.Module):
     """The policy on the critic's convolutional features, which it is handed detached."""
 
-    def __init__(
-        self,
-        conv_dim: int,
-        action_dim: int,
-        *,
-        encoder_feature_dim: int,
-        hidden_dim: int,
-        hidden_depth: int,
-        log_std_bounds: tuple[float, float],
-        num_skills: int,
-        skill_embedding_dim: int,
-    ) -> None:
+    def __init__(self, conv_dim: int, action_dim: int, sizes: Sizes, log_std_bounds: tuple[float, float]) -> None:
         super().__init__()
         self.log_std_bounds = log_std_bounds
-        self.head = make_head(conv_dim, encoder_feature_dim)
-        self.skill = SkillEmbedding(num_skills, skill_embedding_dim)
-        self.policy = mlp(encoder_feature_dim + self.skill.width, hidden_dim, 2 * action_dim, hidden_depth)
+        self.head = make_head(conv_dim, sizes.encoder_feature_dim)
+        self.skill = SkillEmbedding(sizes.num_skills, sizes.skill_embedding_dim)
+        width = sizes.encoder_feature_dim + self.skill.width
+        self.policy = mlp(width, sizes.hidden_dim, 2 * action_dim, sizes.hidden_depth)
         self.apply(weight_init)
 
     def forward(self, features: torch.Tensor, skill: torch.Tensor) -> SquashedGaussian:
@@ -298,28 +287,11 @@ class DrQAgent:
         self.action_dim, self.target_entropy = action_dim, -float(action_dim)
         self.num_updates = 0
 
-        self.critic = Critic(
-            obs_shape,
-            action_dim,
-            encoder_feature_dim=encoder_feature_dim,
-            hidden_dim=hidden_dim,
-            hidden_depth=hidden_depth,
-            num_skills=num_skills,
-            skill_embedding_dim=skill_embedding_dim,
-            precision=precision,
-        )
+        sizes = Sizes(encoder_feature_dim, hidden_dim, hidden_depth, num_skills, skill_embedding_dim)
+        self.critic = Critic(obs_shape, action_dim, sizes, precision)
         to_channels_last(self.critic.to(self.device))
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = Actor(
-            self.critic.encoder.feature_dim,
-            action_dim,
-            encoder_feature_dim=encoder_feature_dim,
-            hidden_dim=hidden_dim,
-            hidden_depth=hidden_depth,
-            log_std_bounds=log_std_bounds,
-            num_skills=num_skills,
-            skill_embedding_dim=skill_embedding_dim,
-        ).to(self.device)
+        self.actor = Actor(self.critic.encoder.feature_dim, action_dim, sizes, log_std_bounds).to(self.device)
         self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
 
         self._learn: Callable[..., Metrics] = self._learn_from_tensors
