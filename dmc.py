@@ -168,6 +168,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
         self._image_size, self._action_repeat = image_size, action_repeat
         self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
         self.render_seconds = 0.0  # spent drawing, since the environment was made
+        # agent steps; None without a limit
         self.max_episode_steps = None if math.isinf(frame_limit) else math.ceil(frame_limit / action_repeat)
         self.metadata = {**self.metadata, "render_fps": frame_rate / action_repeat}
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, low.shape, np.float32)

@@ -139,8 +139,8 @@ class Sizes(NamedTuple):
     encoder_feature_dim: int
     hidden_dim: int
     hidden_depth: int
-    num_skills: int = 0
-    skill_embedding_dim: int = 0
+    num_skills: int  # 0: none joins
+    skill_embedding_dim: int  # 0: a one-hot vector
 
 
 def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
