@@ -302,11 +302,14 @@ class DrQAgent:
         self.alpha_optimizer = self.make_optimizer([self.log_alpha], lr) if learn_temperature else None
 
     def make_optimizer(self, parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Adam:
-        """Adam in one fused kernel; on CUDA with its step count on the device, so that a graph can hold it."""
-        return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=self.device.type == "cuda")
+        """Adam in one fused kernel, which keeps its step count on the device."""
+        return torch.optim.Adam(parameters, lr=lr, fused=True)
 
     def use_cuda_graphs(self) -> None:
         """Replay updates, actions and assessments from CUDA graphs from now on: the same kernels, launched at once."""
+        for optimizer in self.optimizers().values():
+            for group in optimizer.param_groups:
+                group["capturable"] = True
         self._learn = Graphed(
             self._learn_from_tensors,
             kind=self.due,

@@ -6,14 +6,24 @@ here knows about reinforcement learning, and nothing random happens inside a gra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 WARM_UP_RUNS = 3  # lets cuDNN, cuBLAS and the optimizers allocate what they need before recording
 Tensors = dict[str, torch.Tensor]
+
+
+class Recording(NamedTuple):
+    """A graph, with what it reads and what it writes: outputs, and gradients of its own by parameter."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensors
+    outputs: Tensors
+    gradients: list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Graphed:
@@ -25,7 +35,8 @@ class Graphed:
     Args:
         function: the work; it reads tensors, changes `modules` through `optimizers`, and waits for nothing.
         kind: which of several ways the function goes now, where Python decides that inside it.
-        modules, optimizers: what the function changes. `extra` holds trained tensors outside any module.
+        modules, optimizers: what the function changes; the optimizers capturable. `extra` holds trained tensors outside
+            any module.
     """
 
     def __init__(
@@ -39,39 +50,43 @@ class Graphed:
     ) -> None:
         self._function, self._kind = function, kind
         self._modules, self._optimizers, self._extra = modules, optimizers, extra
-        self._recordings: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensors, Tensors]] = {}
+        self._recordings: dict[Hashable, Recording] = {}
 
     def __call__(self, **tensors: torch.Tensor) -> Tensors:
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
         key = (self._kind(), shapes)
         if key not in self._recordings:
             self._recordings[key] = self._record(tensors)
-        graph, inputs, outputs = self._recordings[key]
+        recording = self._recordings[key]
         for name, tensor in tensors.items():
-            inputs[name].copy_(tensor, non_blocking=True)
-        graph.replay()
-        return outputs
+            recording.inputs[name].copy_(tensor, non_blocking=True)
+        recording.graph.replay()
+        for parameter, gradient in recording.gradients:  # the newest, for whoever looks at them
+            parameter.grad = gradient
+        return recording.outputs
 
-    def _record(self, tensors: Tensors) -> tuple[torch.cuda.CUDAGraph, Tensors, Tensors]:
+    def _record(self, tensors: Tensors) -> Recording:
         inputs = {name: tensor.detach().clone() for name, tensor in tensors.items()}  # clone keeps channels_last
         restore = self._remember()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This instance was constructed with capturable")  # it soon is
             for _ in range(WARM_UP_RUNS):
                 self._function(**inputs)
         torch.cuda.current_stream().wait_stream(stream)
         restore()
-        gradients = [(parameter, parameter.grad) for parameter in self._parameters()]
-        for parameter, _ in gradients:
+        before = [(parameter, parameter.grad) for parameter in self._parameters()]
+        for parameter, _ in before:
             parameter.grad = None  # so that the graph's backward pass allocates gradients of its own
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = self._function(**inputs)
-        for parameter, gradient in gradients:
+        gradients = [(parameter, parameter.grad) for parameter, _ in before if parameter.grad is not None]
+        for parameter, gradient in before:
             if parameter.grad is None:  # not this graph's: another one's stays to be looked at
                 parameter.grad = gradient
-        return graph, inputs, outputs
+        return Recording(graph, inputs, outputs, gradients)
 
     def _parameters(self) -> list[torch.Tensor]:
         return [*(p for module in self._modules for p in module.parameters()), *self._extra]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py has it, before torch is imported
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as --deterministic has it; read once in a process
 
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:  # the other cores have tests of their own
     os.environ.update(OMP_NUM_THREADS="1", LP_NUM_THREADS="1")
@@ -131,3 +132,13 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
     yield make
     for place in mounted:
         subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """What --deterministic sets is as it was again after the test."""
+    benchmark, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = benchmark
+    torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,26 +16,34 @@ from replay_buffer import ReplayBuffer
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def deterministic() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def same_sums(deterministic: None) -> None:
     """Or Adam makes a step of another sign of a gradient next to zero that was summed in another order."""
     runs.make_deterministic()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
-def make_agent(num_skills: int, encoder: str, graphs: bool) -> DrQAgent:
-    diayn = num_skills > 0
-    agent = small_diayn(discriminator_encoder=encoder, device="cuda") if diayn else small_drq(device="cuda")
+def make_agent(num_skills: int, graphs: bool, **settings: Any) -> DrQAgent:
+    agent = (small_diayn if num_skills else small_drq)(device="cuda", **settings)
     if graphs:
         agent.use_cuda_graphs()
     return agent
 
 
-@pytest.mark.parametrize(("num_skills", "encoder"), [(0, "shared"), (4, "shared"), (4, "separate")])
-def test_graphs_equal_eager(num_skills: int, encoder: str) -> None:
-    """Weights and metrics after even and odd updates, from the same seeds and batches."""
-    eager, graphed = (make_agent(num_skills, encoder, graphs) for graphs in (False, True))
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("num_skills", "settings"),
+    [
+        (0, {}),
+        (4, {"discriminator_encoder": "shared"}),
+        (4, {"discriminator_encoder": "separate"}),
+        (4, {"discriminator_encoder": "separate", "skill_embedding_dim": 0}),
+    ],
+)
+def test_graphs_equal_eager(num_skills: int, settings: dict[str, Any], precision: str, first: int) -> None:
+    """Same seeds and batches: all that learning changes, metrics and newest gradients, after even and odd updates."""
+    eager, graphed = (make_agent(num_skills, graphs, precision=precision, **settings) for graphs in (False, True))
+    eager.num_updates = graphed.num_updates = first
     for update in range(6):
         batch = random_batch(num_skills=num_skills, seed=update, device="cuda")
         expected = eager.update(batch)
@@ -43,13 +51,14 @@ def test_graphs_equal_eager(num_skills: int, encoder: str) -> None:
         assert metrics.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(metrics[name], value, rtol=1e-4, atol=1e-5)
-    for name, module in eager.modules().items():
-        for expected_weight, weight in zip(module.parameters(), graphed.modules()[name].parameters(), strict=True):
-            torch.testing.assert_close(weight, expected_weight, rtol=1e-4, atol=1e-5)
+    expected, state = eager.state_dict(), graphed.state_dict()
+    for part in ("modules", "optimizers", "log_alpha", "generator", "num_updates"):
+        torch.testing.assert_close(state[part], expected[part], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(graphed.histograms()), dict(eager.histograms()), rtol=1e-4, atol=1e-5)
 
 
 def test_acting_from_a_graph() -> None:
-    eager, graphed = (make_agent(4, "shared", graphs) for graphs in (False, True))
+    eager, graphed = (make_agent(4, graphs, discriminator_encoder="shared") for graphs in (False, True))
     obs = random_batch(5, num_skills=4, device="cpu").obs.numpy()
     for sample in (True, False, True):
         for row in obs:

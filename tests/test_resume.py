@@ -363,6 +363,7 @@ def test_weights_of_another_device_kind_are_taken_over(start: Start, capsys: pyt
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("graphs", ["true", "false"])
 def test_stopped_and_resumed_on_cuda(start: Start, graphs: str) -> None:
     """With --deterministic, the device's generators included."""
