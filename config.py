@@ -67,7 +67,10 @@ class Config:
     """Everything a run can be told. Build it with `make_config`, which derives and checks."""
 
     env: str = flag(
-        "task", "cartpole_swingup", "task of dm_control.suite, as domain_task (python dmc.py --tasks)", alias="task"
+        "task",
+        "cartpole_swingup",
+        "task of dm_control.suite, as domain_task (python dmc.py --tasks), or gym:ID, one of gymnasium's",
+        alias="task",
     )
     action_repeat: int = flag("task", 4, "frames (control steps) for which an action is held", low=1)
     time_limit: int = flag("task", None, "frames per episode", low=1, derived="the task's own")
@@ -144,7 +147,7 @@ class Config:
     temperature: str = flag(
         "DrQ",
         None,
-        "entropy temperature alpha: learned (DrQ), fixed at --init_temperature (DIAYN), or by the agent",
+        "entropy temperature alpha: learned from --init_temperature on (DrQ), or fixed at it (DIAYN)",
         choices=("auto", "fixed", "learned"),
         derived="auto: fixed with skills, learned without",
     )
@@ -268,6 +271,11 @@ def make_config(given: Mapping[str, Any]) -> Config:
         raise UserError(
             "--diayn_intrinsic_reward_coeff: without skills to tell apart there is no such reward; leave the flag out"
         )
+    if values["num_skills"] == 1 and with_skills and not values["extrinsic_reward_coeff"]:
+        raise UserError(
+            "--num_skills 1 leaves no reward, as there is no other skill to differ from; give 2 or more, 0 for plain "
+            "DrQ, or --extrinsic_reward_coeff above 0"
+        )
     low, high = values["log_std_bounds"]
     if low >= high:
         raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
@@ -351,7 +359,7 @@ def template(path: Path) -> dict[str, Any]:
     stored = read_flags(path.parent, "config", path.name)
     if stored.get("finetune_from"):
         raise UserError(f"--config {path}: a fine-tuned run is no template; name the run that it began with")
-    own = ("resume", "num_train_frames", "run_name", "device", *FINE_TUNING)  # the other run's alone
+    own = ("resume", "num_train_frames", "run_name", "notes", "device", *FINE_TUNING)  # the other run's alone
     values = {name: value for name, value in stored.items() if value is not None and name not in own}
     # What follows from other flags is derived again, as they may be given otherwise.
     derived = {name for name in values if Config.__dataclass_fields__[name].metadata["derived"]} - {"benchmark"}
@@ -517,6 +525,12 @@ def with_template(given: Mapping[str, Any]) -> dict[str, Any]:
     ):
         if new in flags:
             beginning.pop(old, None)
+    if "finetune_from" in flags:  # that run's decide
+        beginning = {name: value for name, value in beginning.items() if name not in SHARED_NETWORKS}
+    skills = flags.get("num_skills", 0 if "finetune_from" in flags else beginning.get("num_skills"))
+    if skills == 0:  # what the template pays for telling skills apart is paid no longer
+        for name in ("diayn_intrinsic_reward_coeff", "extrinsic_reward_coeff"):
+            beginning.pop(name, None)
     return {**beginning, **flags}
 
 

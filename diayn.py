@@ -18,8 +18,6 @@ from drq import DrQAgent, Encoder, Metrics, Sizes, Views, make_head
 from replay_buffer import Batch
 from utils import mlp, to_channels_last, weight_init
 
-DISCRIMINATOR_ENCODERS = ("shared", "separate")
-
 
 class Discriminator(nn.Module):
     """q_phi(z | s'): which skill led to this observation. It sees the stacked next observation, never an action.

@@ -27,7 +27,6 @@ Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device: nob
 
 NUM_FILTERS = 32
 STRIDES = (2, 1, 1, 1)
-AUGMENTATIONS = ("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none")
 NUM_VIEWS = 2  # the paper's M (views of obs) and K (views of next_obs)
 
 
@@ -60,10 +59,10 @@ class RandomShift:
 
 
 def make_augmentation(name: str, pad: int, generator: torch.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One of AUGMENTATIONS as a function of (N, C, H, W) images with values 0 to 255.
+    """An augmentation, as --augmentation names them, as a function of (N, C, H, W) images with values 0 to 255.
 
     Random shift is ours. The others are the paper's comparison (appendix E) by kornia, with its settings; they return
-    float32 and draw from torch's global generator, as kornia does.
+    float32 and draw from torch's global generator, as kornia does. Raises KeyError for another name.
     """
     if name == "shift":
         return RandomShift(pad, generator)
@@ -71,14 +70,14 @@ def make_augmentation(name: str, pad: int, generator: torch.Generator) -> Callab
         return lambda images: images
     from kornia import augmentation as K
 
-    augmentations: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    augment: Callable[[torch.Tensor], torch.Tensor] = {
         "cutout": K.RandomErasing(p=0.5),
         "hflip": K.RandomHorizontalFlip(p=0.1),
         "vflip": K.RandomVerticalFlip(p=0.1),
         "rotation": K.RandomRotation(degrees=5.0),
         "intensity": _intensity,
-    }
-    return lambda images: augmentations[name](images.float())
+    }[name]
+    return lambda images: augment(images.float())
 
 
 def _intensity(images: torch.Tensor) -> torch.Tensor:
@@ -233,7 +232,7 @@ class Assessment(NamedTuple):
 
     action: np.ndarray  # float32 (N, action_dim), deterministic
     intrinsic_reward: np.ndarray  # float32 (N,), of having arrived here; 0 without DIAYN
-    named: np.ndarray  # int64 (N,): the skill that the discriminator takes it for; NO_SKILL without DIAYN
+    predicted: np.ndarray  # int64 (N,): the skill that the discriminator takes it for; NO_SKILL without DIAYN
 
 
 class DrQAgent:

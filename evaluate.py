@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="default: evaluations/<task>/<run>_<frame>/<what is played>; files of the same names are replaced",
+        help="default: evaluations/<work_dir>/<task>/<run>_<frame>/<what is played>; replaces what is there",
     )
     args = parser.parse_args(argv)
     if args.imitate is not None and args.skill_schedule is not None:
@@ -84,7 +84,7 @@ class Learned:
     config: Config
     agent: DrQAgent
     frame: int  # frames of training behind it
-    name: str
+    place: Path  # <work_dir>/<task>/<run>, or the sweep's folder for the first
     fps: float  # of its videos, in the task's time
     max_episode_steps: int
 
@@ -109,7 +109,7 @@ def load(place: Path, device: str | None) -> Learned:
         fps, steps = env.metadata["render_fps"], env.max_episode_steps or 1
         counters = state["counters"]
         frame = int(counters["frames_before"]) + int(counters["step"]) * config.action_repeat
-        return Learned(config, agent, frame, run.name, fps, steps)
+        return Learned(config, agent, frame, Path(*run.relative_to(run.anchor).parts[-3:]), fps, steps)
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -186,11 +186,13 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
 
     from rollouts import film, skill_name
     from skills import by_skill, picture_every, pictures, rows_of_skills
-    from utils import stream
+    from utils import seed_sequence
 
     skills = chosen_skills(args.skills, learned)
     if args.skills == "best" and len(skills) > 1:
-        choice = stream(args.seed, "best").generate_state(args.episodes).tolist()  # or the best would look better
+        choice = (
+            seed_sequence(args.seed, "best").generate_state(args.episodes).tolist()
+        )  # or the best would look better
         skills = [choose_best(learned, choice)]
     with opened_lanes(learned, len(skills) * args.episodes) as lanes, tqdm(desc="playing", unit=" steps", **BAR) as bar:
         filmed = film(
@@ -390,8 +392,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_libraries()
         learned = load(args.run, args.device)
-        parent = Path("evaluations") / learned.config.folder_name / f"{learned.name}_{learned.frame}"
-        out = args.out or parent / mode(args)
+        run = learned.place
+        out = args.out or Path("evaluations", run.parent, f"{run.name}_{learned.frame}", mode(args))
         play = imitate if args.imitate is not None else compose if args.skill_schedule is not None else evaluate_skills
         with enough_memory("evaluating", "try fewer --episodes, a smaller --video_size or another --device"):
             play(learned, args, out)

@@ -203,8 +203,8 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
     With fewer than SEEDS_FOR_INTERVAL curves the interval is not a number. Runs evaluate at the ends of episodes, which
     need not fall on the same frames: between its own, a curve is interpolated.
     """
-    end = min(curve.index[-1] for curve in curves)
-    frames = np.unique(np.concatenate([curve.index[curve.index <= end] for curve in curves]))
+    begin, end = max(curve.index[0] for curve in curves), min(curve.index[-1] for curve in curves)
+    frames = np.unique(np.concatenate([curve.loc[begin:end].index for curve in curves]))
     values = np.stack([np.interp(frames, curve.index, curve.to_numpy()) for curve in curves])
     mean = values.mean(axis=0)
     low = high = np.full_like(mean, np.nan)

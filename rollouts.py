@@ -44,7 +44,9 @@ class Trace:
     picture_every: int = 0  # steps; 0 keeps none
     actions: list[np.ndarray] = field(default_factory=list)  # float32 (action_dim,), T
     rewards: list[float] = field(default_factory=list)  # the task's, T
-    named: list[int] = field(default_factory=list)  # the skill that the discriminator takes an observation for, T + 1
+    predicted: list[int] = field(
+        default_factory=list
+    )  # the skill that the discriminator takes an observation for, T + 1
     states: list[np.ndarray] = field(default_factory=list)  # of the physics, T + 1; none where an environment has none
     centres: list[np.ndarray] = field(default_factory=list)  # of mass, (x, y, z), metres; likewise
     pictures: list[np.ndarray] = field(default_factory=list)  # newest frames, uint8 (3, H, W)
@@ -241,8 +243,8 @@ def _play_round(
     length, recognised, extrinsic, intrinsic = np.zeros((4, lanes.num_envs))
     over = np.zeros(lanes.num_envs, bool)
     obs, _ = lanes.reset(seed=seeds)  # type: ignore[arg-type]  # gymnasium's vectors take one each
-    action, _, named = agent.assess(obs, skills)
-    _trace(lanes, starts, over, length, obs, named)
+    action, _, predicted = agent.assess(obs, skills)
+    _trace(lanes, starts, over, length, obs, predicted)
     while not over.all():
         between_steps()
         obs, reward, _, _, info = lanes.step(action)
@@ -251,13 +253,13 @@ def _play_round(
             if start.trace is not None and not over[lane]:
                 start.trace.actions.append(action[lane].copy())
                 start.trace.rewards.append(float(reward[lane]))
-        action, r_int, named = agent.assess(obs, skills)
+        action, r_int, predicted = agent.assess(obs, skills)
         length += ~over
         extrinsic += reward
         intrinsic += np.where(over, 0.0, r_int)
-        recognised += ~over & (named == skills) & (skills != NO_SKILL)
-        _trace(lanes, starts, over, length, obs, named)
-        _record(lanes, starts, over, length, named, r_int, intrinsic)
+        recognised += ~over & (predicted == skills) & (skills != NO_SKILL)
+        _trace(lanes, starts, over, length, obs, predicted)
+        _record(lanes, starts, over, length, predicted, r_int, intrinsic)
         over |= info["over"]
     duration = (time.perf_counter() - began) / count
     return [
@@ -274,7 +276,7 @@ def _play_round(
 
 
 def _trace(
-    lanes: Lanes, starts: Sequence[Start], over: np.ndarray, length: np.ndarray, obs: np.ndarray, named: np.ndarray
+    lanes: Lanes, starts: Sequence[Start], over: np.ndarray, length: np.ndarray, obs: np.ndarray, predicted: np.ndarray
 ) -> None:
     """Add what there is now to the traces of the episodes that are still going."""
     going = [(lane, start.trace) for lane, start in enumerate(starts) if start.trace is not None and not over[lane]]
@@ -282,7 +284,7 @@ def _trace(
         return
     measured = lanes.call("measure")
     for lane, trace in going:
-        trace.named.append(int(named[lane]))
+        trace.predicted.append(int(predicted[lane]))
         if measured[lane] is not None:
             state, centre = measured[lane]
             trace.states.append(state)
@@ -296,7 +298,7 @@ def _record(
     starts: Sequence[Start],
     over: np.ndarray,
     length: np.ndarray,
-    named: np.ndarray,
+    predicted: np.ndarray,
     r_int: np.ndarray,
     intrinsic: np.ndarray,
 ) -> None:
@@ -317,6 +319,6 @@ def _record(
             recorder.give_up(picture)
             continue
         text = [f"skill {skill}  step {length[lane]:.0f}"] if skill != NO_SKILL else []
-        if named[lane] != NO_SKILL:  # there is a discriminator
+        if predicted[lane] != NO_SKILL:  # there is a discriminator
             text.append(f"r_int {r_int[lane]:.3f}  sum {intrinsic[lane]:.1f}")
         recorder.record(picture, text)

@@ -126,10 +126,10 @@ def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> D
     """DIAYN where there are skills, else plain DrQ."""
     from diayn import DIAYNAgent
     from drq import DrQAgent
-    from utils import stream
+    from utils import seed_sequence
 
     settings: dict[str, Any] = {
-        "seed": int(stream(config.seed, "agent").generate_state(1)[0]),
+        "seed": int(seed_sequence(config.seed, "agent").generate_state(1)[0]),
         "learn_temperature": config.temperature == "learned",
         **{name: getattr(config, name) for name in AGENT_FLAGS},
     }
@@ -164,22 +164,6 @@ def choose_device(wanted: str | None) -> str:
     return wanted
 
 
-def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process may still take: the system's, or its control group's where that is tighter.
-
-    A group's files in memory that nobody reads count as free, as the system's do.
-    """
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(free, limit - used + int(statistics.get("inactive_file", 0)))
-    except (OSError, ValueError):  # no such group, or no limit ("max")
-        return free
-
-
 def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> str:
     """Print what the replay buffer will need and what is free, and name the device to keep its frames on.
 
@@ -188,6 +172,7 @@ def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim
     import torch
 
     from replay_buffer import ReplayBuffer
+    from utils import free_memory
 
     needed = ReplayBuffer.bytes_needed(config.replay_buffer_capacity, frame_shape, config.frame_stack, action_dim)
     if config.device != "cpu":
@@ -260,7 +245,7 @@ def make_deterministic() -> None:
 def make_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> ReplayBuffer:
     """An empty one, where there is room for it. Raises UserError."""
     from replay_buffer import ReplayBuffer
-    from utils import stream
+    from utils import seed_sequence
 
     storage = place_replay_buffer(config, frame_shape, action_dim)
     try:
@@ -271,7 +256,7 @@ def make_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim:
             action_dim,
             device=config.device,
             storage=storage,
-            seed=stream(config.seed, "replay"),
+            seed=seed_sequence(config.seed, "replay"),
         )
     except MemoryError as error:
         raise UserError(f"--replay_buffer_capacity: {error}; choose a smaller one") from error
@@ -326,11 +311,11 @@ def begin_fine_tuning(config: Config, agent: DrQAgent, lanes: Lanes) -> int:
 
     The best skill is the one with the highest return over one episode each, on the task of this run. Raises UserError.
     """
-    import numpy as np
 
     from checkpoint import CheckpointError, read_newest
     from dmc import RenderingError
     from rollouts import WorkerError, best_skill
+    from utils import seed_sequence
 
     folder = Path(config.finetune_from)
     try:
@@ -348,7 +333,7 @@ def begin_fine_tuning(config: Config, agent: DrQAgent, lanes: Lanes) -> int:
         agent.skill = int(config.finetune_skill)
         return 0
     try:
-        seeds = np.random.SeedSequence([config.seed]).generate_state(1).tolist()
+        seeds = seed_sequence(config.seed, "best").generate_state(1).tolist()  # on no start that it is evaluated on
         agent.skill, returns, steps = best_skill(agent, lanes, range(config.num_skills), seeds)
     except (RenderingError, WorkerError) as error:
         raise UserError(str(error)) from error
@@ -392,7 +377,7 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
     import numpy as np
 
     from rollouts import opened_lanes
-    from utils import Stopwatch, keep_freed_memory, seed_everything, stream
+    from utils import Stopwatch, keep_freed_memory, seed_everything, seed_sequence
 
     env = resources.enter_context(closing(make_environment(config)))
     obs_shape, action_dim = env.observation_space.shape, env.action_space.shape[0]
@@ -401,7 +386,7 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
         make_deterministic()
     keep_freed_memory()
     seed_everything(config.seed)
-    env.action_space.seed(config.seed)
+    env.action_space.seed(int(seed_sequence(config.seed, "actions").generate_state(1)[0]))
     try:
         with enough_memory("networks of that --hidden_dim and --encoder_feature_dim"):
             agent = make_agent(config, obs_shape, action_dim)
@@ -413,7 +398,7 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
         lanes = resources.enter_context(opened_lanes(factory, episodes, config.eval_workers))
     except OSError as error:
         raise UserError(f"--eval_workers {config.eval_workers}: {error}; try fewer") from error
-    skill_rng, stopwatch = np.random.default_rng(stream(config.seed, "skills")), Stopwatch()
+    skill_rng, stopwatch = np.random.default_rng(seed_sequence(config.seed, "skills")), Stopwatch()
     parts = {
         "agent": agent,
         "env": env,

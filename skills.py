@@ -51,11 +51,11 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
         "state_distance_within": within,
         "state_distance_between": between,
     }
-    if traces[0].named[0] != NO_SKILL:  # there is a discriminator
+    if traces[0].predicted[0] != NO_SKILL:  # there is a discriminator
         row["discriminator_accuracy"] = sum(
             episode.discriminator_accuracy * episode.length for episode in episodes
         ) / max(sum(lengths), 1)
-        row["accuracy_at_start"] = np.mean([trace.named[0] == skill for trace in traces])
+        row["accuracy_at_start"] = np.mean([trace.predicted[0] == skill for trace in traces])
         row["mutual_information_bound"] = sum(episode.intrinsic_reward_sum for episode in episodes) / max(
             sum(lengths), 1
         )
@@ -115,7 +115,7 @@ def confusion_matrix(played: Played) -> np.ndarray:
     matrix = np.zeros((len(played), len(played)))
     for skill, episodes in played.items():
         for _, trace in episodes:
-            np.add.at(matrix[skill], trace.named[1:], 1.0)
+            np.add.at(matrix[skill], trace.predicted[1:], 1.0)
     return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1.0)  # physics may fail in a skill's first step
 
 
@@ -125,11 +125,12 @@ def picture_every(episode_steps: int) -> int:
 
 
 def headline(rows: Sequence[Mapping[str, Any]], frame: int) -> str:
-    """What the rows of skills.csv come to, in a line: means over skills."""
+    """What the rows of skills.csv come to, in two lines: means over skills."""
     accuracy, bound = (
         np.mean([row[name] for row in rows]) for name in ("discriminator_accuracy", "mutual_information_bound")
     )
-    return f"frame {frame}, episodes a skill: {rows[0]['episodes']}, accuracy {accuracy:.2f}, bound {bound:.2f} nats"
+    played = f"frame {frame}, episodes a skill: {rows[0]['episodes']}"
+    return f"{played}\n% of steps, accuracy {accuracy:.2f}, bound {bound:.2f} nats"
 
 
 def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
@@ -146,7 +147,7 @@ def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
             colour = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set(xticks=range(count), yticks=range(count), xlabel="the discriminator names skill", ylabel="skill")
-    axes.set_title(title.replace(", accuracy", "\n% of steps, accuracy"), fontsize=8)
+    axes.set_title(title, fontsize=8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 

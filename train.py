@@ -38,7 +38,7 @@ def train(run: Run) -> None:
     Episodes, with an evaluation before the first, after the last and whenever one is due, and checkpoints. Raises
     RunError, with a checkpoint behind it where that makes sense.
     """
-    from dmc import RenderingError, SimulationError
+    from dmc import RenderingError
     from rollouts import WorkerError
 
     failure: RenderingError | WorkerError | None = None
@@ -53,9 +53,6 @@ def train(run: Run) -> None:
             train_episode(run)
         except (RenderingError, WorkerError) as error:
             failure = error
-        except SimulationError as error:  # the same actions would lead there again
-            what = f"{error} by frame {run.frame}; {last_good_checkpoint(run)}"
-            raise RunError(f"{what}; start a new run with another --seed or a smaller --lr") from error
     if run.saved != (run.step, run.evaluated):
         save_checkpoint(run)
     if failure is not None:
@@ -102,12 +99,27 @@ def begin_episode(run: Run) -> None:
 
 
 def take_step(run: Run, episode: Underway) -> None:
-    """One agent step of the episode, which may end with it."""
+    """One agent step of the episode, which may end with it.
+
+    An episode whose physics become unstable ends before the step that did it, which counts for nothing. Raises RunError
+    where that is its first, as the next would be no better.
+    """
+    from dmc import SimulationError
+
     config, logger, clock = run.config, run.logger, run.stopwatch
     if episode.action is None:  # else it is the one whose pictures could not be drawn before the run was resumed
         episode.action = act_and_learn(run, episode)
-    with clock("environment"):
-        obs, reward, terminated, truncated, _ = run.env.step(episode.action)
+    try:
+        with clock("environment"):
+            obs, reward, terminated, truncated, _ = run.env.step(episode.action)
+    except SimulationError as error:
+        if not episode.actions:
+            what = f"{error} in an episode's first step, by frame {run.frame}; {last_good_checkpoint(run)}"
+            raise RunError(f"{what}; start a new run with another --seed or a smaller --lr") from error
+        print(f"warning: a training episode ends early, by frame {run.frame}: {error}", file=sys.stderr)
+        log_episode(run, episode)
+        run.underway = None
+        return
     run.buffer.add(episode.action, reward, obs, terminated, episode.skill)
     episode.actions.append(episode.action)
     episode.obs, episode.action = obs, None

@@ -7,10 +7,12 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -100,7 +102,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def stream(seed: int, purpose: str) -> np.random.SeedSequence:
+def seed_sequence(seed: int, purpose: str) -> np.random.SeedSequence:
     """The seed of a random stream of its own for each purpose of a run: streams of equal seeds would be one."""
     return np.random.SeedSequence([seed, *purpose.encode()])
 
@@ -137,6 +139,43 @@ def plain(state: Any) -> Any:
     if isinstance(state, dict):
         return {name: plain(value) for name, value in state.items()}
     return state.tolist() if isinstance(state, np.ndarray) else state
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take: the system's or, where that is tighter, those of its control groups.
+
+    A container's or a cluster job's limit is such a group's, of either version of Linux's control groups. A group's
+    files in memory that nobody reads count as free, as the system's do.
+    """
+    free = int(psutil.virtual_memory().available)
+    for group, (limit, used, unread) in _memory_groups(root):
+        with suppress(OSError, ValueError, KeyError):  # no such group, or no limit ("max")
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            total, taken = (int((group / name).read_text()) for name in (limit, used))
+            free = min(free, total - taken + int(statistics[unread]))
+    return free
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The folders of the control groups that limit this process's memory, with their names for it.
+
+    A container may be told its group's path as the host sees it; its own top folder is the group then.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = top / path.lstrip("/")
+        yield from ((group, names) for group in (own, *own.parents) if group.is_relative_to(top))
 
 
 def keep_freed_memory(up_to: int = 1 << 30) -> None:

@@ -420,6 +420,7 @@ def test_unknown_word(line: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("--num_skills 0 --diayn_intrinsic_reward_coeff 1", ("--diayn_intrinsic_reward_coeff", "without skills")),
         ("--diayn_intrinsic_reward_coeff 0", ("--extrinsic_reward_coeff", "--diayn_intrinsic_reward_coeff")),
         ("--num_skills 0 --extrinsic_reward_coeff 0", ("--extrinsic_reward_coeff", "--num_skills")),
+        ("--num_skills 1", ("--num_skills 1", "--extrinsic_reward_coeff")),
         ("--benchmark planet --env humanoid_run", ("--benchmark", "humanoid_run", "--action_repeat")),
     ],
 )

@@ -16,7 +16,8 @@ from torch import nn
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from drq import AUGMENTATIONS, DrQAgent, Encoder, RandomShift, SquashedGaussian, Views, make_augmentation
+from config import Config
+from drq import DrQAgent, Encoder, RandomShift, SquashedGaussian, Views, make_augmentation
 from utils import frozen, soft_update
 
 PAD = 4
@@ -153,7 +154,7 @@ def test_augmentation_none_is_the_identity() -> None:
     assert torch.equal(make_augmentation("none", PAD, torch.Generator())(images), images)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", Config.__dataclass_fields__["augmentation"].metadata["choices"])
 def test_agent_learns_with_every_augmentation(name: str) -> None:
     agent = small_drq(augmentation=name)
     before = copies(agent)
@@ -322,7 +323,7 @@ def test_assessment_of_a_row_does_not_depend_on_the_rows_beside_it(rows: int) ->
     np.testing.assert_array_equal(part.action, everything.action[:rows])
     assert part.action.shape == (rows, ACTION_DIM)
     assert part.intrinsic_reward.tolist() == [0.0] * rows
-    assert part.named.tolist() == [-1] * rows
+    assert part.predicted.tolist() == [-1] * rows
     modes = [agent.act(one, -1, sample=False) for one in obs[:rows]]
     np.testing.assert_allclose(part.action, modes, rtol=1e-4, atol=1e-6)
 

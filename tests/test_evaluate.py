@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,18 @@ def test_evaluations_from_other_starts_have_folders_of_their_own() -> None:
     assert len(set(names)) == len(lines)
 
 
+def test_runs_of_two_sweeps_have_folders_of_their_own(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for sweep in ("a", "b"):
+        place = tmp_path / sweep / "cartpole_swingup" / "seed=1"
+        shutil.copytree(pretrained, place)
+        assert evaluate.main([str(place), "--device", "cpu", "--no_video", "--skills", "1"]) == 0
+        frame = int(rows(place / "eval.csv")[-1]["step"])
+        assert Path("evaluations", sweep, "cartpole_swingup", f"seed=1_{frame}", "skills_1").is_dir()
+
+
 @pytest.mark.parametrize("line", ["", "--skill_schedule 0:3"])
 def test_ctrl_c_leaves_no_half_made_video(
     pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
@@ -357,12 +370,15 @@ def test_the_best_skill_costs_frames(begin: Callable[[str], runs.Run], fakes: li
     lanes = [env.played[0] for env in fakes[known:] if len(env.played) == 1 and env is not run.env][:4]
     returns = [sum(episode.rewards[: len(episode.actions)]) for episode in lanes]
     assert run.frames_before == 3 * sum(len(episode.actions) for episode in lanes)
+    chosen_on = [episode.seed for env in fakes[known:] for episode in env.played]
     assert run.agent.skill == int(np.argmax(returns))
     record = json.loads((run.folder / "config.json").read_text())
     assert (record["finetuned_skill"], record["frames_before"]) == (run.agent.skill, run.frames_before)
     played(run)
     steps = [int(row["step"]) for row in rows(run.folder / "eval.csv")]
     assert (steps[0], steps[-1]) == (run.frames_before, run.frames_before + 3 * 30)
+    all_starts = [episode.seed for env in fakes[known:] for episode in env.played]
+    assert all_starts.count(chosen_on[0]) == len(chosen_on)  # no evaluation's
 
 
 def test_killed_before_its_first_checkpoint(begin: Callable[[str], runs.Run]) -> None:
@@ -489,6 +505,27 @@ def test_a_benchmarks_template_serves_another_task(tmp_path: Path) -> None:
     assert (config.action_repeat, config.batch_size) == (5, 64)
     other = file("--benchmark planet --env hopper_hop --action_repeat 3")
     assert parse_args(["--config", other]).action_repeat == 3
+
+
+def test_what_a_template_pays_or_builds_for_skills_goes_with_them(pretrained: Path, tmp_path: Path) -> None:
+    """Nobody is told to leave out a flag that only the template has."""
+    path = tmp_path / "config.json"
+
+    def template(line: str) -> list[str]:
+        path.write_text(json.dumps({"flags": vars(parse_args(shlex.split(f"{line} --notes old")))}))
+        return ["--config", str(path)]
+
+    paid = template("--num_skills 5 --diayn_intrinsic_reward_coeff 2 --extrinsic_reward_coeff 0.5")
+    config = parse_args([*paid, "--num_skills", "0"])
+    assert (config.diayn_intrinsic_reward_coeff, config.extrinsic_reward_coeff, config.notes) == (0.0, 1.0, "")
+    config = parse_args([*paid, "--num_skills", "6"])
+    assert (config.diayn_intrinsic_reward_coeff, config.extrinsic_reward_coeff) == (2.0, 0.5)
+    for line in (
+        "--num_skills 0 --hidden_dim 32 --lr 0.25",
+        "--num_skills 5 --diayn_intrinsic_reward_coeff 2 --lr 0.25",
+    ):
+        config = parse_args([*template(line), "--finetune_from", str(pretrained)])
+        assert (config.num_skills, config.hidden_dim, config.lr) == (4, 16, 0.25)
 
 
 def test_config_as_a_template(pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:

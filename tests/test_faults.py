@@ -675,31 +675,41 @@ def test_losses_become_nan(first_update: int, launch: Launch, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("for_good", [False, True])
 def test_an_unstable_simulation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], for_good: bool
 ) -> None:
-    """One line names the frame and the last good checkpoint, which stays as it was."""
+    """The episode ends there, with a row, and the run goes on; where every first step fails it says so and ends."""
     step, steps_made = dmc.DMCEnv.step, Counter[int]()
+    fails = 24 + 5 + 1  # the sixth step of the fourth episode
 
     def break_physics(env: dmc.DMCEnv, action: np.ndarray) -> Any:
         steps_made[0] += 1
-        if steps_made[0] > 24 + 5:
+        if steps_made[0] == fails or (for_good and steps_made[0] > fails):
             env.physics.data.qpos[0] = np.inf
         return step(env, action)
 
     monkeypatch.setattr(dmc.DMCEnv, "step", break_physics)
     arguments = f"{SMALL} {NO_EVALUATION} --num_seed_steps 84 --checkpoint_frequency 16 --work_dir {tmp_path}"
     monkeypatch.setattr(train, "evaluate", lambda run: setattr(run, "evaluated", run.step))
-    assert train.main(shlex.split(arguments)) == 1
+    assert train.main(shlex.split(arguments)) == int(for_good)
     folder = run_folder(tmp_path)
-    said = capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()
+    unstable = r"the physics became unstable \(.*\)"
+    warnings = [line for line in said if re.fullmatch(rf"warning: a training .* early, by frame 58: {unstable}", line)]
+    assert len(warnings) == 1, said
+    ends = steps(folder, "train")
     frame = checkpoint_step(folder) * ACTION_REPEAT
-    assert frame > 0
-    assert re.fullmatch(
-        r"train\.py: error: the physics became unstable \(.*\) by frame 58; "
-        rf"last good checkpoint of frame {frame}: {folder}/checkpoint; start a new run with .*",
-        said,
-    ), said
+    if for_good:
+        assert ends == [16, 32, 48, 58]
+        assert re.fullmatch(
+            rf"train\.py: error: {unstable} in an episode's first step, by frame 58; "
+            rf"last good checkpoint of frame {frame}: {folder}/checkpoint; start a new run with .*",
+            said[-1],
+        ), said
+    else:
+        assert ends == [16, 32, 48, *range(58, 169, 16)]
+    assert frame == (32 if for_good else 168)
 
 
 # -- a resume that changes something -------------------------------------------------------------------------------

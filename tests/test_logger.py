@@ -85,7 +85,8 @@ def eval_results() -> list[Episode]:
 def skill_rows(with_skills: bool = True) -> list[dict[str, Any]]:
     """What they say of the skills, all at the start and nothing of their physics known."""
     played = {
-        skill: [(result, Trace(named=[0])) for result in eval_results() if result.skill == skill] for skill in (0, 1)
+        skill: [(result, Trace(predicted=[0])) for result in eval_results() if result.skill == skill]
+        for skill in (0, 1)
     }
     return rows_of_skills(played) if with_skills else []
 

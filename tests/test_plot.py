@@ -168,6 +168,12 @@ def test_bad_input(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "out").exists()
 
 
+def test_no_mean_where_a_curve_has_not_begun_or_has_ended() -> None:
+    summary = plot.over_seeds([pd.Series([1.0, 2.0, 3.0], index=[0, 4, 8]), pd.Series([6.0, 8.0], index=[2, 6])])
+    assert summary["frame"].tolist() == [2, 4, 6]
+    assert summary["mean"].tolist() == [(1.5 + 6) / 2, (2 + 7) / 2, (2.5 + 8) / 2]
+
+
 def test_over_seeds_alone() -> None:
     summary = plot.over_seeds([pd.Series([1.0, math.pi], index=[0, 8])])
     assert summary["mean"].tolist() == summary["interquartile_mean"].tolist() == [1.0, math.pi]

@@ -191,7 +191,7 @@ def test_film(tmp_path: Path) -> None:
     assert [frame.shape for frame in read_video(tmp_path / "two.mp4")] == [(48, 48, 3)] * 8
     assert [frame.shape for frame in read_video(tmp_path / "all.mp4")] == [(48, 96, 3)] * 8
     traces = [start.trace for start in filmed.starts if start.trace is not None]
-    assert [(len(t.actions), len(t.rewards), len(t.named), len(t.pictures)) for t in traces] == [
+    assert [(len(t.actions), len(t.rewards), len(t.predicted), len(t.pictures)) for t in traces] == [
         *[(8, 8, 9, 3)] * 2,
         *[(7, 7, 8, 2)] * 2,
     ]

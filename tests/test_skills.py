@@ -26,9 +26,9 @@ from skills import (
 )
 
 
-def episode(named: list[int], states: list[list[float]], centres: list[list[float]], **figures: float) -> Any:
-    length = len(named) - 1
-    trace = Trace(named=named, states=[np.array(s) for s in states], centres=[np.array(c) for c in centres])
+def episode(predicted: list[int], states: list[list[float]], centres: list[list[float]], **figures: float) -> Any:
+    length = len(predicted) - 1
+    trace = Trace(predicted=predicted, states=[np.array(s) for s in states], centres=[np.array(c) for c in centres])
     return Episode(1.0, figures.get("reward", 0.0), 0, length * 1.0, figures.get("accuracy", 0.0), length), trace
 
 
@@ -124,11 +124,11 @@ def test_traces_of_real_episodes() -> None:
     obs, _ = env.reset(seed=5)
     trace = starts[1].trace
     assert trace is not None
-    assert (len(trace.named), len(trace.states), len(trace.pictures)) == (21, 21, 7)
+    assert (len(trace.predicted), len(trace.states), len(trace.pictures)) == (21, 21, 7)
     for step in range(21):
-        named = int(agent.classify(torch.from_numpy(obs[None])).argmax())
+        predicted = int(agent.classify(torch.from_numpy(obs[None])).argmax())
         state, centre = env.measure()
-        assert trace.named[step] == named
+        assert trace.predicted[step] == predicted
         np.testing.assert_array_equal(trace.states[step], state)
         np.testing.assert_array_equal(trace.centres[step], centre)
         if step % 3 == 0:

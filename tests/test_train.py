@@ -31,8 +31,10 @@ import runs
 import train
 from config import Config, UserError, parse_args
 from diayn import DIAYNAgent
+from dmc import SimulationError
 from drq import DrQAgent
 from replay_buffer import Batch
+from utils import free_memory
 
 TINY = (
     f"--device cpu --image_size {IMAGE_SIZE} --hidden_dim 16 --encoder_feature_dim 8 --batch_size 4 --num_skills 2 "
@@ -249,6 +251,14 @@ def test_evaluation_has_seeds_of_its_own(prepare: Prepare) -> None:
 
 
 # -- seeds -------------------------------------------------------------------------------------------------------------
+
+
+def test_random_actions_have_a_stream_of_their_own(prepare: Prepare) -> None:
+    """An environment of gymnasium's has the seed itself: its starts would be the actions' random numbers."""
+    run = prepare().run
+    streams = [run.env.action_space.np_random, np.random.default_rng(run.config.seed)]
+    actions, starts = (stream.random(8).tolist() for stream in streams)
+    assert actions != starts
 
 
 def test_same_seed_same_numbers(prepare: Prepare) -> None:
@@ -555,14 +565,55 @@ def test_other_errors_of_an_update_stay(prepare: Prepare, monkeypatch: pytest.Mo
         prepare().play()
 
 
-def test_free_memory_of_a_control_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("told", "folder"),
+    [
+        ("0::/slurm/job_1", "sys/fs/cgroup/slurm/job_1"),
+        ("0::/slurm/job_1/step_0", "sys/fs/cgroup/slurm/job_1"),  # the job's limit holds for its steps
+        ("0::/docker/4711", "sys/fs/cgroup"),  # what a container sees of its own
+        ("5:cpu:/\n4:memory:/job_1\n0::/", "sys/fs/cgroup/memory/job_1"),
+    ],
+)
+def test_free_memory_of_a_control_group(tmp_path: Path, told: str, folder: str) -> None:
     """Its limit, less what it uses, of which files that nobody reads are given up; without a limit the system's."""
-    for name, text in {"max": "5000\n", "current": "3000\n", "stat": "anon 1000\ninactive_file 800\n"}.items():
-        (tmp_path / f"memory.{name}").write_text(text)
-    assert runs.free_memory(tmp_path) == 5000 - 3000 + 800
-    (tmp_path / "memory.max").write_text("max\n")
-    assert runs.free_memory(tmp_path) > 1e6
-    assert runs.free_memory(tmp_path / "none") > 1e6
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{told}\n")
+    group = tmp_path / folder
+    group.mkdir(parents=True)
+    old = "memory:" in told
+    limit, used = ("limit_in_bytes", "usage_in_bytes") if old else ("max", "current")
+    files = {limit: "5000\n", used: "3000\n", "stat": "anon 1000\ninactive_file 800\ntotal_inactive_file 800\n"}
+    for name, text in files.items():
+        (group / f"memory.{name}").write_text(text)
+    assert free_memory(tmp_path) == 5000 - 3000 + 800
+    (group / f"memory.{limit}").write_text("9223372036854771712\n" if old else "max\n")
+    assert free_memory(tmp_path) > 1e6
+    assert free_memory(tmp_path / "none") > 1e6
+
+
+@pytest.mark.parametrize("failing", [1, 6])
+def test_an_unstable_training_episode(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: int
+) -> None:
+    """It ends before the step that did it, with a row, and the budget is used up all the same; a first step ends it."""
+    step = RecordingEnv.step
+
+    def break_down(env: RecordingEnv, action: np.ndarray) -> Any:
+        if env.episode == 1 and env.steps + 1 == failing:
+            raise SimulationError("the physics became unstable (a test)")
+        return step(env, action)
+
+    lab = prepare(episode_length=10)
+    monkeypatch.setattr(RecordingEnv, "step", break_down)
+    if failing == 1:
+        with pytest.raises(runs.RunError, match=r"unstable .* first step, by frame 40; .* start a new run"):
+            lab.play()
+        return
+    lab.play()
+    assert lab.steps("train") == [40, 60, 100]
+    assert [len(episode.actions) for episode in lab.env.played] == [10, 5, 10, 5]
+    assert len(lab.run.buffer) == 30
+    assert capsys.readouterr().err.count("warning: a training episode ends early, by frame 60: the physics") == 1
 
 
 def test_main(fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
