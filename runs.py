@@ -64,7 +64,12 @@ class Underway:
 
 @dataclasses.dataclass
 class Run:
-    """The parts that the loop plays together, and how far it has come."""
+    """The parts that the loop plays together, and how far it has come.
+
+    Evaluations and checkpoints are due at the first end of an episode behind a multiple of their frequency. One made
+    within an episode, as the budget ended or a signal came, must not put off the next: `scheduled` and `kept` tell
+    where that rhythm is, `evaluated` and `saved` what was done last, wherever it was.
+    """
 
     config: Config
     folder: Path
@@ -82,9 +87,9 @@ class Run:
     episode: int = 0  # finished training episodes
     underway: Underway | None = None  # None between episodes
     evaluated: int = -1  # agent step of the last evaluation
-    scheduled: int = -1  # likewise, without one that the end of the budget brought about within an episode
-    saved: tuple[int, int] = (-1, -1)  # `step` and `evaluated` of the checkpoint
-    kept: int = -1  # `step` of the checkpoint, or where the episode began in which it was made
+    scheduled: int = -1  # agent step of the last evaluation between episodes
+    saved: tuple[int, int] = (-1, -1)  # `step` and `evaluated` of the last checkpoint
+    kept: int = -1  # `step` of the last checkpoint, or where the episode began in which it was made
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     resources: ExitStack = dataclasses.field(default_factory=ExitStack)
 
