@@ -72,8 +72,6 @@ class Run:
     """
 
     config: Config
-    folder: Path
-    checkpoints: Checkpoints
     agent: DrQAgent
     env: PixelEnv
     lanes: Lanes  # evaluation's own environments
@@ -81,6 +79,8 @@ class Run:
     skill_rng: np.random.Generator
     stopwatch: Stopwatch
     learning_from: int  # agent step of the first update
+    folder: Path = dataclasses.field(init=False)  # made when all that may fail before it is there
+    checkpoints: Checkpoints = dataclasses.field(init=False)
     logger: Logger = dataclasses.field(init=False)  # opened last, as it cuts back the logs of a resumed run
     frames_before: int = 0  # spent on choosing the skill that is fine-tuned
     step: int = 0  # agent steps so far; whatever is written down counts frames
@@ -299,16 +299,17 @@ def start(config: Config, resources: ExitStack, half_made: ExitStack) -> Run:
     from run_folder import new_run_folder
     from utils import Stopwatch
 
-    parts = make_parts(config, resources)
+    run = make_run(config, resources)
     if config.finetune_from is not None:
-        parts["frames_before"] = begin_fine_tuning(config, parts["agent"], parts["lanes"])
-        parts["stopwatch"] = Stopwatch()
+        run.frames_before = begin_fine_tuning(config, run.agent, run.lanes)
+        run.stopwatch = Stopwatch()
     try:
-        folder = half_made.enter_context(new_run_folder(config))
-        resources.enter_context(locked(folder))
+        run.folder = half_made.enter_context(new_run_folder(config))
+        resources.enter_context(locked(run.folder))
     except OSError as error:
         raise no_room(config.work_dir, error) from error
-    return Run(config, folder, Checkpoints(folder), **parts)
+    run.checkpoints = Checkpoints(run.folder)
+    return run
 
 
 def begin_fine_tuning(config: Config, agent: DrQAgent, lanes: Lanes) -> int:
@@ -366,7 +367,8 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
             if not isinstance(flags, dict):
                 raise CheckpointError("the checkpoint doesn't fit this version of the program (it has no flags)")
             refuse_changes(flags, config, f"the checkpoint in {folder}")
-        run = Run(config, folder, checkpoints, **make_parts(config, resources))
+        run = make_run(config, resources)
+        run.folder, run.checkpoints = folder, checkpoints
         if state is not None:
             with enough_memory("what the checkpoint has", "end other programs, or name another --device"):
                 restore(run, state)
@@ -377,8 +379,8 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
     return run, state and state["logs"]
 
 
-def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
-    """What a `Run` plays with, all at its beginning."""
+def make_run(config: Config, resources: ExitStack) -> Run:
+    """A run at its beginning, without a folder yet. Raises UserError."""
     import numpy as np
 
     from rollouts import opened_lanes
@@ -403,16 +405,16 @@ def make_parts(config: Config, resources: ExitStack) -> dict[str, Any]:
         lanes = resources.enter_context(opened_lanes(factory, episodes, config.eval_workers))
     except OSError as error:
         raise UserError(f"--eval_workers {config.eval_workers}: {error}; try fewer") from error
-    skill_rng, stopwatch = np.random.default_rng(seed_sequence(config.seed, "skills")), Stopwatch()
-    parts = {
-        "agent": agent,
-        "env": env,
-        "lanes": lanes,
-        "buffer": buffer,
-        "skill_rng": skill_rng,
-        "stopwatch": stopwatch,
-    }
-    return {**parts, "learning_from": config.num_seed_steps}
+    return Run(
+        config=config,
+        agent=agent,
+        env=env,
+        lanes=lanes,
+        buffer=buffer,
+        skill_rng=np.random.default_rng(seed_sequence(config.seed, "skills")),
+        stopwatch=Stopwatch(),
+        learning_from=config.num_seed_steps,
+    )
 
 
 @contextmanager
