@@ -43,6 +43,7 @@ class DIAYNAgent(DrQAgent):
 
     Args:
         num_skills: K; p(z) is uniform and stays so.
+        skill_embedding_dim: width of the learned embedding; 0 feeds the one-hot vector.
         lr_discriminator: Adam's learning rate for the discriminator.
         discriminator_encoder: "separate" has convolutions of its own; "shared" reads the critic's, which say ever less
             where the reward is the discriminator's alone and still small (results/skills).
@@ -56,13 +57,13 @@ class DIAYNAgent(DrQAgent):
         action_dim: int,
         *,
         num_skills: int,
+        skill_embedding_dim: int,
         lr_discriminator: float,
         discriminator_encoder: str = "separate",
         diayn_intrinsic_reward_coeff: float = 1.0,
         encoder_feature_dim: int = 50,
         hidden_dim: int = 1024,
         hidden_depth: int = 2,
-        skill_embedding_dim: int = 0,
         precision: str = "fp32",
         **drq: Any,
     ) -> None:

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import errno
 import gc
+import inspect
 import json
 import math
 import os
@@ -459,6 +460,18 @@ def test_no_skills_is_plain_drq(prepare: Prepare) -> None:
     assert {row["skill_id"] for row in lab.rows("episodes")} == {"-1"}
     assert set(lab.stored().skill.tolist()) == {-1}
     assert all(float(row["episode_intrinsic_reward_sum"]) == 0 for row in lab.rows("episodes"))
+
+
+@pytest.mark.parametrize(("agent", "num_skills"), [(DrQAgent, 0), (DIAYNAgent, 4)])
+def test_defaults_of_the_agents_are_the_flags(agent: type[DrQAgent], num_skills: int) -> None:
+    config = parse_args(["--num_skills", str(num_skills)])
+    flags = {**dataclasses.asdict(config), "learn_temperature": config.temperature == "learned"}
+    parameters = inspect.signature(agent).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    for absent in () if num_skills else ("num_skills", "skill_embedding_dim"):
+        assert defaults.pop(absent) == 0
+    assert len(defaults) >= 6
+    assert defaults == {name: flags[name] for name in defaults}
 
 
 def test_skills_are_drawn_from_their_own_stream(prepare: Prepare) -> None:
