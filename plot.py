@@ -309,9 +309,8 @@ def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
 def draw_skill_returns(axes: Axes, run: Run) -> None:
     """The evaluated return of each skill of one run."""
     for skill, table in run.tables["skills"].groupby("skill_id"):
-        axes.plot(
-            table["step"], table["episode_extrinsic_reward"], color=COLOURS[int(skill) % 10], lw=1, label=f"{skill}"
-        )
+        colour = COLOURS[int(skill) % 10]
+        axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", ms=2, lw=1, color=colour, label=f"{skill}")
     _finish(axes, f"return of each skill of {run.folder.name}", legend_columns=2)
 
 
@@ -331,10 +330,12 @@ def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
 
 
 def draw_distances(axes: Axes, run: Run) -> None:
-    """How far apart the states of one skill, and of different skills, lie."""
+    """How far apart the states of one skill, and of different skills, lie, where that was measured."""
     means = run.tables["skills"].groupby("step")[["state_distance_within", "state_distance_between"]].mean()
     for column, name in (("state_distance_between", "other skills"), ("state_distance_within", "the same skill")):
-        axes.plot(means.index, means[column], label=f"states of {name}")
+        measured = means[column].dropna()
+        if len(measured):
+            axes.plot(measured.index, measured, "o-", ms=2, label=f"states of {name}")
     _finish(axes, f"distance of states, {run.folder.name}", legend_columns=1)
 
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import plot
 from config import folder_name, make_config
@@ -217,3 +218,15 @@ def test_more_groups_than_colours_look_different(make_run: MakeRun, tmp_path: Pa
     runs = [make_run(f"run{number}", [1.0, 2.0], batch_size=number) for number in range(1, 14)]
     groups = plot.make_groups([run for folder in runs if (run := plot.read_run(folder)) is not None])
     assert len({(group.colour, group.style) for group in groups}) == 13
+
+
+def test_distances_of_one_episode_a_skill(make_run: MakeRun) -> None:
+    """There is nothing to compare a skill's states with then, and no line or word of it in the figure."""
+    run = plot.read_run(make_run("one", [1.0], num_skills=3))
+    assert run is not None
+    for measured, lines in ((0.5, ["other skills", "the same skill"]), (math.nan, ["other skills"])):
+        run.tables["skills"]["state_distance_within"] = measured
+        axes = Figure().add_subplot()
+        plot.draw_distances(axes, run)
+        assert [line.get_label() for line in axes.get_lines()] == [f"states of {name}" for name in lines]
+        assert all(line.get_marker() == "o" for line in axes.get_lines()), "one evaluation is a point"
