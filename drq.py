@@ -74,7 +74,7 @@ def make_augmentation(name: str, pad: int, generator: torch.Generator) -> Callab
         "cutout": K.RandomErasing(p=0.5),
         "hflip": K.RandomHorizontalFlip(p=0.1),
         "vflip": K.RandomVerticalFlip(p=0.1),
-        "rotation": K.RandomRotation(degrees=5.0),
+        "rotation": K.RandomRotation(degrees=5.0, p=1.0),  # of every image, as kornia did when the paper was written
         "intensity": _intensity,
     }[name]
     return lambda images: augment(images.float())

@@ -190,9 +190,8 @@ def evaluate_skills(learned: Learned, args: argparse.Namespace, out: Path) -> No
 
     skills = chosen_skills(args.skills, learned)
     if args.skills == "best" and len(skills) > 1:
-        choice = (
-            seed_sequence(args.seed, "best").generate_state(args.episodes).tolist()
-        )  # or the best would look better
+        # On other starts than it is shown on, or the best would look better.
+        choice = seed_sequence(args.seed, "best").generate_state(args.episodes).tolist()
         skills = [choose_best(learned, choice)]
     with opened_lanes(learned, len(skills) * args.episodes) as lanes, tqdm(desc="playing", unit=" steps", **BAR) as bar:
         filmed = film(

@@ -311,6 +311,20 @@ def test_assess_and_intrinsic_return_agree_on_an_episode(discriminator_encoder: 
         assert agent.intrinsic_return(buffer.recent(11, 4)) == pytest.approx(sum(rewards), rel=1e-4)
 
 
+def test_log_likelihood_of_more_than_a_batch() -> None:
+    agent, obs = small_diayn(), random_batch(9).obs.numpy()
+    expected = agent.assess_log_likelihood(obs)
+    assert expected.shape == (9, NUM_SKILLS)
+    np.testing.assert_allclose(agent.assess_log_likelihood(obs, batch_size=4), expected, rtol=1e-4)
+
+
+def test_a_discriminator_of_its_own_has_the_agents_precision() -> None:
+    obs = random_images()
+    logits = [small_diayn(discriminator_encoder="separate", precision=p).classify(obs) for p in ("fp32", "bf16")]
+    assert not torch.equal(*logits)
+    torch.testing.assert_close(*logits, rtol=0.05, atol=0.05)
+
+
 def test_assess_recognises_the_likeliest_skill() -> None:
     agent = small_diayn()
     let_discriminator_say(agent, [0.0, math.log(5.0), 0.0, 0.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,30 @@ def test_kornia_augmentation(name: str) -> None:
     assert all(EXPECTED_CHANGE[name](image, view) for image, view in different)
 
 
+@pytest.mark.parametrize(("name", "share"), [("cutout", 0.5), ("hflip", 0.1), ("vflip", 0.1)])
+def test_share_of_images_that_kornia_changes(name: str, share: float) -> None:
+    """The paper's settings (appendix E)."""
+    torch.manual_seed(0)
+    images = torch.randint(1, 256, (1000, 3, 8, 8))
+    different = (make_augmentation(name, PAD, torch.Generator())(images) != images).flatten(1).any(dim=1)
+    assert float(different.float().mean()) == pytest.approx(share, abs=0.05)
+
+
+def test_angles_and_intensities_are_each_images_own() -> None:
+    """Angles uniform within 5 degrees; factors 1 + 0.05 N(0, 1)."""
+    torch.manual_seed(0)
+    bright = torch.full((1000, 3, 8, 8), 100.0)
+    factors = make_augmentation("intensity", PAD, torch.Generator())(bright)[:, 0, 0, 0] / 100
+    assert float(factors.std()) == pytest.approx(0.05, rel=0.15)
+    assert float(factors.mean()) == pytest.approx(1.0, abs=0.01)
+
+    ramp = torch.arange(33.0).expand(1000, 1, 33, 33)  # turned, its middle column rises by the angle's sine a row
+    middle = make_augmentation("rotation", PAD, torch.Generator())(ramp)[:, 0, :, 16]
+    angles = torch.rad2deg(torch.asin((middle[:, 24] - middle[:, 8]).abs() / 16))
+    assert 4.5 < float(angles.max()) < 5.1
+    assert float(angles.mean()) == pytest.approx(2.5, abs=0.3)
+
+
 def test_augmentation_none_is_the_identity() -> None:
     images = random_batch().obs
     assert torch.equal(make_augmentation("none", PAD, torch.Generator())(images), images)
@@ -184,6 +209,18 @@ def test_views_are_two_independent_augmentations() -> None:
         assert torch.equal(getattr(plain, field), getattr(batch, field))
 
 
+def test_no_two_views_and_no_two_noises_are_one() -> None:
+    """Of equal observations, and over obs and next_obs too; `image_pad` is the agent's."""
+    batch = random_batch()
+    batch = batch._replace(next_obs=batch.obs)
+    views = small_drq().make_views(batch)
+    rows = len(batch.reward)
+    images = [images[first : first + rows] for images in (views.obs, views.next_obs) for first in (0, rows)]
+    assert not any(torch.equal(one, other) for one, other in combinations(images, 2))
+    assert len(torch.cat([views.noise, views.next_noise]).unique(dim=0)) == 3 * rows
+    assert torch.equal(small_drq(image_pad=0).make_views(batch).obs, torch.cat([batch.obs, batch.obs]))
+
+
 def test_noise_is_standard_normal() -> None:
     noise = small_drq().make_views(random_batch(size=500)).next_noise
     assert abs(float(noise.mean())) < 0.1
@@ -198,6 +235,17 @@ def test_encoder_has_39200_features_at_84_pixels() -> None:
     features = encoder(torch.zeros(1, 9, 84, 84, dtype=torch.uint8))
     assert encoder.feature_dim == 39_200
     assert features.shape == (1, 39_200)
+
+
+@pytest.mark.parametrize("name", ["shift", "cutout", "intensity"])
+def test_encoder_leaves_its_images_alone(name: str) -> None:
+    """The update looks at a view more than once, of whatever dtype and layout its augmentation makes."""
+    agent, batch = small_drq(augmentation=name), random_batch()
+    batch = batch._replace(obs=batch.obs.contiguous(memory_format=torch.channels_last))
+    views = agent.make_views(batch)
+    before = views.obs.clone()
+    agent.critic.encoder(views.obs)
+    assert torch.equal(views.obs, before)
 
 
 def test_bf16_encoder_is_float32_outside_the_convolutions() -> None:
@@ -312,6 +360,18 @@ def test_sampled_actions_come_from_the_agents_generator() -> None:
     np.testing.assert_array_equal(actions, [twin.act(obs, -1, sample=True) for _ in range(2)])
     assert not np.array_equal(actions[0], other.act(obs, -1, sample=True))
     assert torch.equal(torch.get_rng_state(), global_state)
+
+
+def test_a_sampled_action_is_the_policys() -> None:
+    """Of the trained encoder, not its target, and of standard normal noise."""
+    agent, obs = small_drq(), observation()
+    agent.update(random_batch())  # online and target encoder differ now
+    state = agent.generator.get_state()
+    action = agent.act(obs, -1, sample=True)
+    noise = torch.randn(1, ACTION_DIM, generator=torch.Generator().set_state(state))
+    with torch.no_grad():
+        policy = agent.actor(agent.critic.encoder(torch.from_numpy(obs)[None]), torch.tensor([-1]))
+    np.testing.assert_allclose(action, policy.sample(noise)[0][0].numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", range(1, 10))

@@ -117,6 +117,16 @@ def test_a_checkpoint_serves_as_well_as_its_run(pretrained: Path, tmp_path: Path
     assert tables[0] == tables[1] == tables[2]
 
 
+def test_the_best_skill_is_chosen_on_other_starts(play: Evaluate, fakes: list[SeededEnv]) -> None:
+    """Or it would look better than it is."""
+    known = len(fakes)
+    play("--no_video --skills best --episodes 3")
+    seeds = [played.seed for env in fakes[known:] for played in env.played]
+    shown = np.random.SeedSequence(0).generate_state(3).tolist()
+    assert len(seeds) == (4 + 1) * 3
+    assert all(seeds.count(seed) == 1 for seed in shown), "of the best one alone"
+
+
 def test_chosen_skills_and_the_best(play: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
     everything = {
         row["skill_id"]: float(row["episode_extrinsic_reward"]) for row in rows(play("--no_video") / "skills.csv")

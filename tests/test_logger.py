@@ -471,6 +471,18 @@ def test_tensorboard_has_the_moving_clip(make_logger: MakeLogger, tmp_path: Path
     np.testing.assert_allclose(levels, range(0, 250, 25), atol=12)
 
 
+def test_a_picture_is_the_same_everywhere(make_logger: MakeLogger, tmp_path: Path) -> None:
+    """As a file that carries the frame's number and in TensorBoard, red as red."""
+    picture = np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8)
+    logger = make_logger(with_skills=True, tensorboard=True)
+    logger.picture("contact_sheet", picture, 4000)
+    logger.close()
+    (event,) = read_events(tmp_path).Images("skills/contact_sheet")
+    assert (event.step, event.height, event.width) == (4000, 20, 30)
+    for source in (tmp_path / "skills" / "4000_contact_sheet.png", io.BytesIO(event.encoded_image_string)):
+        np.testing.assert_array_equal(np.array(Image.open(source).convert("RGB")), picture)
+
+
 def test_without_tensorboard_there_is_no_folder(make_logger: MakeLogger, tmp_path: Path) -> None:
     logger = make_logger(with_skills=True)
     logger.train_episode(1, 400, Episode(2.0, 5.5, skill=0), frames=400)

@@ -6,6 +6,7 @@ import csv
 import random
 import shlex
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -32,7 +33,7 @@ FLAGS = (
 VARIANTS = {
     "DIAYN": "",
     "DrQ": "--num_skills 0",
-    "own convolutions": "--discriminator_encoder separate --skill_embedding_dim 0 --precision bf16",
+    "the critic's convolutions": "--discriminator_encoder shared --skill_embedding_dim 0 --precision bf16",
     "learned temperature, kornia": "--temperature learned --augmentation rotation --num_train_iters 2",
 }
 NUMBERS_OF_THE_CLOCK = ("duration", "fps")
@@ -284,6 +285,25 @@ def test_a_stop_past_a_multiple_does_not_put_off_the_next_checkpoint(
     assert made[0] == due
 
 
+def test_the_clock_goes_on(start: Start) -> None:
+    """Where the run was stopped, as if no time had passed between: of the run, and of the episode under way."""
+    run = start("--eval_frequency 0")
+    stop_at(run, 40)
+    train.train(run)
+    assert run.underway is not None
+    run.stopwatch.started -= 1000
+    run.stopwatch.add("update", 900)
+    run.underway.began -= 100
+    runs.save_checkpoint(run)
+    run.close()
+
+    again = start(resume=run.folder)
+    assert again.underway is not None
+    assert 1000 < again.stopwatch.elapsed < 1100
+    assert 100 < time.perf_counter() - again.underway.began < 200
+    assert 0.8 < again.stopwatch.shares()["update"] < 0.95
+
+
 def test_a_finished_run_is_extended(start: Start) -> None:
     """Its unfinished episode goes on. Only the evaluation at the end of the smaller budget is one more."""
     longer = played(start("--num_train_steps 90"))
@@ -296,6 +316,7 @@ def test_a_finished_run_is_extended(start: Start) -> None:
     assert found["train"] == expected["train"]
     extra = [row for row in found["eval"] if row not in expected["eval"]]
     assert [row["step"] for row in extra] == ["156"]
+    assert [row for row in found["eval"] if row not in extra] == expected["eval"]
     assert_same(state(again)["agent"], state(longer)["agent"])
 
 
@@ -323,6 +344,8 @@ def test_without_the_replay_buffer(start: Start, capsys: pytest.CaptureFixture[s
     again = start(resume=run.folder)
     assert "replay buffer was not saved" in capsys.readouterr().err
     assert len(again.buffer) == len(held.actions) > 0  # the unfinished episode's
+    refilled, stored = (next(each.buffer.recent(*[len(held.actions)] * 2)) for each in (again, run))
+    assert_same(refilled._asdict(), stored._asdict())
     stop_at(again, 40 + 12)
     train.train(again)
     assert again.agent.num_updates == updates

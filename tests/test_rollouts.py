@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,40 @@ def test_film(tmp_path: Path) -> None:
         *[(8, 8, 9, 3)] * 2,
         *[(7, 7, 8, 2)] * 2,
     ]
+
+
+def test_a_video_says_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a skill's name that skill, each step's number, its intrinsic reward and the sum up to it."""
+    said: dict[str, list[str]] = defaultdict(list)
+    start, record = VideoRecorder.start, VideoRecorder.record
+    names: dict[VideoRecorder, str] = {}
+
+    def spy_on_start(self: VideoRecorder, name: str) -> None:
+        names[self] = name
+        start(self, name)
+
+    def spy_on_record(self: VideoRecorder, frame: np.ndarray, text: Sequence[str] = ()) -> None:
+        said[names[self]] += text
+        record(self, frame, text)
+
+    monkeypatch.setattr(VideoRecorder, "start", spy_on_start)
+    monkeypatch.setattr(VideoRecorder, "record", spy_on_record)
+    agent = make_diayn(IMAGE_SIZE, 2)
+    with opened_lanes(UnevenEnv, 2) as lanes:
+        filmed = film(agent, lanes, {0: "zero", 2: "two"}, [5], tmp_path, 10.0)
+    env = UnevenEnv()
+    for name, episode, result in zip(("zero", "two"), filmed.starts, filmed.results, strict=True):
+        assert episode.trace is not None
+        env.reset(seed=5)
+        observations = np.stack([env.step(action)[0] for action in episode.trace.actions])
+        r_int = agent.assess(observations, np.full(len(observations), episode.skill)).intrinsic_reward
+        lines = [
+            (f"skill {episode.skill}  step {step}", f"r_int {r_int[step - 1]:.3f}  sum {r_int[:step].sum():.1f}")
+            for step in range(1, 9)
+        ]
+        assert said[name] == [text for pair in lines for text in pair]
+        assert result.intrinsic_reward_sum == pytest.approx(r_int.sum(), rel=1e-5)
+    assert len({*said["zero"][1::2], *said["two"][1::2]}) > 8, "the skills differ"
 
 
 @pytest.mark.slow

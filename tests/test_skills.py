@@ -21,6 +21,7 @@ from skills import (
     confusion_matrix,
     contact_sheet,
     draw_confusion_matrix,
+    headline,
     rows_of_skills,
     state_distances,
 )
@@ -108,6 +109,32 @@ def test_pictures() -> None:
     assert plain.shape == diagonal.shape
     assert (plain[:, :, 2] - plain[:, :, 0] > 150).sum() == 0, "thirds are pale"
     assert (diagonal[:, :, 2] - diagonal[:, :, 0] > 50).sum() > 3 * 400
+
+
+def test_a_confusion_matrix_has_a_row_for_each_skill_played() -> None:
+    """Skill 0, which is always taken for skill 2: dark at the upper right."""
+    matrix = np.zeros((3, 3))
+    matrix[0, 2] = 1.0
+    picture = draw_confusion_matrix(matrix, "title").astype(int)
+    rows, columns = np.nonzero(picture[:, :, 2] - picture[:, :, 0] > 60)
+    assert rows.mean() < 0.45 * picture.shape[0]
+    assert columns.mean() > 0.6 * picture.shape[1]
+
+
+def test_the_headline_is_of_all_skills() -> None:
+    rows = [
+        {"episodes": 5, "discriminator_accuracy": accuracy, "mutual_information_bound": bound}
+        for accuracy, bound in ((0.2, -1.0), (0.7, 2.0))
+    ]
+    assert headline(rows, 120) == "frame 120, episodes a skill: 5\n% of steps, accuracy 0.45, bound 0.50 nats"
+
+
+def test_distances_are_of_states_from_the_whole_episode() -> None:
+    """Of a long one too: here the skills part after half of it, more than the compared states later."""
+    still, parted = ([[max(step - 250.0, 0.0) * moves] for step in range(501)] for moves in (0, 1))
+    played: Any = {skill: [episode([0] * 501, states, [])] for skill, states in enumerate((still, parted))}
+    for row in rows_of_skills(played):
+        assert row["state_distance_between"] > 0.5
 
 
 def test_traces_of_real_episodes() -> None:

@@ -16,12 +16,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -33,10 +35,19 @@ import train
 from config import Config, UserError, parse_args
 from diayn import DIAYNAgent
 from dmc import SimulationError
-from drq import DrQAgent
+from drq import DrQAgent, Views
 from replay_buffer import Batch
 from utils import free_memory
 
+EVERY_AGENT_FLAG = (  # none at its default
+    "--device cpu --augmentation none --image_pad 2 --lr 0.02 --discount 0.5 --extrinsic_reward_coeff 0.7 "
+    "--init_temperature 0.3 --actor_update_frequency 3 --critic_tau 0.2 --critic_target_update_frequency 5 "
+    "--encoder_feature_dim 7 --hidden_dim 9 --hidden_depth 1 --log_std_bounds -4 1 --precision bf16"
+)
+EVERY_DIAYN_FLAG = (
+    f"{EVERY_AGENT_FLAG} --num_skills 3 --skill_embedding_dim 4 --lr_discriminator 0.03 --discriminator_encoder shared "
+    "--diayn_intrinsic_reward_coeff 0.6"
+)
 TINY = (
     f"--device cpu --image_size {IMAGE_SIZE} --hidden_dim 16 --encoder_feature_dim 8 --batch_size 4 --num_skills 2 "
     "--num_seed_steps 10 --num_train_steps 30 --replay_buffer_capacity 500 --eval_frequency 0 --num_eval_episodes 1 "
@@ -254,6 +265,23 @@ def test_evaluation_has_seeds_of_its_own(prepare: Prepare) -> None:
 # -- seeds -------------------------------------------------------------------------------------------------------------
 
 
+def test_every_stream_follows_the_seed(prepare: Prepare) -> None:
+    labs = [prepare(f"--seed {seed} --eval_frequency 10 --num_eval_episodes 2") for seed in (1, 2)]
+    streams = [
+        (
+            lab.run.skill_rng.bit_generator.state,
+            lab.run.buffer.state_dict()["rng"],
+            lab.run.env.action_space.np_random.bit_generator.state,
+            lab.run.agent.generator.initial_seed(),
+        )
+        for lab in labs
+    ]
+    assert all(one != other for one, other in zip(*streams, strict=True))
+    first, second = ({played.seed for played in lab.play().evaluated()} for lab in labs)
+    assert len(first) == len(second) == 2 * 4, "each evaluation has starts of its own"
+    assert not first & second
+
+
 def test_random_actions_have_a_stream_of_their_own(prepare: Prepare) -> None:
     """An environment of gymnasium's has the seed itself: its starts would be the actions' random numbers."""
     run = prepare().run
@@ -322,6 +350,54 @@ def test_every_step_counts_frames(prepare: Prepare) -> None:
     assert {event.step for tag in tags["histograms"] for event in events.Histograms(tag)} == {24, 48, 72}
 
 
+def test_skills_of_a_run(prepare: Prepare) -> None:
+    """skills.csv has a row for each skill and evaluation, and the pictures are named after the frame."""
+    lab = prepare("--eval_frequency 10 --action_repeat 3").play()
+    columns = (
+        "step,skill_id,episodes,episode_extrinsic_reward,episode_intrinsic_reward_sum,discriminator_accuracy,"
+        "accuracy_at_start,mutual_information_bound,displacement_x,displacement_y,state_distance_within,"
+        "state_distance_between"
+    )
+    assert (lab.folder / "skills.csv").read_text().splitlines()[0] == columns
+    assert [(row["step"], row["skill_id"]) for row in lab.rows("skills")] == [
+        (frame, skill) for frame in ("0", "30", "60", "90") for skill in ("0", "1")
+    ]
+    names = {f"{frame}_{name}.png" for frame in (0, 30, 60, 90) for name in ("confusion_matrix", "contact_sheet")}
+    assert {path.name for path in (lab.folder / "skills").iterdir()} == names
+    assert not (lab.folder / "video").exists(), "--save_video false"
+
+
+def test_a_clip_is_the_tags(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard has each skill's own video under its name."""
+    lab = prepare("--eval_frequency 100 --save_video --log_save_tb")
+    clips: list[tuple[str, str]] = []
+    monkeypatch.setattr("video.gif_clip", lambda path, fps: (path.stem,) if fps == 20 else None)
+    monkeypatch.setattr(lab.run.logger, "clip", lambda tag, stem, *, step: clips.append((stem, f"{step}_{tag}")))
+    lab.play()
+    assert len(clips) == 2 * 3
+    assert all(stem == tag for stem, tag in clips)
+    for path in (lab.folder / "video").iterdir():
+        assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == pytest.approx(20), "the environment's"
+
+
+def test_clock_of_a_run(prepare: Prepare, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Durations are seconds of this run and no two overlap; shares add up to one; progress counts frames."""
+    lab, began = prepare("--eval_frequency 30"), time.perf_counter()
+    frames: list[int] = []
+    monkeypatch.setattr(lab.run.logger, "progress", frames.append)
+    lab.env.render_seconds = 1e9
+    lab.play()
+    elapsed = time.perf_counter() - began
+    durations = numbers(lab.rows("episodes"), "duration")
+    assert 0 < min(durations) <= sum(durations) < elapsed
+    assert frames == [4 * step for step in range(1, 31)]
+    shares = train.time_shares(lab.run)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert shares["environment"] == 0, "all of its time went into pictures"
+    assert "done: 120 frames in " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("encoder", ["shared", "separate"])
 def test_discriminator_figures_of_an_evaluation(prepare: Prepare, encoder: str) -> None:
     """Accuracy, E[log q] + log K and the intrinsic sums, by hand from the final networks and the final rollouts."""
@@ -388,6 +464,44 @@ def test_number_of_updates(
     assert sizes == [4] * expected
     unchanged = {key for key in before if torch.equal(before[key], after[key])}
     assert unchanged == (set() if expected else set(before))
+
+
+def test_every_update_has_a_batch_of_its_own(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, batches = prepare("--num_train_iters 3"), []
+    update = lab.run.agent.update
+
+    def spy(batch: Batch) -> dict[str, torch.Tensor]:
+        batches.append(batch.reward.tolist())
+        return update(batch)
+
+    monkeypatch.setattr(lab.run.agent, "update", spy)
+    lab.play()
+    assert len(batches) == 60
+    assert len({tuple(batch) for batch in batches}) > 54
+
+
+def test_acts_on_the_newest_observation(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = prepare("--num_seed_steps 0", episode_length=7)
+    act, acted = lab.run.agent.act, 0
+
+    def spy(obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:
+        nonlocal acted
+        np.testing.assert_array_equal(obs, lab.env.played[-1].observations[-1])
+        assert sample
+        acted += 1
+        return act(obs, skill, sample=sample)
+
+    monkeypatch.setattr(lab.run.agent, "act", spy)
+    lab.play()
+    assert acted == 30
+
+
+def test_random_actions_are_uniform(prepare: Prepare) -> None:
+    lab = prepare("--num_train_steps 200 --num_seed_steps 200", episode_length=50).play()
+    actions = np.concatenate([played.actions for played in lab.env.played])
+    assert actions.shape == (200, 2)
+    assert abs(actions.mean()) < 0.15
+    assert actions.std() == pytest.approx(3**-0.5, abs=0.05)
 
 
 def test_act_then_update_then_step(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,6 +574,48 @@ def test_no_skills_is_plain_drq(prepare: Prepare) -> None:
     assert {row["skill_id"] for row in lab.rows("episodes")} == {"-1"}
     assert set(lab.stored().skill.tolist()) == {-1}
     assert all(float(row["episode_intrinsic_reward_sum"]) == 0 for row in lab.rows("episodes"))
+
+
+@pytest.mark.parametrize(
+    ("agent", "line"),
+    [
+        (DrQAgent, f"{EVERY_AGENT_FLAG} --num_skills 0 --temperature fixed"),
+        (DIAYNAgent, f"{EVERY_DIAYN_FLAG} --temperature fixed"),
+        (DIAYNAgent, f"{EVERY_DIAYN_FLAG} --temperature learned"),
+    ],
+)
+def test_flags_reach_the_agent(agent: type[DrQAgent], line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, default = parse_args(shlex.split(line)), parse_args(["--num_skills", "0"])
+    parameters = {name for kind in (agent, DrQAgent) for name in inspect.signature(kind).parameters}
+    monkeypatch.setattr(f"{agent.__module__}.{agent.__name__}", lambda *shapes, **given: given)
+    given: Any = runs.make_agent(config, (9, 24, 24), 2)
+    flags = parameters & set(vars(config)) - {"seed"}
+    assert len(flags) >= 15
+    assert {name: given[name] for name in flags} == {name: getattr(config, name) for name in flags}
+    assert given["learn_temperature"] == (config.temperature == "learned")
+    of_skills = {"num_skills", "skill_embedding_dim"} if agent is DrQAgent else set()
+    assert all(getattr(config, name) != getattr(default, name) for name in flags - of_skills - {"device"})
+
+
+def test_by_default_skills_learn_from_the_discriminator_alone(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward DrQ learns from is log q + log K and nothing of the task's; the temperature stays at 0.1."""
+    lab, rewards = prepare(), []
+    learn = DrQAgent.learn_from
+
+    def spy(agent: DIAYNAgent, views: Views, next_features: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            logits = agent.classify(views.next_obs[: len(views.reward)])
+        rewards.append((views.reward, agent.intrinsic_reward(logits, views.skill)))
+        return learn(agent, views, next_features)
+
+    monkeypatch.setattr(DrQAgent, "learn_from", spy)
+    lab.play()
+    assert len(rewards) == 20
+    for reward, intrinsic in rewards:
+        torch.testing.assert_close(reward, intrinsic, rtol=1e-4, atol=1e-5)
+    assert float(lab.run.agent.log_alpha.exp()) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(("agent", "num_skills"), [(DrQAgent, 0), (DIAYNAgent, 4)])
@@ -569,6 +725,15 @@ def test_an_update_without_memory(
     assert "there is no memory for an update of --batch_size 4; choose a smaller size" in said
 
 
+def test_weights_that_are_no_numbers_are_not_saved(prepare: Prepare) -> None:
+    run = prepare().run
+    with torch.no_grad():
+        next(run.agent.actor.parameters()).fill_(torch.nan)
+    with pytest.raises(runs.RunError, match="weights became infinite or not a number"):
+        runs.save_checkpoint(run)
+    assert not list(run.folder.glob("checkpoint/state*"))
+
+
 def test_other_errors_of_an_update_stay(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(agent: DrQAgent, batch: Batch) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -657,6 +822,13 @@ def test_a_run_that_nobody_closes_stays(fakes: Fakes, tmp_path: Path) -> None:
     gc.collect()
     assert (folder / "checkpoint" / "manifest.json").exists()
     assert (folder / "train.csv").exists()
+
+
+def test_a_run_says_what_it_runs_on(prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare()
+    said = capsys.readouterr().out
+    assert "device: cpu; renderer: fake, a fake renderer" in said
+    assert re.search(r"replay buffer: 500 transitions need [\d.]+ GB, [\d.]+ GB are free", said)
 
 
 def test_a_budget_without_updates_is_told(fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
