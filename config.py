@@ -365,7 +365,11 @@ def template(path: Path) -> dict[str, Any]:
     derived = {name for name in values if Config.__dataclass_fields__[name].metadata["derived"]} - {"benchmark"}
     derived |= _benchmark_settings(values).keys()
     again = make_config({name: value for name, value in values.items() if name not in derived})
-    return {name: value for name, value in values.items() if name not in derived or value != getattr(again, name)}
+    values = {name: value for name, value in values.items() if name not in derived or value != getattr(again, name)}
+    if again.benchmark is not None:  # whose budget is in frames: another task may have another action repeat
+        values["num_train_frames"] = stored.get("num_train_frames") or again.num_train_frames
+        values.pop("num_train_steps", None)
+    return values
 
 
 def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, Any]:
@@ -520,13 +524,14 @@ def with_template(given: Mapping[str, Any]) -> dict[str, Any]:
     beginning = template(given["config"]) if "config" in given else {}
     for new, old in (
         ("num_train_frames", "num_train_steps"),
+        ("num_train_steps", "num_train_frames"),
         ("benchmark", "batch_size"),
         ("benchmark", "action_repeat"),
     ):
         if new in flags:
             beginning.pop(old, None)
     if "finetune_from" in flags:  # that run's decide
-        beginning = {name: value for name, value in beginning.items() if name not in SHARED_NETWORKS}
+        beginning = {k: value for k, value in beginning.items() if k not in (*SHARED_NETWORKS, *INHERITED)}
     skills = flags.get("num_skills", 0 if "finetune_from" in flags else beginning.get("num_skills"))
     if skills == 0:  # what the template pays for telling skills apart is paid no longer
         for name in ("diayn_intrinsic_reward_coeff", "extrinsic_reward_coeff"):

@@ -18,6 +18,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -1535,3 +1536,17 @@ def test_packed_frames_that_do_not_fit() -> None:
     for wrong in (packed[:-8], packed[:0], packed + 1, replay_buffer._pack(torch.zeros(2, *shape[1:]).byte())):
         with pytest.raises(ValueError, match=r"\w"):
             replay_buffer._unpack(wrong, shape)
+
+
+def test_a_checkpoint_that_is_being_replaced_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.Checkpoints(tmp_path).write(3, {"step": 3}, None)
+    read, failures = checkpoint.Checkpoints._read_piece, [checkpoint.CheckpointError("missing")] * 2
+
+    def torn(self: Any, piece: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(self, piece)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_read_piece", torn)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert checkpoint.read_newest(tmp_path) == {"step": 3}

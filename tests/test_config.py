@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from config import Config, parse_args
+from config import CHANGEABLE, Config, parse_args
 
 # flag: (default, another value as text, the same parsed). Floats are told from integers by type.
 FLAGS: dict[str, tuple[Any, str, Any]] = {
@@ -426,3 +427,62 @@ def test_unknown_word(line: str, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_contradictions(line: str, named: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(line, capsys, *named)
+
+
+# -- what another run's config.json decides ----------------------------------------------------------------------------
+
+
+def stored(folder: Path, line: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"flags": vars(parse_args(shlex.split(line)))}))
+    return folder
+
+
+def test_what_a_resumed_run_may_change() -> None:
+    """The tests of each flag follow the program's list, so it stands here once more."""
+    budget = {"num_train_steps", "num_train_frames", "device", "deterministic", "cuda_graphs", "resume"}
+    written = {"eval_frequency", "num_eval_episodes", "eval_workers", "log_frequency_step", "log_save_tb", "save_video"}
+    assert budget | written | {"checkpoint_frequency", "save_replay_buffer", "notes"} == CHANGEABLE
+
+
+def test_a_fine_tuned_runs_episodes_actions_and_policy_are_the_runs(tmp_path: Path) -> None:
+    run = stored(tmp_path / "run", "--num_skills 4 --time_limit 400 --action_repeat 8 --log_std_bounds -5 1")
+    for more in ([], ["--benchmark", "dreamer"]):
+        tuned = parse_args(["--finetune_from", str(run), *more])
+        assert (tuned.time_limit, tuned.action_repeat, tuned.log_std_bounds) == (400, 8, (-5.0, 1.0))
+    assert tuned.batch_size == 512
+
+
+def test_a_template_does_not_change_how_a_fine_tuned_run_acts(tmp_path: Path) -> None:
+    run = stored(tmp_path / "run", "--num_skills 4 --time_limit 400 --action_repeat 8 --env walker_walk")
+    template = stored(tmp_path / "other", "--num_skills 0 --lr 0.25") / "config.json"
+    tuned = parse_args(["--config", str(template), "--finetune_from", str(run)])
+    assert (tuned.lr, tuned.env, tuned.action_repeat) == (0.25, "walker_walk", 8)
+
+
+def test_a_benchmark_beside_a_template_sets_the_action_repeat(tmp_path: Path) -> None:
+    template = stored(tmp_path, "--num_skills 0 --action_repeat 3 --batch_size 7") / "config.json"
+    config = parse_args(["--config", str(template), "--benchmark", "planet"])
+    assert (config.action_repeat, config.batch_size) == (8, 512)
+
+
+def test_a_benchmarks_budget_is_in_frames(tmp_path: Path) -> None:
+    """Its template means as many frames on a task with another action repeat; flags beside it win."""
+    template = stored(tmp_path, "--benchmark planet --num_train_frames 500000 --num_skills 0") / "config.json"
+    for line, frames in (
+        ("", 500_000),
+        ("--env walker_walk", 500_000),
+        ("--num_train_steps 100 --env walker_walk", 200),
+    ):
+        config = parse_args(["--config", str(template), *shlex.split(line)])
+        assert config.num_train_frames == frames
+        assert config.num_train_steps == frames / config.action_repeat
+
+
+def test_a_templates_device_is_its_own(tmp_path: Path) -> None:
+    template = stored(tmp_path, "--device cpu --lr 0.25") / "config.json"
+    assert (parse_args(["--config", str(template)]).device, parse_args(["--config", str(template)]).lr) == (None, 0.25)
+
+
+def test_a_budget_in_frames_is_not_exceeded() -> None:
+    assert parse_args(shlex.split("--num_train_frames 110 --action_repeat 8")).num_train_steps == 13

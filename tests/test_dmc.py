@@ -571,3 +571,19 @@ def test_tasks_from_the_command_line() -> None:
     names = child.stdout.split()
     assert {"cartpole_swingup", "ball_in_cup_catch", "walker_walk"} < set(names)
     assert all(dmc.resolve_task(name) for name in names)
+
+
+def test_the_centre_is_of_all_mass() -> None:
+    """Of a task whose bodies don't hang on one."""
+    env = dmc.DMCEnv("ball_in_cup_catch", image_size=32, action_repeat=4)
+    env.reset(seed=3)
+    env.step(np.array([1.0, -0.5]))
+    model, data = env.physics.model, env.physics.data
+    centre = (model.body_mass[:, None] * data.xipos).sum(axis=0) / model.body_mass.sum()
+    np.testing.assert_allclose(env.measure()[1], centre, atol=1e-9)
+    env.close()
+
+
+@pytest.mark.parametrize("name", ["swrast", "Mesa OSMesa"])
+def test_other_software_renderers_are_known(name: str) -> None:
+    assert dmc.RendererInfo("osmesa", name).is_software

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,12 +20,13 @@ from test_resume import SeededEnv, assert_same, played, state, stop_at
 
 import dmc
 import evaluate
+import rollouts
 import runs
 import train
 from config import Config, parse_args
 from diayn import DIAYNAgent
 from drq import DrQAgent
-from video import read_video
+from video import VideoRecorder, read_video
 
 SMALL = (
     f"--device cpu --image_size {IMAGE_SIZE} --hidden_dim 16 --encoder_feature_dim 8 --batch_size 4 "
@@ -553,3 +555,114 @@ def test_config_as_a_template(pretrained: Path, capsys: pytest.CaptureFixture[st
         with pytest.raises(SystemExit):
             parse_args(line)
         assert "--config" in capsys.readouterr().err.splitlines()[-1]
+
+
+# -- evaluate.py: seeds, schedules, imitation, trajectories ------------------------------------------------------------
+
+
+def starts(fakes: list[SeededEnv], known: int) -> list[int | None]:
+    return [episode.seed for env in fakes[known:] for episode in env.played]
+
+
+@pytest.mark.parametrize("line", ["", "--skill_schedule 1:2"])
+def test_the_seed_decides_the_starts(play: Evaluate, fakes: list[SeededEnv], line: str) -> None:
+    known = len(fakes)
+    play(f"--no_video --episodes 2 --seed 7 {line}")
+    assert set(starts(fakes, known)) == set(np.random.SeedSequence(7).generate_state(2).tolist())
+
+
+def test_the_seed_decides_on_which_starts_the_best_is_chosen(play: Evaluate, fakes: list[SeededEnv]) -> None:
+    seen = []
+    for seed in (0, 7):
+        known = len(fakes)
+        play(f"--no_video --episodes 2 --skills best --seed {seed}")
+        seen.append(set(starts(fakes, known)) - set(np.random.SeedSequence(seed).generate_state(2).tolist()))
+    assert seen[0]
+    assert seen[1]
+    assert not seen[0] & seen[1]
+
+
+@pytest.fixture
+def assessed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    skills: list[int] = []
+    assess = DIAYNAgent.assess
+
+    def remember(agent: DIAYNAgent, obs: np.ndarray, skill: np.ndarray) -> Any:
+        skills.extend(skill.tolist())
+        return assess(agent, obs, skill)
+
+    monkeypatch.setattr(DIAYNAgent, "assess", remember)
+    return skills
+
+
+def test_the_seed_decides_a_random_schedule(play: Evaluate, assessed: list[int]) -> None:
+    drawn = []
+    for seed in (1, 2, 1):
+        assessed.clear()
+        play(f"--no_video --episodes 5 --skill_schedule random:1 --seed {seed}")
+        drawn.append(list(assessed))
+    assert drawn[0] == drawn[2]
+    assert drawn[0][:12] != drawn[1][:12]
+
+
+def test_a_schedules_return_and_its_video(
+    play: Evaluate,
+    fakes: list[SeededEnv],
+    assessed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The return is the whole episode's; each picture has the skill that led to it, and only the first is filmed."""
+    shown: list[tuple[int, str]] = []
+
+    def record(self: VideoRecorder, frame: np.ndarray, text: Any = ()) -> None:
+        shown.append((int(frame[0, 0, 1]), text[0]))
+
+    monkeypatch.setattr(VideoRecorder, "record", record)
+    play("--skill_schedule 3:1,1:1 --episodes 2")
+    episodes = fakes[-1].played
+    found = [(float(r), int(n)) for r, n in re.findall(r"return (\S+) in (\d+) agent", capsys.readouterr().out)]
+    for (value, length), episode in zip(found, episodes, strict=True):
+        assert length == len(episode.actions)
+        assert value == pytest.approx(sum(episode.rewards[:length]), abs=0.006)
+    first = len(episodes[0].actions)
+    assert shown == [(n, f"skill {assessed[n - 1]}  step {n}") for n in range(1, first + 1)]
+
+
+def test_the_imitation_shows_the_best_skill_from_the_same_start(
+    play: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (given,) = play("--no_video --skills 1 --seed 5 --save_trajectories").glob("*.npz")
+    filmed: list[tuple[Any, Any]] = []
+    film = rollouts.film
+
+    def spy(agent: Any, lanes: Any, names: Any, seeds: Any, *args: Any, **settings: Any) -> Any:
+        filmed.append((dict(names), list(seeds)))
+        return film(agent, lanes, names, seeds, *args, **settings)
+
+    monkeypatch.setattr(rollouts, "film", spy)
+    says = [-3.0, -2.0, -1.0, -4.0]
+    monkeypatch.setattr(DIAYNAgent, "assess_log_likelihood", lambda self, obs: np.tile(says, (len(obs), 1)))
+    play(f"--imitate {given} --video_size 32")
+    assert filmed == [({2: "skill2"}, [int(np.load(given)["seed"])])]
+
+
+def test_a_trajectory_has_the_states_and_the_task(play: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SeededEnv, "measure", lambda self: (np.array([self.steps, 7.0]), np.zeros(3)))
+    (path,) = play("--no_video --skills 1 --save_trajectories").glob("*.npz")
+    with np.load(path) as data:
+        steps = len(data["actions"])
+        assert data["states"].tolist() == [[step, 7.0] for step in range(steps + 1)]
+        assert str(data["env"]) == "cartpole_swingup"
+
+
+def test_videos_play_in_the_tasks_time(pretrained: Path) -> None:
+    assert evaluate.load(pretrained, "cpu").fps == SeededEnv.metadata["render_fps"]
+
+
+def test_the_frames_that_choosing_a_skill_took_count(begin: Callable[[str], runs.Run], tmp_path: Path) -> None:
+    run = played(begin(""))
+    run.close()
+    assert run.frames_before > 0
+    assert evaluate.main([str(run.folder), "--no_video", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    assert rows(tmp_path / "out" / "skills.csv")[0]["step"] == str(run.frames_before + 3 * 30)

@@ -155,3 +155,31 @@ def test_a_run_and_its_evaluation(tmp_path: Path) -> None:
     run(str(ROOT / "evaluate.py"), str(folder), "--out", "evaluated")
     assert len((tmp_path / "evaluated" / "skills.csv").read_text().splitlines()) == 3
     assert (tmp_path / "evaluated" / "skills.mp4").stat().st_size > 1000
+
+
+def test_a_real_end_is_no_time_limit(make_env: MakeEnv) -> None:
+    """It is not bootstrapped through."""
+    env = make_env(action_repeat=2)
+    env.reset(seed=0)
+    for _ in range(200):
+        _, _, terminated, truncated, _ = env.step(np.ones(1, np.float32))
+        if terminated or truncated:
+            break
+    assert (terminated, truncated) == (True, False)
+
+
+def test_pixels_are_rgb_and_upright(make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_env(image_size=32)
+    env.reset(seed=0)
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:32], picture[32:] = (200, 100, 50), (10, 20, 30)
+    monkeypatch.setattr(env._env, "render", lambda: picture)
+    obs, *_ = env.step(np.zeros(1, np.float32))
+    assert obs[-3:, 0, 0].tolist() == [200, 100, 50]
+    assert obs[-3:, -1, 0].tolist() == [10, 20, 30]
+
+
+def test_videos_play_in_the_tasks_time(make_env: MakeEnv) -> None:
+    own = gymnasium.make(TASK, render_mode="rgb_array")
+    assert make_env(action_repeat=2).metadata["render_fps"] == own.metadata["render_fps"] / 2 != 15
+    own.close()

@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import plot
 from config import folder_name, make_config
@@ -230,3 +232,82 @@ def test_distances_of_one_episode_a_skill(make_run: MakeRun) -> None:
         plot.draw_distances(axes, run)
         assert [line.get_label() for line in axes.get_lines()] == [f"states of {name}" for name in lines]
         assert all(line.get_marker() == "o" for line in axes.get_lines()), "one evaluation is a point"
+
+
+def test_the_interval_is_of_95_percent() -> None:
+    values = np.random.default_rng(0).normal(100, 10, 40)
+    last = plot.over_seeds([pd.Series([0.0, value], index=[0, 8]) for value in values]).iloc[-1]
+    half = 1.96 * values.std() / math.sqrt(40)
+    assert last["high"] - last["mean"] == pytest.approx(half, rel=0.15)
+    assert last["mean"] - last["low"] == pytest.approx(half, rel=0.15)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    made: list[Figure] = []
+
+    class Kept(Figure):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            made.append(self)
+
+    monkeypatch.setattr(plot, "Figure", Kept)
+    return made
+
+
+def heights(line: Line2D) -> list[float]:
+    return np.asarray(line.get_ydata()).tolist()
+
+
+def levels(axes: Axes) -> list[float]:
+    """The heights of the lines from side to side."""
+    return [heights(line)[0] for line in axes.get_lines() if np.asarray(line.get_xdata()).tolist() == [0, 1]]
+
+
+def test_what_the_panels_show(make_run: Any, tmp_path: Path, figures: list[Figure]) -> None:
+    best = (1.0, 2.0, 3.0, 40.0)
+    folders = [make_run(f"s{s}", [0.0, value, value - 1], num_skills=4, seed=s) for s, value in enumerate(best)]
+    table = pd.read_csv(folders[3] / "skills.csv")
+    table["mutual_information_bound"] = table["step"] / 1000 + table["skill_id"] / 10
+    table.to_csv(folders[3] / "skills.csv", index=False)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    returns, bound, accuracy, by_skill, against, _ = figures[0].axes
+    lines = returns.get_lines()
+    assert heights(lines[0]) == pytest.approx([0.0, 11.5, 10.5]), "the mean"
+    assert heights(lines[1]) == pytest.approx([0.0, 2.5, 1.5]), "the interquartile mean"
+    assert [heights(line) for line in lines[2:6]] == [[0, 1, 0], [0, 2, 1], [0, 3, 2], [0, 40, 39]]
+    assert math.log(4) in levels(bound)
+    assert 1 / 4 in levels(accuracy)
+    assert [heights(line) for line in by_skill.get_lines()] == [[k, 1 + k, k] for k in range(4)]
+    assert np.asarray(against.collections[3].get_offsets()).tolist() == [
+        pytest.approx([2 + k / 10, 39 + k]) for k in range(4)
+    ]
+
+
+def test_the_reference_is_the_tasks_range_and_mean(make_run: Any, tmp_path: Path, figures: list[Figure]) -> None:
+    make_run("a", [1.0, 2.0])
+    make_run("b", [1.0, 2.0], env="walker_walk")
+    published = [
+        (env, seed, step, value + add)
+        for env, add in (("cartpole_swingup", 0), ("reacher_easy", 500))
+        for seed, value in enumerate((1.0, 2.0, 9.0))
+        for step in (0, 2000)
+    ]
+    path = tmp_path / "published.csv"
+    pd.DataFrame(published, columns=["env", "seed", "step", "episode_reward"]).to_csv(path, index=False)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--reference", str(path)]) == 0
+    cartpole, walker = (figure.axes[0] for figure in figures)
+    band = np.asarray(cartpole.collections[0].get_paths()[0].vertices)[:, 1]
+    assert (band.min(), band.max()) == (1.0, 9.0)
+    (mean,) = [line for line in cartpole.get_lines() if line.get_label() == "published: mean"]
+    assert heights(mean) == [4.0, 4.0]
+    assert not [label for label in walker.get_legend_handles_labels()[1] if "published" in label]
+
+
+def test_places_make_no_group_and_the_longest_run_counts(make_run: Any, tmp_path: Path) -> None:
+    make_run("a", [1.0], seed=1, work_dir="here")
+    make_run("b", [1.0, 2.0, 5.0], seed=1, work_dir="there")
+    make_run("c", [3.0, 4.0, 7.0], seed=2, work_dir="elsewhere")
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    table = numbers(tmp_path / "out")
+    assert (set(table["seeds"]), table["frame"].tolist(), table["mean"].tolist()) == ({2}, [0, 1000, 2000], [2, 3, 6])

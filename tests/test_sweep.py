@@ -581,3 +581,27 @@ def test_signals_are_announced_in_the_sweeps_words(capfd: pytest.CaptureFixture[
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(lambda: stop.number is not None, 5)
     assert capfd.readouterr().err == "stopping (SIGTERM): every run writes a checkpoint; once more stops at once\n"
+
+
+def test_time_left_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what runs and what waits, at the speed of what runs."""
+    made = a_sweep(tmp_path, seeds=(1, 2, 3))
+    for trial, state, seen in zip(
+        made.trials,
+        ("running", "waiting", "finished"),
+        (Progress(1000, 10.0), Progress(), Progress(2000, 90.0)),
+        strict=True,
+    ):
+        trial.state, trial.seen, trial.frames = state, seen, 2000
+    assert sweep_record.overall(made).endswith("10 frames/s, 5 min left")
+    trial = made.trials[0]
+    trial.seconds, trial.began = 5.0, 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: 107.0)
+    assert trial.wall_seconds == 12.0
+
+
+def test_the_table_has_last_and_best_return_in_their_columns(tmp_path: Path) -> None:
+    made = a_sweep(tmp_path, seeds=(1,))
+    made.trials[0].seen = Progress(1000, 10.0, 11.0, 22.0, 0.5)
+    columns = {str(column.header): list(column.cells) for column in sweep_record.table(made, height=18).columns}
+    assert (columns["return"], columns["best"], columns["MI"]) == (["11"], ["22"], ["0.5"])

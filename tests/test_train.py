@@ -30,6 +30,7 @@ import torch
 from conftest import IMAGE_SIZE, ROOT, FakePixelEnv
 
 import dmc
+import run_folder
 import runs
 import train
 from config import Config, UserError, parse_args
@@ -952,3 +953,33 @@ def test_updates_wait_for_nobody(module: str) -> None:
         if isinstance(node, ast.Attribute) and node.attr in WAITS_FOR_THE_DEVICE
     }
     assert waiting <= {"act", "assess", "assess_log_likelihood"}
+
+
+def test_a_changed_source_is_told_from_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "train.py").write_text("1\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "m"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
+    clean = run_folder._git_commit()
+    (tmp_path / "train.py").write_text("2\n")
+    assert run_folder._git_commit() == f"{clean}-dirty"
+
+
+def test_every_resume_is_written_down_and_other_versions_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renderer = dmc.RendererInfo("osmesa", "a renderer")
+    run_folder.write_config(parse_args(["--device", "cpu"]), tmp_path, renderer)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    assert record["renderer"] == {"backend": "osmesa", "name": "a renderer"}
+    assert {"scipy", "pandas", "imageio-ffmpeg", "psutil"} <= record["versions"].keys()
+    record["versions"]["mujoco"] = "0.1"
+    path.write_text(json.dumps(record))
+    for frame in (100, 200):
+        run_folder.write_config(parse_args(["--device", "cpu"]), tmp_path, renderer, resumed_at=frame)
+        assert "mujoco 0.1 -> " in capsys.readouterr().err
+    resumed = json.loads(path.read_text())["resumed"]
+    assert [entry["frame"] for entry in resumed] == [100, 200]
+    assert all(entry["versions"]["mujoco"] != "0.1" and entry["device"] == "cpu" for entry in resumed)
