@@ -157,15 +157,9 @@ def test_trajectories_lead_there_again(play: Evaluate) -> None:
             assert int(data["skill"]) == 2
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [("3:2,1:1", [3, 3, 1]), ("0:100", [0] * 3), ("random:2", None)])
-def test_schedule(
-    play: Evaluate,
-    fakes: list[SeededEnv],
-    monkeypatch: pytest.MonkeyPatch,
-    schedule: str,
-    expected: list[int] | None,
-) -> None:
-    """Skills change when they are told to, over and over, and each episode begins the schedule anew."""
+@pytest.fixture
+def assessed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The skills that are played, step by step."""
     skills: list[int] = []
     assess = DIAYNAgent.assess
 
@@ -174,16 +168,28 @@ def test_schedule(
         return assess(agent, obs, skill)
 
     monkeypatch.setattr(DIAYNAgent, "assess", remember)
+    return skills
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("3:2,1:1", [3, 3, 1]), ("0:100", [0] * 3), ("random:2", None)])
+def test_schedule(
+    play: Evaluate,
+    fakes: list[SeededEnv],
+    assessed: list[int],
+    schedule: str,
+    expected: list[int] | None,
+) -> None:
+    """Skills change when they are told to, over and over, and each episode begins the schedule anew."""
     out = play(f"--skill_schedule {schedule} --episodes 4 --video_size 32")
     lengths = [len(episode.actions) for episode in fakes[-1].played]
-    assert sum(lengths) == len(skills) >= 12
+    assert sum(lengths) == len(assessed) >= 12
     for end, length in zip(np.cumsum(lengths), lengths, strict=True):
-        own = skills[end - length : end]
+        own = assessed[end - length : end]
         if expected is not None:
             assert own == (expected * 3)[:length]
         else:
             assert all(one == other for one, other in zip(own[::2], own[1::2], strict=False))
-    assert expected is not None or len(set(skills)) > 1
+    assert expected is not None or len(set(assessed)) > 1
     assert len(list(read_video(out / "schedule.mp4"))) >= 3
 
 
@@ -580,19 +586,6 @@ def test_the_seed_decides_on_which_starts_the_best_is_chosen(play: Evaluate, fak
     assert seen[0]
     assert seen[1]
     assert not seen[0] & seen[1]
-
-
-@pytest.fixture
-def assessed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    skills: list[int] = []
-    assess = DIAYNAgent.assess
-
-    def remember(agent: DIAYNAgent, obs: np.ndarray, skill: np.ndarray) -> Any:
-        skills.extend(skill.tolist())
-        return assess(agent, obs, skill)
-
-    monkeypatch.setattr(DIAYNAgent, "assess", remember)
-    return skills
 
 
 def test_the_seed_decides_a_random_schedule(play: Evaluate, assessed: list[int]) -> None:
