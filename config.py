@@ -359,17 +359,15 @@ def template(path: Path) -> dict[str, Any]:
     stored = read_flags(path.parent, "config", path.name)
     if stored.get("finetune_from"):
         raise UserError(f"--config {path}: a fine-tuned run is no template; name the run that it began with")
-    own = ("resume", "num_train_frames", "run_name", "notes", "device", *FINE_TUNING)  # the other run's alone
+    # One budget says it all: a benchmark's is in frames, as another task of it may have another action repeat.
+    budget = "num_train_steps" if stored.get("benchmark") else "num_train_frames"
+    own = ("resume", budget, "run_name", "notes", "device", *FINE_TUNING)  # the other run's alone
     values = {name: value for name, value in stored.items() if value is not None and name not in own}
     # What follows from other flags is derived again, as they may be given otherwise.
     derived = {name for name in values if Config.__dataclass_fields__[name].metadata["derived"]} - {"benchmark"}
     derived |= _benchmark_settings(values).keys()
     again = make_config({name: value for name, value in values.items() if name not in derived})
-    values = {name: value for name, value in values.items() if name not in derived or value != getattr(again, name)}
-    if again.benchmark is not None:  # whose budget is in frames: another task may have another action repeat
-        values["num_train_frames"] = stored.get("num_train_frames") or again.num_train_frames
-        values.pop("num_train_steps", None)
-    return values
+    return {name: value for name, value in values.items() if name not in derived or value != getattr(again, name)}
 
 
 def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, Any]:

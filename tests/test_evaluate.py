@@ -77,6 +77,11 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def starts(fakes: list[SeededEnv], known: int) -> list[int | None]:
+    """Of all episodes in environments made since there were `known` of them."""
+    return [episode.seed for env in fakes[known:] for episode in env.played]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -96,7 +101,7 @@ def test_every_skill_from_the_same_starts(
     assert {row["step"] for row in table} == {"120"}
     bound = sum(float(row["mutual_information_bound"]) for row in table) / 4
     assert f"bound {bound:.3f} nats: means over these skills" in capsys.readouterr().out
-    seeds = [play.seed for env in fakes[known:] for play in env.played]
+    seeds = starts(fakes, known)
     assert len(seeds) == 12
     assert {seeds.count(seed) for seed in seeds} == {4}
     for skill in range(4):
@@ -123,7 +128,7 @@ def test_the_best_skill_is_chosen_on_other_starts(play: Evaluate, fakes: list[Se
     """Or it would look better than it is."""
     known = len(fakes)
     play("--no_video --skills best --episodes 3")
-    seeds = [played.seed for env in fakes[known:] for played in env.played]
+    seeds = starts(fakes, known)
     shown = np.random.SeedSequence(0).generate_state(3).tolist()
     assert len(seeds) == (4 + 1) * 3
     assert all(seeds.count(seed) == 1 for seed in shown), "of the best one alone"
@@ -388,14 +393,14 @@ def test_the_best_skill_costs_frames(begin: Callable[[str], runs.Run], fakes: li
     lanes = [env.played[0] for env in fakes[known:] if len(env.played) == 1 and env is not run.env][:4]
     returns = [sum(episode.rewards[: len(episode.actions)]) for episode in lanes]
     assert run.frames_before == 3 * sum(len(episode.actions) for episode in lanes)
-    chosen_on = [episode.seed for env in fakes[known:] for episode in env.played]
+    chosen_on = starts(fakes, known)
     assert run.agent.skill == int(np.argmax(returns))
     record = json.loads((run.folder / "config.json").read_text())
     assert (record["finetuned_skill"], record["frames_before"]) == (run.agent.skill, run.frames_before)
     played(run)
     steps = [int(row["step"]) for row in rows(run.folder / "eval.csv")]
     assert (steps[0], steps[-1]) == (run.frames_before, run.frames_before + 3 * 30)
-    all_starts = [episode.seed for env in fakes[known:] for episode in env.played]
+    all_starts = starts(fakes, known)
     assert all_starts.count(chosen_on[0]) == len(chosen_on)  # no evaluation's
 
 
@@ -564,10 +569,6 @@ def test_config_as_a_template(pretrained: Path, capsys: pytest.CaptureFixture[st
 
 
 # -- evaluate.py: seeds, schedules, imitation, trajectories ------------------------------------------------------------
-
-
-def starts(fakes: list[SeededEnv], known: int) -> list[int | None]:
-    return [episode.seed for env in fakes[known:] for episode in env.played]
 
 
 @pytest.mark.parametrize("line", ["", "--skill_schedule 1:2"])

@@ -264,7 +264,7 @@ def levels(axes: Axes) -> list[float]:
     return [heights(line)[0] for line in axes.get_lines() if np.asarray(line.get_xdata()).tolist() == [0, 1]]
 
 
-def test_what_the_panels_show(make_run: Any, tmp_path: Path, figures: list[Figure]) -> None:
+def test_what_the_panels_show(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
     best = (1.0, 2.0, 3.0, 40.0)
     folders = [make_run(f"s{s}", [0.0, value, value - 1], num_skills=4, seed=s) for s, value in enumerate(best)]
     table = pd.read_csv(folders[3] / "skills.csv")
@@ -284,7 +284,7 @@ def test_what_the_panels_show(make_run: Any, tmp_path: Path, figures: list[Figur
     ]
 
 
-def test_the_reference_is_the_tasks_range_and_mean(make_run: Any, tmp_path: Path, figures: list[Figure]) -> None:
+def test_the_reference_is_the_tasks_range_and_mean(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
     make_run("a", [1.0, 2.0])
     make_run("b", [1.0, 2.0], env="walker_walk")
     published = [
@@ -304,7 +304,7 @@ def test_the_reference_is_the_tasks_range_and_mean(make_run: Any, tmp_path: Path
     assert not [label for label in walker.get_legend_handles_labels()[1] if "published" in label]
 
 
-def test_places_make_no_group_and_the_longest_run_counts(make_run: Any, tmp_path: Path) -> None:
+def test_places_make_no_group_and_the_longest_run_counts(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("a", [1.0], seed=1, work_dir="here")
     make_run("b", [1.0, 2.0, 5.0], seed=1, work_dir="there")
     make_run("c", [3.0, 4.0, 7.0], seed=2, work_dir="elsewhere")
