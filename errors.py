@@ -1,0 +1,47 @@
+"""Every exception that crosses modules. Standard library only, so that any module can import it at the top.
+
+The message of each is one line that says what is wrong, names the flag or file, and says what to do.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input: a flag, a file or a missing resource that the user can fix. Programs print the message and return 2."""
+
+
+class RunError(Exception):
+    """The run cannot continue. The message says why and which checkpoint is the last good one."""
+
+
+class StopError(Exception):
+    """A signal asked the run to stop during an evaluation."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used. The message names the file."""
+
+
+class LogError(Exception):
+    """A log file that does not match the checkpoint. The message names the file."""
+
+
+class TaskError(ValueError):
+    """There is no such task, or it cannot be used. The message names alternatives."""
+
+
+class RenderingError(RuntimeError):
+    """No OpenGL renderer works, or a picture cannot be drawn. The message says what was tried."""
+
+
+class SimulationError(RuntimeError):
+    """The physics became unstable, so the episode cannot continue."""
+
+
+class WorkerError(RuntimeError):
+    """A process that plays evaluation episodes has died."""
+
+
+def one_line(message: str) -> str:
+    """Escape characters that would break the line or act on a terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
