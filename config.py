@@ -18,6 +18,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from errors import UserError as UserError
+
 PLANET_ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "cheetah": 4, "finger": 2, "ball_in_cup": 4, "walker": 2}
 DREAMER_ACTION_REPEAT = 2
 BENCHMARK_BATCH_SIZE = 512
@@ -30,10 +32,6 @@ UNITS = (
     "Every step column, axis and file name of the outputs counts frames."
 )
 DESCRIPTION = "Train DrQ, with DIAYN skills or without, on a DeepMind Control Suite task seen as pixels."
-
-
-class UserError(Exception):
-    """Something the user can mend. The message is one line that names the flag or the thing, and the remedy."""
 
 
 def one_line(message: str) -> str:

@@ -22,7 +22,7 @@ from config import CONFIG_FILE, Config
 from files import write_file
 
 if TYPE_CHECKING:
-    from dmc import RendererInfo
+    from envs.renderer import RendererInfo
 
 RECORDED_PACKAGES = (
     *("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"),

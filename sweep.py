@@ -193,8 +193,8 @@ def check_environments(configs: Sequence[Config]) -> None:
 def check_environment(config: Config) -> None:
     """In a process of its own, as the machine that starts a sweep may be unable to draw. Raises UserError."""
     from checkpoint import CheckpointError, read_newest
-    from dmc import do_without_renderer
-    from runs import make_environment
+    from envs.make import make_environment
+    from envs.renderer import do_without_renderer
 
     do_without_renderer()
     make_environment(config).close()

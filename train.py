@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from config import UserError, one_line, parse_args
+from errors import RenderingError, SimulationError, WorkerError
 from runs import (
     Run,
     RunError,
@@ -38,9 +39,6 @@ def train(run: Run) -> None:
     Episodes, with an evaluation before the first, after the last and whenever one is due, and checkpoints. Raises
     RunError, with a checkpoint behind it where that makes sense.
     """
-    from dmc import RenderingError
-    from rollouts import WorkerError
-
     failure: RenderingError | WorkerError | None = None
     while failure is None:
         try:
@@ -104,8 +102,6 @@ def take_step(run: Run, episode: Underway) -> None:
     An episode whose physics become unstable ends before the step that did it, which counts for nothing. Raises RunError
     where that is its first, as the next would be no better.
     """
-    from dmc import SimulationError
-
     config, logger, clock = run.config, run.logger, run.stopwatch
     if episode.action is None:  # else it is the one whose pictures could not be drawn before the run was resumed
         episode.action = act_and_learn(run, episode)
