@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from test_faults import SMALL, Child, Launch, assert_equal_runs, launching
 
 import config
 import plot
@@ -26,6 +24,8 @@ import sweep_record
 from files import LOCK_FILE, in_use, locked
 from stop import StopRequest
 from sweep_record import Progress, Sweep, Trial, View, duration, look
+from tests.support.paths import ROOT
+from tests.test_faults import SMALL, Child, Launch, assert_equal_runs, launching
 
 PATIENCE = 300.0
 # Long enough to be caught in the middle, with a checkpoint soon and often.
