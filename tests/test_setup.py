@@ -47,6 +47,7 @@ def pins(requirements: list[Requirement], python: str) -> dict[str, str]:
 def third_party_imports(path: Path) -> Iterator[str]:
     """Top-level names that a file imports from outside the standard library and this repository."""
     own = {file.stem for folder in (ROOT, ROOT / "tests") for file in folder.glob("*.py")}
+    own |= {file.parent.name for file in ROOT.glob("*/__init__.py")}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -98,7 +99,7 @@ def test_every_import_is_required() -> None:
         for name in ("requirements.txt", "requirements-sweep.txt")
     )
     distributions = metadata.packages_distributions()
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("envs/*.py")]:
         required = always | in_sweeps if path.name in OF_SWEEPS else always
         for module in third_party_imports(path):
             found = {canonicalize_name(name) for name in distributions.get(module, ())}
