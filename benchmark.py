@@ -34,9 +34,10 @@ from tqdm import tqdm
 import dmc
 import runs
 import train
-from config import UserError, make_config
+from config import make_config
 from diayn import DIAYNAgent
 from drq import DrQAgent, RandomShift
+from errors import UserError
 from logger import Meters
 from replay_buffer import ReplayBuffer
 from rollouts import Start, make_lanes, play

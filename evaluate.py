@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from config import Config, Parser, UserError, folder_name, one_line
+from config import Config, folder_name
+from console.arguments import Parser
+from errors import UserError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +93,7 @@ class Learned:
 
 def load(place: Path, device: str | None) -> Learned:
     """The agent of a run. Raises UserError."""
-    from checkpoint import CheckpointError
+    from errors import CheckpointError
     from runs import choose_device, enough_memory, make_agent, make_environment
 
     place = place.resolve()
@@ -118,7 +120,7 @@ def load(place: Path, device: str | None) -> Learned:
 
 def read_state(place: Path) -> dict[str, Any]:
     """The state in a run's newest checkpoint, or in one file of it. Raises CheckpointError, UserError."""
-    from checkpoint import load_file, read_newest
+    from running.checkpoint import load_file, read_newest
 
     if place.is_file():
         return load_file(place)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from errors import LogError
 from replay_buffer import NO_SKILL
 
 if TYPE_CHECKING:
@@ -96,10 +97,6 @@ class Episode:
     intrinsic_reward_sum: float = 0.0
     discriminator_accuracy: float = 0.0  # fraction of its steps; evaluation only
     length: int = 0  # agent steps
-
-
-class LogError(Exception):
-    """A log file that doesn't go with the checkpoint; the message is one line that names it."""
 
 
 class CsvFile:

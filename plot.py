@@ -23,18 +23,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from config import CHANGEABLE, Config, Parser, folder_name
+from config import Config, Role, flags_with, folder_name
+from console.arguments import Parser
 from logger import SKILL_COLUMNS
 
 TABLES: dict[str, Sequence[str]] = {"eval": (), "skills": SKILL_COLUMNS}  # and their columns where there is none
 # Flags that make no other experiment: a benchmark's settings are flags of their own.
-NOT_SETTINGS = CHANGEABLE | {"seed", "work_dir", "run_name", "finetune_from", "benchmark"}
-OF_DISCRIMINATOR = frozenset({"lr_discriminator", "discriminator_encoder", "diayn_intrinsic_reward_coeff"})
-OF_SKILLS = OF_DISCRIMINATOR | {"skill_embedding_dim", "finetune_skill", "finetune_critic"}
+NOT_SETTINGS = frozenset(flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT))
+OF_DISCRIMINATOR = frozenset(flags_with(Role.DIAYN)) - frozenset(flags_with(Role.NETWORK))
+OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.FINE_TUNING)) - {"num_skills", "finetune_from"}
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
-NAMED_BY_KIND = frozenset(  # what differs between DrQ and DIAYN anyway
-    {"num_skills", "diayn_intrinsic_reward_coeff", "extrinsic_reward_coeff", "temperature"}
-)
+NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # what differs between DrQ and DIAYN anyway
 CONFIDENCE = 0.95
 SEEDS_FOR_INTERVAL = 5  # of fewer, a bootstrap gives hardly more than the lowest and the highest
 COLOURS = [f"C{number}" for number in range(10)]

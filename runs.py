@@ -18,35 +18,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import Config, UserError, no_room, refuse_changes
-from stop import StopRequest
+from config import Config, Role
+from errors import RunError, UserError
+from running.atomic_files import no_room
+from running.signals import StopRequest
+from running.stored_config import refuse_changes
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from checkpoint import Checkpoints, State
     from dmc import PixelEnv, RendererInfo
     from drq import DrQAgent
     from logger import Logger
     from replay_buffer import ReplayBuffer
     from rollouts import Lanes
+    from running.checkpoint import Checkpoints, State
     from utils import Stopwatch
 
 COUNTERS = ("frames_before", "step", "episode", "evaluated", "scheduled", "learning_from")  # of a Run
 CUDA_HEADROOM = 6 << 30  # bytes of device memory left to networks and activations, at a batch of 512
-AGENT_FLAGS = (  # passed on as they are, under the same names
-    *("device", "augmentation", "image_pad", "lr", "discount", "extrinsic_reward_coeff", "init_temperature"),
-    *("actor_update_frequency", "critic_tau", "critic_target_update_frequency", "encoder_feature_dim"),
-    *("hidden_dim", "hidden_depth", "log_std_bounds", "precision"),
-)
-DIAYN_FLAGS = (
-    *("num_skills", "skill_embedding_dim", "lr_discriminator", "discriminator_encoder"),
-    "diayn_intrinsic_reward_coeff",
-)
-
-
-class RunError(Exception):
-    """The run can't go on; the message is one line that says why and what is saved."""
 
 
 @dataclasses.dataclass
@@ -136,11 +126,11 @@ def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> D
     settings: dict[str, Any] = {
         "seed": int(seed_sequence(config.seed, "agent").generate_state(1)[0]),
         "learn_temperature": config.temperature == "learned",
-        **{name: getattr(config, name) for name in AGENT_FLAGS},
+        **config.kwargs(Role.AGENT),
     }
     agent: DrQAgent
     if config.learns_skills:
-        agent = DIAYNAgent(obs_shape, action_dim, **settings, **{name: getattr(config, name) for name in DIAYN_FLAGS})
+        agent = DIAYNAgent(obs_shape, action_dim, **settings, **config.kwargs(Role.DIAYN))
     else:  # fine-tuned, its networks have room for skills, and one is given
         settings |= {"num_skills": config.num_skills, "skill_embedding_dim": config.skill_embedding_dim}
         agent = DrQAgent(obs_shape, action_dim, **settings)
@@ -202,7 +192,7 @@ def make_environment(config: Config) -> PixelEnv:
     from dmc import DMCEnv, TaskError
     from gym_env import PREFIX, GymPixelEnv
 
-    settings = {name: getattr(config, name) for name in ("image_size", "frame_stack", "action_repeat", "time_limit")}
+    settings = config.kwargs(Role.ENVIRONMENT)
     try:
         if config.env.startswith(PREFIX):
             env: PixelEnv = GymPixelEnv(config.env.removeprefix(PREFIX), **settings)
@@ -294,9 +284,9 @@ def setup(config: Config) -> Run:
 
 def start(config: Config, resources: ExitStack, half_made: ExitStack) -> Run:
     """A new run in a new folder, which `half_made` removes."""
-    from checkpoint import Checkpoints
-    from files import locked
-    from run_folder import new_run_folder
+    from running.atomic_files import locked
+    from running.checkpoint import Checkpoints
+    from running.folder import new_run_folder
     from utils import Stopwatch
 
     run = make_run(config, resources)
@@ -318,9 +308,10 @@ def begin_fine_tuning(config: Config, agent: DrQAgent, lanes: Lanes) -> int:
     The best skill is the one with the highest return over one episode each, on the task of this run. Raises UserError.
     """
 
-    from checkpoint import CheckpointError, read_newest
     from dmc import RenderingError
+    from errors import CheckpointError
     from rollouts import WorkerError, best_skill
+    from running.checkpoint import read_newest
     from utils import seed_sequence
 
     folder = Path(config.finetune_from)
@@ -354,9 +345,10 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
 
     A run that was killed before its first checkpoint is at its beginning, without logs.
     """
-    from checkpoint import CheckpointError, Checkpoints
     from dmc import RenderingError
-    from files import locked
+    from errors import CheckpointError
+    from running.atomic_files import locked
+    from running.checkpoint import Checkpoints
 
     folder = resources.enter_context(locked(Path(config.resume).resolve()))
     checkpoints = Checkpoints(folder)
@@ -431,8 +423,9 @@ def enough_memory(purpose: str, remedy: str = "choose a smaller size") -> Iterat
 
 def record(run: Run, renderer: RendererInfo, logs: State | None, resources: ExitStack) -> None:
     """Begin to write into the run's folder, or go on after what `logs` say: the CSVs, TensorBoard, config.json."""
-    from logger import LogError, Logger
-    from run_folder import link_latest, write_config
+    from errors import LogError
+    from logger import Logger
+    from running.folder import link_latest, write_config
     from video import remove_unfinished
 
     config, folder = run.config, run.folder
@@ -522,8 +515,8 @@ def restore(run: Run, state: State) -> None:
     """Bring the parts of a run at its beginning to where `state` has them. Raises CheckpointError."""
     import torch
 
-    from checkpoint import CheckpointError
     from dmc import RenderingError
+    from errors import CheckpointError
     from logger import check_state
     from utils import set_random_states
 

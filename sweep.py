@@ -31,29 +31,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from config import (
-    CONFIG_FILE,
-    UNITS,
-    Config,
-    Parser,
-    UserError,
-    add_flags,
-    check_name,
-    complete,
-    config_from,
-    no_room,
-    one_line,
-    shown_value,
-    with_template,
-)
-from stop import StopRequest
+from config import Config, Role, check_name, flags_with, shown_value
+from console.arguments import UNITS, Parser, add_flags, complete
+from errors import UserError, one_line
+from running.atomic_files import no_room
+from running.signals import StopRequest
+from running.stored_config import CONFIG_FILE, config_from, with_template
 from sweep_record import OPTIONS, SUMMARY_FILE, Sweep, Trial, View, host_of, last_lines, look, overall
 
-OF_THE_SWEEP = ("work_dir", "run_name", "resume")  # flags of train.py that the sweep itself sets
-CHECKED = (  # what an environment is made from, and what else is looked at before anything starts
-    *("env", "action_repeat", "time_limit", "image_size", "frame_stack", "replay_buffer_capacity"),
-    "finetune_from",
-)
+# what an environment is made from, and what else is looked at before anything starts
+CHECKED = ("env", *flags_with(Role.ENVIRONMENT), "replay_buffer_capacity", "finetune_from")
 NETWORKS_MEMORY = 2.0  # GB for a run's process beside its replay buffer
 REFRESH = 2.0  # seconds between looks at the runs
 WRITE_EVERY = 30.0  # seconds between updates of summary.csv while nothing begins or ends
@@ -95,7 +82,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max_failures", type=int, metavar="N", help="times that a run which fails is resumed (default: 3)"
     )
     taken = {action.dest for action in parser._actions}
-    add_flags(parser, several=True, without=OF_THE_SWEEP)
+    add_flags(parser, several=True, without=flags_with(Role.PLACED_BY_SWEEP))
     complete(parser)
     args = parser.parse_args(argv)
     args.values = {name: given for name, given in vars(args).items() if name not in taken}
@@ -192,8 +179,9 @@ def check_environments(configs: Sequence[Config]) -> None:
 
 def check_environment(config: Config) -> None:
     """In a process of its own, as the machine that starts a sweep may be unable to draw. Raises UserError."""
-    from checkpoint import CheckpointError, read_newest
     from dmc import do_without_renderer
+    from errors import CheckpointError
+    from running.checkpoint import read_newest
     from runs import make_environment
 
     do_without_renderer()
@@ -247,7 +235,7 @@ def attempt(folder: Path, log: Path, command: Sequence[str], cpus: float, gpus: 
 
     Being cancelled, which raises KeyboardInterrupt, has the run write a checkpoint and end.
     """
-    from files import in_use
+    from running.atomic_files import in_use
 
     log.parent.mkdir(exist_ok=True)  # and not the folders above it: they are there, or this is no shared folder
     with log.open("w") as out:
@@ -576,7 +564,7 @@ def list_runs(sweep: Sweep) -> None:
 @contextlib.contextmanager
 def opened(sweep: Sweep, args: argparse.Namespace, stop: StopRequest) -> Iterator[Callable[[Trial], Any]]:
     """Ray, the signals and the sweep's folder, which nobody else is using. Raises UserError."""
-    from files import locked
+    from running.atomic_files import locked
 
     with cluster(sweep, args.address) as start, stop, contextlib.ExitStack() as stack:  # Ray's own handlers come first
         new = not sweep.folder.exists()

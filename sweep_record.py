@@ -15,8 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import CONFIG_FILE, UserError, folder_name
-from files import write_file
+from config import folder_name
+from errors import UserError
+from running.atomic_files import write_file
+from running.stored_config import CONFIG_FILE
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -14,10 +14,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from config import UserError, one_line, parse_args
+from config import Config
+from console.arguments import UNITS, Parser, add_flags, complete
+from console.streams import tolerant_output
+from errors import RunError, StopError, UserError, one_line
+from running.signals import StopRequest
+from running.stored_config import config_from
 from runs import (
     Run,
-    RunError,
     Underway,
     check_losses,
     enough_memory,
@@ -26,10 +30,11 @@ from runs import (
     save_checkpoint,
     setup,
 )
-from stop import StopError, StopRequest, unread_console
 
 if TYPE_CHECKING:
     import numpy as np
+
+DESCRIPTION = "Train DrQ, with DIAYN skills or without, on a DeepMind Control Suite task seen as pixels."
 
 
 def train(run: Run) -> None:
@@ -241,6 +246,18 @@ def evaluate(run: Run) -> None:
             run.scheduled = run.step
 
 
+def parse_args(argv: Sequence[str] | None = None) -> Config:
+    """Return the command line as a Config. Bad input ends the program with one line and exit code 2."""
+    parser = Parser(prog="train.py", description=DESCRIPTION, epilog=UNITS)
+    add_flags(parser)
+    complete(parser)
+    given = vars(parser.parse_args(argv))
+    try:
+        return config_from(given)
+    except UserError as error:
+        parser.error(str(error))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, set up, train. Returns the exit code.
 
@@ -250,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_args(argv)
     # Before torch is imported: its idle threads would spin on the cores that the software renderer needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with unread_console(), StopRequest() as stop:
+    with tolerant_output(), StopRequest() as stop:
         try:
             run = setup(config)
         except UserError as error:

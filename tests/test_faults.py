@@ -24,13 +24,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from checkpoint import MANIFEST, Checkpoints
 from conftest import ROOT, Mount
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dmc
 import runs
 import train
-from checkpoint import MANIFEST, Checkpoints
 from config import CHANGEABLE
 from replay_buffer import ReplayBuffer
 

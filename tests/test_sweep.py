@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from files import LOCK_FILE, in_use, locked
+from stop import StopRequest
 from test_faults import SMALL, Child, Launch, assert_equal_runs, launching
 
 import config
 import plot
 import sweep
 import sweep_record
-from files import LOCK_FILE, in_use, locked
-from stop import StopRequest
 from sweep_record import Progress, Sweep, Trial, View, duration, look
 
 PATIENCE = 300.0

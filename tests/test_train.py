@@ -26,11 +26,11 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import pytest
+import run_folder
 import torch
 from conftest import IMAGE_SIZE, ROOT, FakePixelEnv
 
 import dmc
-import run_folder
 import runs
 import train
 from config import Config, UserError, parse_args

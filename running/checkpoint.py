@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from files import UNFINISHED, write_file
+from errors import CheckpointError
+from running.atomic_files import UNFINISHED, write_file
 
 FORMAT = 1  # of everything here; another one is refused
 FOLDER, MANIFEST = "checkpoint", "manifest.json"
@@ -27,10 +28,6 @@ FILE_NAME = re.compile(r"(state|replay)_[0-9]+\.pt")
 READ_AGAIN = 3  # times, where a training run replaces its checkpoint in the middle of being read
 
 State = dict[str, Any]  # tensors, numbers, strings, None, and dicts, lists and tuples of them
-
-
-class CheckpointError(Exception):
-    """A checkpoint that can't be used; the message is one line that names the file."""
 
 
 class Piece(NamedTuple):

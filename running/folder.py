@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from config import CONFIG_FILE, Config
-from files import write_file
+from config import Config
+from running.atomic_files import write_file
+from running.stored_config import CONFIG_FILE
 
 if TYPE_CHECKING:
     from dmc import RendererInfo
@@ -130,7 +131,15 @@ def _warn_of_versions(before: dict[str, str], now: dict[str, str]) -> None:
 
 def _git_commit() -> str | None:
     """The commit of this source, with "-dirty" where files differ from it; None outside git."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).resolve().parent.parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
