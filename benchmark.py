@@ -41,6 +41,7 @@ from errors import UserError
 from logger import Meters
 from replay_buffer import ReplayBuffer
 from rollouts import Start, make_lanes, play
+from running.columns import update_metrics
 from utils import keep_freed_memory
 
 OBS_SHAPE, FILLED = (9, 84, 84), 2000  # observations, and transitions in the buffers
@@ -256,7 +257,7 @@ def bench_update(args: argparse.Namespace) -> Iterator[Row]:
         agents["ours fp32, no graphs"] = make_agent(args, graphs=False)
 
     def one_update(agent: Any, batch_size: int, parity: int) -> Callable[[], None]:
-        meters = Meters()
+        meters = Meters(update_metrics(with_skills=True))
 
         def run() -> None:
             agent.num_updates = parity
@@ -336,7 +337,7 @@ def bench_loop(args: argparse.Namespace) -> Iterator[Row]:
     batch_size = args.batch_size[0]
     agent, oracle = make_agent(args), make_oracle(args)
     ours, plain = filled_buffers(args)
-    meters = Meters()
+    meters = Meters(update_metrics(with_skills=True))
     state: Row = {"obs": env.reset(seed=0)[0], "plain": plain_env.reset(seed=0)[0]}
     ours.start_episode(state["obs"])
     plain_env.render = lambda *_: plain_env.physics.render(84, 84, camera_id=0)  # type: ignore[method-assign]

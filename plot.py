@@ -25,7 +25,7 @@ from scipy import stats
 
 from config import Config, Role, flags_with, folder_name
 from console.arguments import Parser
-from logger import SKILL_COLUMNS
+from running.columns import SKILL_COLUMNS
 
 TABLES: dict[str, Sequence[str]] = {"eval": (), "skills": SKILL_COLUMNS}  # and their columns where there is none
 # Flags that make no other experiment: a benchmark's settings are flags of their own.
