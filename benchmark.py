@@ -31,16 +31,20 @@ from oracle import FullStackReplay, OracleAgent
 from torch import nn
 from tqdm import tqdm
 
-import dmc
 import runs
 import train
 from config import make_config
 from diayn import DIAYNAgent
+from dmc import DMCEnv, resolve_task
 from drq import DrQAgent, RandomShift
-from errors import UserError
+from envs.make import make_environment
+from envs.parallel import make_eval_envs
+from envs.pixel_env import PixelEnv
+from envs.renderer import RendererInfo, choose_renderer
+from errors import TaskError, UserError
 from logger import Meters
 from replay_buffer import ReplayBuffer
-from rollouts import Start, make_lanes, play
+from rollouts import Start, play
 from running.columns import update_metrics
 from utils import keep_freed_memory
 
@@ -62,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write everything measured to this JSON file")
     args = parser.parse_args(argv)
     args.action_dim = 6
-    renderer = dmc.choose_renderer()
+    renderer = choose_renderer()
     try:
         args.device = runs.choose_device(args.device)
-        dmc.resolve_task(args.env)
+        resolve_task(args.env)
     except UserError as error:
         parser.error(str(error))
-    except dmc.TaskError as error:
+    except TaskError as error:
         parser.error(f"--env: {error}")
     record: Row = {"machine": machine(args.device, renderer), "load_before": os.getloadavg(), "results": []}
     for name in BENCHMARKS if args.what == "all" else [args.what]:
@@ -88,7 +92,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def machine(device: str, renderer: dmc.RendererInfo) -> Row:
+def machine(device: str, renderer: RendererInfo) -> Row:
     """What the figures were measured on."""
     return {
         "device": torch.cuda.get_device_name(device) if device != "cpu" else _cpu_name(),
@@ -301,7 +305,7 @@ def bench_replay(args: argparse.Namespace) -> Iterator[Row]:
 
 def bench_render(args: argparse.Namespace) -> Iterator[Row]:
     """One picture with the camera kept, and with a new one each time as dm_control's own render makes it."""
-    env = dmc.DMCEnv(args.env)
+    env = DMCEnv(args.env)
     env.reset(seed=0)
     yield from contest(
         args,
@@ -315,13 +319,13 @@ def bench_eval(args: argparse.Namespace) -> Iterator[Row]:
     """Ten skills, one episode each: one after the other, side by side in one process, and in two or more."""
     config = make_config({"env": args.env, "action_repeat": 8, "device": args.device})
     torch.manual_seed(0)
-    agent = runs.make_agent(config, OBS_SHAPE, dmc.DMCEnv(args.env).action_space.shape[0])
+    agent = runs.make_agent(config, OBS_SHAPE, DMCEnv(args.env).action_space.shape[0])
     starts = [Start(skill, 0) for skill in agent.skills()]
     workers = max(2, min(len(starts), (os.cpu_count() or 2) - 1))
     lanes = {
-        "one after the other": make_lanes(lambda: runs.make_environment(config), 1, 0),
-        "side by side": make_lanes(lambda: runs.make_environment(config), len(starts), 0),
-        f"{workers} processes": make_lanes(lambda: runs.make_environment(config), len(starts), workers),
+        "one after the other": make_eval_envs(lambda: make_environment(config), 1, 0),
+        "side by side": make_eval_envs(lambda: make_environment(config), len(starts), 0),
+        f"{workers} processes": make_eval_envs(lambda: make_environment(config), len(starts), workers),
     }
     variants = {name: partial(play, agent, envs, starts) for name, envs in lanes.items()}
     yield from contest(args, f"{len(starts)} episodes, {args.env}", variants, steps=1)
@@ -331,7 +335,7 @@ def bench_eval(args: argparse.Namespace) -> Iterator[Row]:
 
 def bench_loop(args: argparse.Namespace) -> Iterator[Row]:
     """A step of the whole loop on the real task, ours and the baseline's, and what logging takes of ours."""
-    env, plain_env = dmc.DMCEnv(args.env, action_repeat=4), dmc.DMCEnv(args.env, action_repeat=4)
+    env, plain_env = DMCEnv(args.env, action_repeat=4), DMCEnv(args.env, action_repeat=4)
     action_dim = env.action_space.shape[0]
     args.action_dim = action_dim
     batch_size = args.batch_size[0]
@@ -427,7 +431,7 @@ def bench_checkpoint(args: argparse.Namespace) -> Iterator[Row]:
             }
 
 
-def random_episode(env: dmc.PixelEnv) -> Iterator[tuple[Any, ...]]:
+def random_episode(env: PixelEnv) -> Iterator[tuple[Any, ...]]:
     """(None, first observation), then (action, reward, observation, terminated) for each step."""
     obs, _ = env.reset()
     yield None, obs

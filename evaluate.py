@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from config import Config, folder_name
 from console.arguments import Parser
-from errors import UserError, one_line
+from errors import RenderingError, SimulationError, UserError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
 
     from drq import DrQAgent
-    from rollouts import Lanes, Start
+    from envs.parallel import EvalEnvs
+    from rollouts import Start
 
 BAR: dict[str, Any] = {"leave": False, "disable": None}  # of progress: on a terminal, as long as it moves
 
@@ -93,8 +94,9 @@ class Learned:
 
 def load(place: Path, device: str | None) -> Learned:
     """The agent of a run. Raises UserError."""
+    from envs.make import make_environment
     from errors import CheckpointError
-    from runs import choose_device, enough_memory, make_agent, make_environment
+    from runs import choose_device, enough_memory, make_agent
 
     place = place.resolve()
     folder = place.parent if place.is_file() else place
@@ -231,14 +233,14 @@ def choose_best(learned: Learned, seeds: Sequence[int]) -> int:
     return best
 
 
-def opened_lanes(learned: Learned, episodes: int) -> AbstractContextManager[Lanes]:
+def opened_lanes(learned: Learned, episodes: int) -> AbstractContextManager[EvalEnvs]:
     """The run's environments, for so many episodes at a time."""
     from functools import partial
 
-    import rollouts
-    from runs import make_environment
+    from envs.make import make_environment
+    from envs.parallel import open_eval_envs
 
-    return rollouts.opened_lanes(partial(make_environment, learned.config), episodes)
+    return open_eval_envs(partial(make_environment, learned.config), episodes)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], frame: int) -> None:
@@ -277,7 +279,7 @@ def compose(learned: Learned, args: argparse.Namespace, out: Path) -> None:
     """Episodes in which the skill changes on schedule; a video of the first."""
     import numpy as np
 
-    from runs import make_environment
+    from envs.make import make_environment
     from video import VideoRecorder
 
     rng = np.random.default_rng(args.seed)
@@ -404,7 +406,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("evaluate.py: stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        from dmc import RenderingError, SimulationError
         from runs import RunError
 
         if not isinstance(error, (UserError, OSError, RenderingError, RunError, SimulationError)):

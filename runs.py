@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import Config, Role
-from errors import RunError, UserError
+from errors import CheckpointError, RenderingError, RunError, UserError, WorkerError
 from running.atomic_files import no_room
 from running.signals import StopRequest
 from running.stored_config import refuse_changes
@@ -27,11 +27,12 @@ from running.stored_config import refuse_changes
 if TYPE_CHECKING:
     import numpy as np
 
-    from dmc import PixelEnv, RendererInfo
     from drq import DrQAgent
+    from envs.parallel import EvalEnvs
+    from envs.pixel_env import PixelEnv
+    from envs.renderer import RendererInfo
     from logger import Logger
     from replay_buffer import ReplayBuffer
-    from rollouts import Lanes
     from running.checkpoint import Checkpoints, State
     from utils import Stopwatch
 
@@ -64,7 +65,7 @@ class Run:
     config: Config
     agent: DrQAgent
     env: PixelEnv
-    lanes: Lanes  # evaluation's own environments
+    lanes: EvalEnvs  # evaluation's own environments
     buffer: ReplayBuffer
     skill_rng: np.random.Generator
     stopwatch: Stopwatch
@@ -187,33 +188,13 @@ def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim
     return "cpu"
 
 
-def make_environment(config: Config) -> PixelEnv:
-    """The task as pixels. Raises UserError."""
-    from dmc import DMCEnv, TaskError
-    from gym_env import PREFIX, GymPixelEnv
-
-    settings = config.kwargs(Role.ENVIRONMENT)
-    try:
-        if config.env.startswith(PREFIX):
-            env: PixelEnv = GymPixelEnv(config.env.removeprefix(PREFIX), **settings)
-        else:
-            env = DMCEnv(config.env, **settings)
-    except TaskError as error:
-        raise UserError(f"--env: {error}") from error
-    longest = env.max_episode_steps
-    if longest is None:
-        raise UserError(f"--env {config.env} has no time limit of its own; give --time_limit")
-    if config.replay_buffer_capacity < longest:
-        raise UserError(f"--replay_buffer_capacity must hold one episode, which is {longest} agent steps")
-    return env
-
-
 def check_libraries() -> RendererInfo:
     """Load what needs packages and system libraries, and find a renderer. Raises UserError."""
     try:
         import torch  # noqa: F401
 
-        from dmc import INSTALL_HINT, RenderingError, choose_renderer
+        import dmc  # noqa: F401
+        from envs.renderer import INSTALL_HINT, choose_renderer
     except ModuleNotFoundError as error:
         remedy = "`make setup` and .venv/bin/python, or pip install -r requirements.txt"
         raise UserError(f"this Python lacks {error.name}; use {remedy}") from error
@@ -302,15 +283,13 @@ def start(config: Config, resources: ExitStack, half_made: ExitStack) -> Run:
     return run
 
 
-def begin_fine_tuning(config: Config, agent: DrQAgent, lanes: Lanes) -> int:
+def begin_fine_tuning(config: Config, agent: DrQAgent, lanes: EvalEnvs) -> int:
     """Give the agent the networks of the run `config.finetune_from` and one skill of it; the frames that choosing took.
 
     The best skill is the one with the highest return over one episode each, on the task of this run. Raises UserError.
     """
 
-    from dmc import RenderingError
-    from errors import CheckpointError
-    from rollouts import WorkerError, best_skill
+    from rollouts import best_skill
     from running.checkpoint import read_newest
     from utils import seed_sequence
 
@@ -345,8 +324,6 @@ def resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
 
     A run that was killed before its first checkpoint is at its beginning, without logs.
     """
-    from dmc import RenderingError
-    from errors import CheckpointError
     from running.atomic_files import locked
     from running.checkpoint import Checkpoints
 
@@ -375,7 +352,8 @@ def make_run(config: Config, resources: ExitStack) -> Run:
     """A run at its beginning, without a folder yet. Raises UserError."""
     import numpy as np
 
-    from rollouts import opened_lanes
+    from envs.make import make_environment
+    from envs.parallel import open_eval_envs
     from utils import Stopwatch, keep_freed_memory, seed_everything, seed_sequence
 
     env = resources.enter_context(closing(make_environment(config)))
@@ -394,7 +372,7 @@ def make_run(config: Config, resources: ExitStack) -> Run:
     try:
         episodes = len(agent.skills()) * config.num_eval_episodes
         factory = partial(make_environment, config)
-        lanes = resources.enter_context(opened_lanes(factory, episodes, config.eval_workers))
+        lanes = resources.enter_context(open_eval_envs(factory, episodes, config.eval_workers))
     except OSError as error:
         raise UserError(f"--eval_workers {config.eval_workers}: {error}; try fewer") from error
     return Run(
@@ -515,8 +493,6 @@ def restore(run: Run, state: State) -> None:
     """Bring the parts of a run at its beginning to where `state` has them. Raises CheckpointError."""
     import torch
 
-    from dmc import RenderingError
-    from errors import CheckpointError
     from logger import check_state
     from utils import set_random_states
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from config import Config
 from console.arguments import UNITS, Parser, add_flags, complete
 from console.streams import tolerant_output
-from errors import RunError, StopError, UserError, one_line
+from errors import RenderingError, RunError, SimulationError, StopError, UserError, WorkerError, one_line
 from running.signals import StopRequest
 from running.stored_config import config_from
 from runs import (
@@ -43,9 +43,6 @@ def train(run: Run) -> None:
     Episodes, with an evaluation before the first, after the last and whenever one is due, and checkpoints. Raises
     RunError, with a checkpoint behind it where that makes sense.
     """
-    from dmc import RenderingError
-    from rollouts import WorkerError
-
     failure: RenderingError | WorkerError | None = None
     while failure is None:
         try:
@@ -109,8 +106,6 @@ def take_step(run: Run, episode: Underway) -> None:
     An episode whose physics become unstable ends before the step that did it, which counts for nothing. Raises RunError
     where that is its first, as the next would be no better.
     """
-    from dmc import SimulationError
-
     config, logger, clock = run.config, run.logger, run.stopwatch
     if episode.action is None:  # else it is the one whose pictures could not be drawn before the run was resumed
         episode.action = act_and_learn(run, episode)

@@ -23,7 +23,7 @@ from running.atomic_files import write_file
 from running.stored_config import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from dmc import RendererInfo
+    from envs.renderer import RendererInfo
 
 RECORDED_PACKAGES = (
     *("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"),
