@@ -1,6 +1,6 @@
-"""What an evaluation says of the skills: do they differ, and in what. Numbers for skills.csv, and two pictures.
+"""Report on the skills of an evaluation: whether they differ, and how. The numbers of skills.csv, and two pictures.
 
-Nothing here plays or learns: it is handed the traces of episodes that were played.
+Everything here is computed from the traces of episodes that have been played.
 """
 
 from __future__ import annotations
@@ -12,38 +12,43 @@ from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
-from logger import Episode
+from evaluation.play import Start, Trace
+from logger import Episode, Row
 from replay_buffer import NO_SKILL
-from rollouts import Start, Trace
 
-STATES_COMPARED = 100  # of each skill, about, spread evenly over its episodes
+STATES_COMPARED = 100  # states of each skill that distances are measured between, spread evenly over its episodes
 SHEET_COLUMNS = 8  # pictures of an episode on the contact sheet
-SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: a picture at least, above them, to their left
+SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: smallest tile, header's height, labels' width
 
-Played = Mapping[int, Sequence[tuple[Episode, Trace]]]  # by skill
+EpisodesBySkill = Mapping[int, Sequence[tuple[Episode, Trace]]]
 
 
-def by_skill(starts: Sequence[Start], results: Sequence[Episode]) -> Played:
-    """The episodes of an evaluation with their traces, by skill."""
+def group_by_skill(starts: Sequence[Start], episodes: Sequence[Episode]) -> EpisodesBySkill:
+    """Return the episodes with their traces, by skill. Every start must have a trace."""
     played: dict[int, list[tuple[Episode, Trace]]] = {}
-    for start, result in zip(starts, results, strict=True):
+    for start, episode in zip(starts, episodes, strict=True):
         assert start.trace is not None
-        played.setdefault(start.skill, []).append((result, start.trace))
+        played.setdefault(start.skill, []).append((episode, start.trace))
     return played
 
 
-def rows_of_skills(played: Played) -> list[dict[str, Any]]:
-    """A row of skills.csv for each skill, but for `step`."""
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def skill_rows(played: EpisodesBySkill) -> list[Row]:
+    """Return the row of skills.csv for each skill, without `step`."""
     within, between = state_distances({skill: _states(episodes) for skill, episodes in played.items()})
     return [_row(skill, episodes, within.get(skill), between.get(skill)) for skill, episodes in played.items()]
 
 
-def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | None, between: float | None) -> dict:
+def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | None, between: float | None) -> Row:
     episodes, traces = [episode for episode, _ in played], [trace for _, trace in played]
-    lengths = [episode.length for episode in episodes]
-    row = {
+    steps = max(sum(episode.length for episode in episodes), 1)
+    row: Row = {
         "skill_id": skill,
         "episodes": len(episodes),
         "episode_extrinsic_reward": np.mean([episode.extrinsic_reward for episode in episodes]),
@@ -52,13 +57,11 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
         "state_distance_between": between,
     }
     if traces[0].predicted[0] != NO_SKILL:  # there is a discriminator
-        row["discriminator_accuracy"] = sum(
-            episode.discriminator_accuracy * episode.length for episode in episodes
-        ) / max(sum(lengths), 1)
-        row["accuracy_at_start"] = np.mean([trace.predicted[0] == skill for trace in traces])
-        row["mutual_information_bound"] = sum(episode.intrinsic_reward_sum for episode in episodes) / max(
-            sum(lengths), 1
+        row["discriminator_accuracy"] = (
+            sum(episode.discriminator_accuracy * episode.length for episode in episodes) / steps
         )
+        row["accuracy_at_start"] = np.mean([trace.predicted[0] == skill for trace in traces])
+        row["mutual_information_bound"] = sum(episode.intrinsic_reward_sum for episode in episodes) / steps
     if traces[0].centres:
         moved = np.mean([trace.centres[-1] - trace.centres[0] for trace in traces], axis=0)
         row |= {"displacement_x": moved[0], "displacement_y": moved[1]}
@@ -66,7 +69,7 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
 
 
 def _states(played: Sequence[tuple[Episode, Trace]]) -> list[np.ndarray]:
-    """States (N, D) of each episode, none where an environment has none."""
+    """Return about STATES_COMPARED states, as an array (N, D) for each episode; none if there are no physics."""
     episodes = [np.array(trace.states) for _, trace in played if trace.states]
     counts = [min(len(states), max(STATES_COMPARED // len(episodes), 1)) for states in episodes]
     chosen = (np.linspace(0, len(own) - 1, count).astype(int) for own, count in zip(episodes, counts, strict=True))
@@ -76,12 +79,15 @@ def _states(played: Sequence[tuple[Episode, Trace]]) -> list[np.ndarray]:
 def state_distances(
     episodes: Mapping[int, Sequence[np.ndarray]],
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """How far apart the states (N, D) of a skill's episodes lie, by skill: within it, and from all other skills.
+    """Return how far apart states lie, for each skill: within the skill, and between it and all other skills.
 
-    Mean distances between pairs of states, in standard deviations: each dimension is divided by its own over all
-    skills, and a distance is the root mean square over dimensions. Within a skill, the pairs are of states of different
-    episodes, as those of one are near each other whatever is played; a skill with one episode has no such distance.
-    Skills that look alike have both equal.
+    A distance is a mean over pairs of states. Each dimension is divided by its standard deviation over all skills, and
+    the distance of a pair is the root mean square over dimensions. Pairs within a skill are of states from different
+    episodes, because states of one episode are close under any policy; a skill with one episode has no such distance.
+    Skills that behave alike have equal distances within and between.
+
+    Args:
+        episodes: for each skill, the states of each of its episodes, `(N, D)`.
     """
     if len(episodes) < 2 or not all(episodes.values()):
         return {}, {}
@@ -101,14 +107,8 @@ def state_distances(
     return within, between
 
 
-def pictures(played: Played, rows: Sequence[Mapping[str, Any]], frame: int) -> dict[str, np.ndarray]:
-    """What there is to see of an evaluation of all skills, whose rows of skills.csv these are: uint8 RGB (H, W, 3)."""
-    matrix = draw_confusion_matrix(confusion_matrix(played), headline(rows, frame))
-    return {"confusion_matrix": matrix, "contact_sheet": contact_sheet(played)}
-
-
-def confusion_matrix(played: Played) -> np.ndarray:
-    """Shares (K, K): of the steps of skill k (row), those that the discriminator puts down to each skill (column).
+def confusion_matrix(played: EpisodesBySkill) -> np.ndarray:
+    """Return shares `(K, K)`: of the steps of skill k (row), those that the discriminator assigns to each skill.
 
     All K skills must have been played.
     """
@@ -116,16 +116,11 @@ def confusion_matrix(played: Played) -> np.ndarray:
     for skill, episodes in played.items():
         for _, trace in episodes:
             np.add.at(matrix[skill], trace.predicted[1:], 1.0)
-    return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1.0)  # physics may fail in a skill's first step
-
-
-def picture_every(episode_steps: int) -> int:
-    """Agent steps between the pictures of an episode that a contact sheet shows."""
-    return math.ceil(episode_steps / SHEET_COLUMNS)
+    return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1.0)  # an unstable first step leaves an empty row
 
 
 def headline(rows: Sequence[Mapping[str, Any]], frame: int) -> str:
-    """What the rows of skills.csv come to, in two lines: means over skills."""
+    """Return a summary of rows of skills.csv in two lines: means over skills."""
     accuracy, bound = (
         np.mean([row[name] for row in rows]) for name in ("discriminator_accuracy", "mutual_information_bound")
     )
@@ -133,11 +128,16 @@ def headline(rows: Sequence[Mapping[str, Any]], frame: int) -> str:
     return f"{played}\n% of steps, accuracy {accuracy:.2f}, bound {bound:.2f} nats"
 
 
-def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
-    """The matrix as a picture: uint8 RGB (H, W, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+# -- pictures ----------------------------------------------------------------------------------------------------------
 
+
+def picture_interval(max_episode_steps: int) -> int:
+    """Return the agent steps between the pictures that the contact sheet shows of an episode."""
+    return math.ceil(max_episode_steps / SHEET_COLUMNS)
+
+
+def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
+    """Draw a matrix `(K, K)` of shares as a picture, uint8 RGB `(H, W, 3)`."""
     count = len(matrix)
     figure = Figure(figsize=(2.2 + 0.42 * count, 1.8 + 0.42 * count), dpi=100, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
@@ -152,10 +152,11 @@ def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def contact_sheet(played: Played) -> np.ndarray:
-    """A row for each skill, its first episode from left to right in time: uint8 RGB (H, W, 3).
+def contact_sheet(played: EpisodesBySkill) -> np.ndarray:
+    """Draw a row of pictures for each skill, its first episode from left to right in time: uint8 RGB `(H, W, 3)`.
 
-    Above stand the agent steps; beside a skill, in what share of that episode's steps the discriminator names it.
+    The header shows agent steps. The label of a row shows the skill, and the share of the episode's steps at which the
+    discriminator names it.
     """
     longest = max((episodes[0][1] for episodes in played.values()), key=lambda trace: len(trace.pictures))
     stride = max(1, (len(longest.pictures) - 1) // (SHEET_COLUMNS - 1))
@@ -167,10 +168,10 @@ def contact_sheet(played: Played) -> np.ndarray:
         text = f"step {column * stride * longest.picture_every}"
         _write(sheet, text, SHEET_LABEL + size * column + 4, SHEET_HEADER - 6)
     for row, (skill, episodes) in enumerate(played.items()):
-        result, trace = episodes[0]
+        episode, trace = episodes[0]
         top = SHEET_HEADER + size * row
         _write(sheet, f"{skill}", 4, top + size // 2)
-        _write(sheet, f"{result.discriminator_accuracy:.0%}", 4, top + size // 2 + 18)
+        _write(sheet, f"{episode.discriminator_accuracy:.0%}", 4, top + size // 2 + 18)
         for column, picture in enumerate(trace.pictures[::stride][:SHEET_COLUMNS]):
             left = SHEET_LABEL + size * column
             tile = cv2.resize(picture.transpose(1, 2, 0), (size, size), interpolation=cv2.INTER_NEAREST)
