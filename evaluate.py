@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from drq import DrQAgent
-    from rollouts import Lanes, Start
+    from envs.parallel import EvalEnvs
+    from rollouts import Start
 
 BAR: dict[str, Any] = {"leave": False, "disable": None}  # of progress: on a terminal, as long as it moves
 
@@ -231,14 +232,14 @@ def choose_best(learned: Learned, seeds: Sequence[int]) -> int:
     return best
 
 
-def opened_lanes(learned: Learned, episodes: int) -> AbstractContextManager[Lanes]:
+def opened_lanes(learned: Learned, episodes: int) -> AbstractContextManager[EvalEnvs]:
     """The run's environments, for so many episodes at a time."""
     from functools import partial
 
-    import rollouts
-    from runs import make_environment
+    from envs.make import make_environment
+    from envs.parallel import open_eval_envs
 
-    return rollouts.opened_lanes(partial(make_environment, learned.config), episodes)
+    return open_eval_envs(partial(make_environment, learned.config), episodes)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], frame: int) -> None:
@@ -277,7 +278,7 @@ def compose(learned: Learned, args: argparse.Namespace, out: Path) -> None:
     """Episodes in which the skill changes on schedule; a video of the first."""
     import numpy as np
 
-    from runs import make_environment
+    from envs.make import make_environment
     from video import VideoRecorder
 
     rng = np.random.default_rng(args.seed)
@@ -404,7 +405,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("evaluate.py: stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        from dmc import RenderingError, SimulationError
         from runs import RunError
 
         if not isinstance(error, (UserError, OSError, RenderingError, RunError, SimulationError)):

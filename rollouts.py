@@ -5,36 +5,22 @@
 
 from __future__ import annotations
 
-import math
-import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from dmc import SimulationError
+from envs.parallel import EvalEnvs
+from errors import WorkerError
 from logger import Episode
 from replay_buffer import NO_SKILL
-from video import FAILURES, VIDEO_SIZE, VideoRecorder
+from video import VIDEO_SIZE, VideoRecorder
 
 if TYPE_CHECKING:
     from drq import DrQAgent
-
-Lanes = AsyncVectorEnv | SyncVectorEnv
-MAX_LANES = 16  # environments side by side in one process, each with a rendering context of its own
-
-
-class WorkerError(RuntimeError):
-    """A process that plays evaluation episodes is gone."""
 
 
 @dataclass
@@ -61,93 +47,8 @@ class Start(NamedTuple):
     trace: Trace | None = None
 
 
-class Parked(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """An environment that waits, once its episode is over, for the others of its vector: nothing moves, reward 0.
-
-    `info["over"]` tells; neither `terminated` nor `truncated` does, as a vector would reset the environment then. An
-    episode whose physics become unstable is over too, with a warning: one policy's bad luck doesn't end a run. The
-    step that did it counts for nothing, as `info["unstable"]` says.
-    """
-
-    filmed = False  # whether `picture` draws: a vector asks all its environments or none
-
-    def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray]) -> None:
-        super().__init__(env)
-        self._newest = np.empty(0, np.uint8)  # the newest observation
-        self._last: np.ndarray | None = None  # the final one, once there is one
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        self._last = None
-        self._newest, info = self.env.reset(seed=seed, options=options)
-        return self._newest, info
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self._last is not None:
-            return self._last, 0.0, False, False, {"over": True, "unstable": False}
-        reward, over, unstable = 0.0, True, False
-        try:
-            self._newest, earned, terminated, truncated, _ = self.env.step(action)
-            reward, over = float(earned), terminated or truncated
-        except SimulationError as error:
-            print(f"warning: an evaluation episode ends early: {error}", file=sys.stderr)
-            unstable = True
-        if over:
-            self._last = self._newest
-        return self._newest, reward, False, False, {"over": over, "unstable": unstable}
-
-    def measure(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """What `PixelEnv.measure` says of the environment."""
-        return self.env.measure()  # type: ignore[attr-defined]
-
-    def picture(self, height: int, width: int) -> np.ndarray | str | None:
-        """The scene as it is now, uint8 RGB (height, width, 3), or why not, in words; None where nobody films it.
-
-        Nothing is raised, as a vector of processes ends the one that does.
-        """
-        try:
-            return self.env.render(height, width) if self.filmed else None  # type: ignore[call-arg, return-value]
-        except FAILURES as error:
-            return str(error)
-
-
-def make_lanes(factory: Callable[[], gymnasium.Env[Any, Any]], episodes: int, workers: int) -> Lanes:
-    """Environments for `episodes` episodes at a time, or an even part of that: at most MAX_LANES, or `workers`.
-
-    `workers` 0 steps them one after the other in this process; otherwise each has a process of its own, spawned, as a
-    process forked with a rendering context would hang.
-    """
-    rounds = math.ceil(episodes / (workers or MAX_LANES))
-    count = math.ceil(episodes / rounds)
-    if workers:
-        return AsyncVectorEnv([partial(_of_worker, factory, os.getpid())] * count, context="spawn")
-    return SyncVectorEnv([lambda: Parked(factory())] * count)
-
-
-@contextmanager
-def opened_lanes(factory: Callable[[], gymnasium.Env[Any, Any]], episodes: int, workers: int = 0) -> Iterator[Lanes]:
-    """The environments of `make_lanes`, closed at the end; worker processes that don't answer then are killed."""
-    lanes = make_lanes(factory, episodes, workers)
-    try:
-        yield lanes
-    finally:
-        try:
-            lanes.close()
-        except Exception:  # a worker died, or was in the middle of something
-            for process in getattr(lanes, "processes", ()):
-                process.kill()
-            lanes.closed = True
-
-
-def _of_worker(factory: Callable[[], gymnasium.Env[Any, Any]], owner: int) -> Parked:
-    """An environment in a process of its own, which leaves Ctrl-C and a cluster's SIGTERM to the training process."""
-    if os.getpid() != owner:  # the vector also makes one in the training process, to look at
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-    return Parked(factory())
-
-
 def play(
-    agent: DrQAgent, lanes: Lanes, starts: Sequence[Start], *, between_steps: Callable[[], object] = lambda: None
+    agent: DrQAgent, lanes: EvalEnvs, starts: Sequence[Start], *, between_steps: Callable[[], object] = lambda: None
 ) -> list[Episode]:
     """Play every start to its end. The results don't depend on how many lanes there are.
 
@@ -174,7 +75,7 @@ class Film(NamedTuple):
 
 def film(
     agent: DrQAgent,
-    lanes: Lanes,
+    lanes: EvalEnvs,
     names: Mapping[int, str],
     seeds: Sequence[int],
     folder: Path | None,
@@ -217,7 +118,7 @@ def skill_name(skill: int) -> str:
 
 def best_skill(
     agent: DrQAgent,
-    lanes: Lanes,
+    lanes: EvalEnvs,
     skills: Sequence[int],
     seeds: Sequence[int],
     *,
@@ -234,7 +135,7 @@ def best_skill(
 
 
 def _play_round(
-    agent: DrQAgent, lanes: Lanes, starts: Sequence[Start], between_steps: Callable[[], object]
+    agent: DrQAgent, lanes: EvalEnvs, starts: Sequence[Start], between_steps: Callable[[], object]
 ) -> list[Episode]:
     began, count = time.perf_counter(), len(starts)
     # A round with fewer starts than lanes fills up with repetitions, whose results nobody asks for.
@@ -276,7 +177,12 @@ def _play_round(
 
 
 def _trace(
-    lanes: Lanes, starts: Sequence[Start], over: np.ndarray, length: np.ndarray, obs: np.ndarray, predicted: np.ndarray
+    lanes: EvalEnvs,
+    starts: Sequence[Start],
+    over: np.ndarray,
+    length: np.ndarray,
+    obs: np.ndarray,
+    predicted: np.ndarray,
 ) -> None:
     """Add what there is now to the traces of the episodes that are still going."""
     going = [(lane, start.trace) for lane, start in enumerate(starts) if start.trace is not None and not over[lane]]
@@ -294,7 +200,7 @@ def _trace(
 
 
 def _record(
-    lanes: Lanes,
+    lanes: EvalEnvs,
     starts: Sequence[Start],
     over: np.ndarray,
     length: np.ndarray,
@@ -311,7 +217,7 @@ def _record(
     if not going:
         return
     size, filmed = going[0][2].size, {lane for lane, _, _ in going}
-    lanes.set_attr("filmed", [lane in filmed for lane in range(lanes.num_envs)])
+    lanes.set_attr("recording", [lane in filmed for lane in range(lanes.num_envs)])
     pictures = lanes.call("picture", size, size)
     for lane, skill, recorder in going:
         picture = pictures[lane]

@@ -1,0 +1,1 @@
+"""Environments as pixels: the base class, the renderer, Gymnasium tasks, and evaluation environments side by side."""

@@ -1,0 +1,34 @@
+"""The environment that a configuration names."""
+
+from __future__ import annotations
+
+from config import Config
+from dmc import DMCEnv
+from envs.gym_env import GymPixelEnv
+from envs.pixel_env import PixelEnv
+from errors import TaskError, UserError
+
+PREFIX = "gym:"  # of --env, for Gymnasium environments
+SETTINGS = ("image_size", "frame_stack", "action_repeat", "time_limit")
+
+
+def make_environment(config: Config) -> PixelEnv:
+    """Return the task `config.env` as pixels. Raises UserError if it does not exist or does not fit the other flags.
+
+    The renderer must have been chosen before (see `envs.renderer`).
+    """
+    settings = {name: getattr(config, name) for name in SETTINGS}
+    env: PixelEnv
+    try:
+        if config.env.startswith(PREFIX):
+            env = GymPixelEnv(config.env.removeprefix(PREFIX), **settings)
+        else:
+            env = DMCEnv(config.env, **settings)
+    except TaskError as error:
+        raise UserError(f"--env: {error}") from error
+    longest = env.max_episode_steps
+    if longest is None:
+        raise UserError(f"--env {config.env} has no time limit of its own; give --time_limit")
+    if config.replay_buffer_capacity < longest:
+        raise UserError(f"--replay_buffer_capacity must hold one episode, which is {longest} agent steps")
+    return env
