@@ -80,11 +80,7 @@ class Config:
         alias="task",
     )
     action_repeat: int = flag(
-        "task",
-        4,
-        "frames (control steps) for which an action is held",
-        Role.ENVIRONMENT | Role.INHERITED,
-        low=1,
+        "task", 4, "frames (control steps) for which an action is held", Role.ENVIRONMENT | Role.INHERITED, low=1
     )
     time_limit: int = flag(
         "task", None, "frames per episode", Role.ENVIRONMENT | Role.INHERITED, low=1, derived="the task's own"
@@ -144,18 +140,10 @@ class Config:
     )
 
     num_skills: int = flag(
-        "DIAYN",
-        10,
-        "number of skills; 0 is plain DrQ",
-        Role.DIAYN | Role.NETWORK | Role.FOLLOWS_SKILLS,
-        low=0,
+        "DIAYN", 10, "number of skills; 0 is plain DrQ", Role.DIAYN | Role.NETWORK | Role.FOLLOWS_SKILLS, low=0
     )
     skill_embedding_dim: int = flag(
-        "DIAYN",
-        10,
-        "width of the learned skill embedding; 0 feeds the one-hot vector",
-        Role.DIAYN | Role.NETWORK,
-        low=0,
+        "DIAYN", 10, "width of the learned skill embedding; 0 feeds the one-hot", Role.DIAYN | Role.NETWORK, low=0
     )
     lr_discriminator: float = flag(
         "DIAYN", 1e-4, "learning rate of the discriminator, independent of --lr", Role.DIAYN, above=0
@@ -212,11 +200,7 @@ class Config:
         "DrQ", True, "on CUDA: launch an update as one recorded graph; false launches each kernel", Role.RESUMABLE
     )
     precision: str = flag(
-        "DrQ",
-        "fp32",
-        "arithmetic of the convolutions; everything else is fp32",
-        Role.AGENT,
-        choices=("fp32", "bf16"),
+        "DrQ", "fp32", "arithmetic of the convolutions; all else is fp32", Role.AGENT, choices=("fp32", "bf16")
     )
     augmentation: str = flag(
         "DrQ",
@@ -308,11 +292,6 @@ class Config:
     def learns_skills(self) -> bool:
         """Whether there is a discriminator: with skills, unless one of them is fine-tuned."""
         return self.num_skills > 0 and self.finetune_from is None
-
-    @property
-    def folder_name(self) -> str:
-        """The task's name as a folder's."""
-        return folder_name(self.env)
 
     def kwargs(self, role: Role) -> dict[str, Any]:
         """Return the flags with this role as keyword arguments."""

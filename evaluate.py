@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from config import Config, folder_name
 from console.arguments import Parser
-from errors import RenderingError, SimulationError, UserError, one_line
+from errors import UserError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,9 +94,8 @@ class Learned:
 
 def load(place: Path, device: str | None) -> Learned:
     """The agent of a run. Raises UserError."""
-    from envs.make import make_environment
     from errors import CheckpointError
-    from runs import choose_device, enough_memory, make_agent
+    from runs import choose_device, enough_memory, make_agent, make_environment
 
     place = place.resolve()
     folder = place.parent if place.is_file() else place

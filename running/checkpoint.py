@@ -1,9 +1,9 @@
-"""Checkpoints: what a run needs to go on, kept in files so that a kill or a full disk at any moment leaves a whole one.
+"""Checkpoints: the state of a run in files that stay usable if the process is killed or the disk fills up.
 
-`<run>/checkpoint/` holds `manifest.json`, the state it names and the pieces of the replay buffer it names. A new
-checkpoint writes its files beside the old ones, syncs them and then renames its manifest over the old one: that moment
-decides. Only then the old files go. The manifest has every file's SHA-256 and its own. Nothing is unpickled: a state
-holds tensors and plain data, and `torch.load(weights_only=True)` reads it. Nothing here knows what a state means.
+`<run>/checkpoint/` holds `manifest.json`, and the state and the pieces of the replay buffer that it lists. A new
+checkpoint writes its files beside the old ones, syncs them, and then replaces the manifest atomically; after that the
+old files are removed. The manifest has the SHA-256 of every file and of itself. States hold tensors and plain data and
+are read with `torch.load(weights_only=True)`, so nothing is unpickled. This module does not know what a state means.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import torch
 from errors import CheckpointError
 from running.atomic_files import UNFINISHED, write_file
 
-FORMAT = 1  # of everything here; another one is refused
+FORMAT = 1  # of all files of a checkpoint; others are refused
 FOLDER, MANIFEST = "checkpoint", "manifest.json"
 FILE_NAME = re.compile(r"(state|replay)_[0-9]+\.pt")
-READ_AGAIN = 3  # times, where a training run replaces its checkpoint in the middle of being read
+READ_AGAIN = 3  # attempts, as a training run may replace its checkpoint while it is read
 
 State = dict[str, Any]  # tensors, numbers, strings, None, and dicts, lists and tuples of them
 
 
 class Piece(NamedTuple):
-    """A file of a checkpoint as the manifest lists it."""
+    """A file of a checkpoint, as listed in the manifest."""
 
     name: str
     bytes: int
     sha256: str
-    end: int = 0  # replay pieces: the number of the last frame in it, plus 1
+    end: int = 0  # of a replay piece: number of its last frame + 1
 
 
 class Checkpoints:
-    """The checkpoints of one run. At most one is there at a time; `step` says of when, -1 without one.
+    """The checkpoint of a run, of which there is at most one. `step` is its agent step, -1 without one.
 
     Args:
         folder: the run's folder.
@@ -49,32 +49,32 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / FOLDER
         self.step = -1
-        self._serial = 0  # of the checkpoint there is; the next one's files have another, and overwrite none of its
+        self._serial = 0  # of the current checkpoint; each has file names of its own
         self._pieces: list[Piece] = []
 
     # -- writing --------------------------------------------------------------------------------------------------
 
     @property
     def saved_frames(self) -> int:
-        """Frames of the replay buffer with a lower number are in pieces already."""
+        """Frames of the replay buffer with lower numbers are already in pieces."""
         return self._pieces[-1].end if self._pieces else 0
 
     def write(self, step: int, state: State, replay: State | None, *, oldest_frame: int = 0, end: int = 0) -> None:
-        """Make `state` and the replay pieces so far, with `replay` as the newest, the checkpoint of agent step `step`.
+        """Write the checkpoint of agent step `step`: `state`, and the replay pieces so far with `replay` as the newest.
 
         Args:
-            replay: what the replay buffer got from frame number `saved_frames` to `end` - 1; None where it isn't kept.
-            oldest_frame: the oldest frame number that the buffer still holds; pieces that end before it are dropped.
+            replay: what the replay buffer received from frame `saved_frames` to `end` - 1; None if it is not saved.
+            oldest_frame: the oldest frame that the buffer still holds; pieces that end before it are dropped.
 
         Raises:
-            OSError: with the file's name; the checkpoint before is still there and whole.
+            OSError: with the file's name. The previous checkpoint is still usable.
         """
         self.folder.mkdir(exist_ok=True)
         manifest, serial = self.folder / MANIFEST, self._serial + 1
         pieces = [piece for piece in self._pieces if piece.end > oldest_frame] if replay is not None else []
         sealed = b""
         try:
-            if not manifest.exists():  # so that a manifest that is missing beside other files is always damage
+            if not manifest.exists():  # a manifest that is missing beside other files is damage
                 write_file(manifest, _sealed({"serial": 0, "step": -1, "state": None, "replay": []}))
             if replay is not None and end > self.saved_frames:
                 pieces.append(self._write_piece(f"replay_{serial}.pt", replay, end))
@@ -85,7 +85,7 @@ class Checkpoints:
             write_file(manifest, sealed)
         except OSError:
             if sealed and manifest.read_bytes() == sealed:
-                # Renamed, but a power cut may undo that: this one is the checkpoint, and the old one's files stay.
+                # Renamed but not synced: a power cut may undo it, so the old checkpoint's files must stay.
                 self.step, self._serial, self._pieces = step, serial, pieces
             else:
                 for kind in ("replay", "state"):
@@ -102,7 +102,7 @@ class Checkpoints:
         return Piece(name, len(data), hashlib.sha256(data).hexdigest(), end)
 
     def _remove_all_but(self, names: set[str]) -> None:
-        """Remove what older checkpoints and unfinished ones left, and nothing that this program wouldn't have made."""
+        """Remove files of older and unfinished checkpoints. Files of other origin are kept."""
         for path in self.folder.iterdir():
             ours = FILE_NAME.fullmatch(path.name.removesuffix(UNFINISHED)) or path.name == MANIFEST + UNFINISHED
             if ours and path.name not in names:
@@ -111,28 +111,28 @@ class Checkpoints:
     # -- reading --------------------------------------------------------------------------------------------------
 
     def read(self) -> State | None:
-        """The state of the checkpoint, tensors on the CPU; None where none was completed. Raises CheckpointError."""
+        """Return the checkpoint's state, tensors on the CPU; None if none was completed. Raises CheckpointError."""
         manifest = self._read_manifest()
         if manifest is None:
             return None
         try:
-            if manifest["state"] is None:  # killed or out of room during the first one
+            if manifest["state"] is None:  # killed, or the disk full, during the first one
                 return None
             state, *pieces = [self._listed(**piece) for piece in [manifest["state"], *manifest["replay"]]]
             step, serial = _count(manifest["step"]), _count(manifest["serial"])
         except (KeyError, TypeError, ValueError) as error:
-            raise self._damage(MANIFEST, "it lacks something") from error
+            raise self._damage(MANIFEST, "an entry is missing or wrong") from error
         self.step, self._serial, self._pieces = step, serial, pieces
         return self._read_piece(state)
 
     def _listed(self, name: str, bytes: int, sha256: str, end: int) -> Piece:
-        """A file as the manifest lists it."""
+        """Return a file's entry in the manifest."""
         if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
             raise self._damage(MANIFEST, f"it names a file {name!r}")
         return Piece(name, _count(bytes), sha256, _count(end))
 
     def replay_pieces(self) -> Iterator[State]:
-        """The pieces of the replay buffer, oldest first. Raises CheckpointError."""
+        """Return the pieces of the replay buffer, oldest first. Raises CheckpointError."""
         return map(self._read_piece, self._pieces)
 
     def _read_manifest(self) -> dict[str, Any] | None:
@@ -144,18 +144,20 @@ class Checkpoints:
                 raise self._damage(MANIFEST, "it is missing") from None
             return None  # the run was killed before its first checkpoint was complete
         except OSError as error:
-            raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         try:
             manifest = json.loads(data)
         except (ValueError, RecursionError):
-            raise self._damage(MANIFEST, "it is no JSON") from None
+            raise self._damage(MANIFEST, "it is not JSON") from None
         if not isinstance(manifest, dict):
-            raise self._damage(MANIFEST, "it lacks something")
+            raise self._damage(MANIFEST, "an entry is missing or wrong")
         if isinstance(manifest.get("format"), int) and manifest["format"] != FORMAT:
             found = manifest["format"]
-            raise CheckpointError(f"{path} has format {found}, this version reads {FORMAT}; use the version it is from")
+            raise CheckpointError(
+                f"{path} has format {found}, this version reads {FORMAT}; use the version that wrote it"
+            )
         if data != _sealed(manifest):
-            raise self._damage(MANIFEST, "its checksum doesn't fit")
+            raise self._damage(MANIFEST, "its checksum is wrong")
         return manifest
 
     def _files(self) -> list[Path]:
@@ -167,22 +169,22 @@ class Checkpoints:
         except FileNotFoundError:
             raise self._damage(piece.name, "it is missing") from None
         except OSError as error:
-            raise CheckpointError(f"{self.folder / piece.name} can't be read: {error.strerror}") from error
+            raise CheckpointError(f"{self.folder / piece.name} cannot be read: {error.strerror}") from error
         if len(data) != piece.bytes:
             raise self._damage(piece.name, f"it has {len(data)} bytes instead of {piece.bytes}")
         if hashlib.sha256(data).hexdigest() != piece.sha256:
-            raise self._damage(piece.name, "its checksum doesn't fit")
+            raise self._damage(piece.name, "its checksum is wrong")
         try:
             return _unpacked(data)
         except ValueError as error:
             raise self._damage(piece.name, str(error)) from error
 
     def _damage(self, name: str, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.folder / name} is damaged: {what}; put a copy back, or start a new run")
+        return CheckpointError(f"{self.folder / name} is damaged: {what}; restore a copy, or start a new run")
 
 
 def read_newest(place: Path) -> State | None:
-    """The state in a run's newest checkpoint, also while the run is replacing it. Raises CheckpointError."""
+    """Return the state in a run's checkpoint, even while the run replaces it. Raises CheckpointError."""
     for _ in range(READ_AGAIN):
         try:
             return Checkpoints(place).read()
@@ -192,28 +194,28 @@ def read_newest(place: Path) -> State | None:
 
 
 def load_file(path: Path) -> State:
-    """The state in one file of a checkpoint, without a manifest to check it against. Raises CheckpointError."""
+    """Return the state in one file of a checkpoint, without checking it against a manifest. Raises CheckpointError."""
     try:
         return _unpacked(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _unpacked(data: bytes) -> State:
-    """What a file's bytes hold. Raises ValueError."""
+    """Return what a file's bytes hold. Raises ValueError."""
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a crafted file can make the reader fail in any way
-        raise ValueError("it can't be read as tensors and plain data") from error
+    except Exception as error:  # a crafted file can make it fail in any way
+        raise ValueError("it does not hold tensors and plain data") from error
     if not isinstance(content, dict):
         raise ValueError("it holds no state")
     return content
 
 
 def _sealed(manifest: dict[str, Any]) -> bytes:
-    """The manifest as the bytes of its file: with the format, and with the checksum of all the rest."""
+    """Return the bytes of the manifest's file, with the format and the checksum of everything else."""
     content = {
         "format": FORMAT,
         **{name: value for name, value in manifest.items() if name not in ("format", "sha256")},
@@ -223,7 +225,7 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
 
 
 def _count(value: Any) -> int:
-    """The value, where it is a number as this program counts anything. Raises ValueError."""
+    """Return the value if it is a non-negative 64-bit integer. Raises ValueError."""
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(value)
     return value

@@ -1,4 +1,4 @@
-"""A run's folder: made, and told what it takes to repeat the run."""
+"""A run's folder, and config.json in it: what is needed to repeat the run."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from envs.renderer import RendererInfo
 
-from config import Config
+from config import Config, folder_name
 from running.atomic_files import write_file
 from running.stored_config import CONFIG_FILE
-
-if TYPE_CHECKING:
-    from envs.renderer import RendererInfo
 
 RECORDED_PACKAGES = (
     *("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"),
     *("imageio-ffmpeg", "scipy", "pandas", "matplotlib", "tqdm", "psutil"),
 )
-EXACT_PACKAGES = ("torch", "numpy", "dm_control", "mujoco")  # another version of them may give other numbers
+EXACT_PACKAGES = ("torch", "numpy", "dm_control", "mujoco")  # another version may compute other numbers
 
 
 @contextmanager
 def new_run_folder(config: Config) -> Iterator[Path]:
-    """A new folder <work_dir>/<env>/<run_name>; where the block fails, what was made goes away again."""
-    parent = Path(config.work_dir) / config.folder_name
+    """Make the folder <work_dir>/<env>/<run_name>; if the block fails, remove whatever was made."""
+    parent = Path(config.work_dir) / folder_name(config.env)
     missing = [place for place in (parent, *parent.parents) if not place.exists()]
     folder = None
     try:
@@ -53,7 +51,7 @@ def new_run_folder(config: Config) -> Iterator[Path]:
 
 
 def _make_unique(folder: Path) -> Path:
-    """Make the folder, with a number behind its name where another run took the name first."""
+    """Make the folder, with a number appended to its name if that is taken."""
     name = folder.name
     for number in itertools.count(2):
         try:
@@ -68,7 +66,7 @@ def _make_unique(folder: Path) -> Path:
 
 
 def link_latest(folder: Path) -> None:
-    """Have `latest` beside the run's folder lead to it, where the disk knows links; somebody's own file stays."""
+    """Point the link `latest` beside the run's folder at it, if the disk has links. A user's own file is kept."""
     link, aside = folder.with_name("latest"), folder.with_name(f".latest-{folder.name}")
     if folder == link or (link.exists() and not link.is_symlink()):
         return
@@ -83,14 +81,15 @@ def link_latest(folder: Path) -> None:
 def write_config(
     config: Config, folder: Path, renderer: RendererInfo, resumed_at: int | None = None, **more: object
 ) -> None:
-    """config.json: every flag, and what else it takes to repeat the run.
+    """Write config.json: every flag, and what else is needed to repeat the run.
 
-    `resumed_at` is the frame at which an existing run goes on: what it goes on with, and the flags that are other than
-    before, are added to the record. `more` is written down as it is.
+    Args:
+        resumed_at: for a resumed run, its frame. The changed flags and the environment are appended to the record.
+        more: further entries.
     """
     path = folder / CONFIG_FILE
     flags = {**dataclasses.asdict(config), "resume": None}
-    record: dict[str, Any] = {"flags": flags, **_surroundings(config, renderer), **more}
+    record: dict[str, Any] = {"flags": flags, **_recorded_environment(config, renderer), **more}
     if resumed_at is not None:
         before = json.loads(path.read_bytes())
         old = before.get("flags", {})
@@ -99,13 +98,14 @@ def write_config(
         _warn_of_versions(versions if isinstance(versions, dict) else {}, record["versions"])
         resumed = [
             *(resumed if isinstance(resumed, list) else []),
-            {"frame": resumed_at, "flags": changed, **_surroundings(config, renderer)},
+            {"frame": resumed_at, "flags": changed, **_recorded_environment(config, renderer)},
         ]
         record = {**before, **more, "flags": flags, "resumed": resumed}
     write_file(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _surroundings(config: Config, renderer: RendererInfo) -> dict[str, Any]:
+def _recorded_environment(config: Config, renderer: RendererInfo) -> dict[str, Any]:
+    """Return the versions, renderer, device and commit that the run uses."""
     versions = {"python": sys.version.split()[0]}
     for package in RECORDED_PACKAGES:
         try:
@@ -117,7 +117,7 @@ def _surroundings(config: Config, renderer: RendererInfo) -> dict[str, Any]:
         "renderer": {"backend": renderer.backend, "name": renderer.name},
         "device": torch.cuda.get_device_name(config.device) if config.device != "cpu" else "cpu",
         "tf32": {"cudnn": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(Path(__file__).resolve().parent.parent),
     }
 
 
@@ -126,20 +126,12 @@ def _warn_of_versions(before: dict[str, str], now: dict[str, str]) -> None:
         f"{name} {before[name]} -> {now[name]}" for name in EXACT_PACKAGES if before.get(name, now[name]) != now[name]
     ]
     if changed:
-        print(f"warning: {', '.join(changed)}: the run goes on, but with slightly other numbers", file=sys.stderr)
+        print(f"warning: {', '.join(changed)}: numbers may differ slightly from here on", file=sys.stderr)
 
 
-def _git_commit() -> str | None:
-    """The commit of this source, with "-dirty" where files differ from it; None outside git."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).resolve().parent.parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+def git_commit(program: Path) -> str | None:
+    """Return the commit of the program, with "-dirty" if files differ from it; None outside a git repository."""
+    command = ["git", "-C", str(program), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
