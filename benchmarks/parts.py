@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from envs.make import make_environment
-from envs.parallel import make_eval_envs
-from envs.pixel_env import PixelEnv
-from evaluation.play import Start, play
 from tests.support.oracle import FullStackReplay
 
 from benchmarks.contest import Row, contest, milliseconds, timing
 from benchmarks.update import FRAME_SHAPE, OBS_SHAPE, filled_buffers, make_agent, make_oracle
 from config import make_config
 from dmc import DMCEnv
+from envs.make import make_environment
+from envs.parallel import make_eval_envs
+from envs.pixel_env import PixelEnv
+from evaluation.play import Start, play
 from logger import Meters
 from replay_buffer import ReplayBuffer
 from running.build import make_agent as agent_of
+from running.columns import update_metrics
 from running.loop import train
 from running.run import Run
 from running.start import open_run
@@ -81,7 +82,7 @@ def bench_loop(args: argparse.Namespace) -> Iterator[Row]:
     batch_size = args.batch_size[0]
     agent, oracle = make_agent(args), make_oracle(args)
     ours, plain = filled_buffers(args)
-    meters = Meters()
+    meters = Meters(update_metrics(with_skills=True))
     state: Row = {"obs": env.reset(seed=0)[0], "plain": plain_env.reset(seed=0)[0]}
     ours.start_episode(state["obs"])
     plain_env.render = lambda *_: plain_env.physics.render(84, 84, camera_id=0)  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ from diayn import DIAYNAgent
 from drq import DrQAgent
 from logger import Meters
 from replay_buffer import ReplayBuffer
+from running.columns import update_metrics
 
 OBS_SHAPE = (9, 84, 84)
 FRAME_SHAPE = (3, 84, 84)
@@ -41,7 +42,7 @@ def bench_update(args: argparse.Namespace) -> Iterator[Row]:
         agents["ours fp32, no graphs"] = make_agent(args, graphs=False)
 
     def one_update(agent: Any, batch_size: int, parity: int) -> Callable[[], None]:
-        meters = Meters()
+        meters = Meters(update_metrics(with_skills=True))
 
         def run() -> None:
             agent.num_updates = parity

@@ -7,11 +7,14 @@ import time
 
 import numpy as np
 
-from errors import RenderingError, RunError, SimulationError, WorkerError
+from errors import RenderingError, RunError, SimulationError, StopError, WorkerError
+from evaluation.evaluate_skills import Evaluation, evaluate_skills
+from evaluation.play import skill_name, start_seeds
 from logger import Episode
 from running.build import out_of_memory_is_an_error
 from running.run import EpisodeInProgress, Run
 from running.state import check_losses, last_good_checkpoint, not_finite, save_checkpoint
+from video import gif_clip
 
 
 def train(run: Run) -> None:
@@ -138,3 +141,54 @@ def log_episode(run: Run, episode: EpisodeInProgress) -> None:
     )
     run.logger.train_episode(run.episode, run.frame, result, steps * run.config.action_repeat)
     run.logger.time_shares(run.time_shares(), run.frame)
+
+
+def evaluate(run: Run) -> None:
+    """Evaluate every skill with the deterministic policy from the same starts, and log the result.
+
+    The starts depend only on the run's seed and step, and training is not affected. If a signal asks the run to stop,
+    nothing is logged and the evaluation stays due. Raises RenderingError, WorkerError.
+    """
+    config, frame, steps = run.config, run.frame, 0
+    skills = run.agent.skills()
+    names = {skill: f"{frame}_{skill_name(skill)}" if config.learns_skills else f"{frame}" for skill in skills}
+
+    def between_steps() -> None:
+        nonlocal steps
+        run.stop.check()
+        steps += 1
+        run.logger.status(f"evaluating at frame {frame}, step {steps}")
+
+    with run.stopwatch("evaluate"):
+        try:
+            evaluation = evaluate_skills(
+                run.agent,
+                run.eval_envs,
+                names,
+                start_seeds([config.seed, run.step], config.num_eval_episodes),
+                fps=run.env.metadata["render_fps"],
+                max_episode_steps=run.env.max_episode_steps or 1,
+                video_folder=run.folder / "video" if config.save_video else None,
+                grid_name=f"{frame}_skills",
+                between_steps=between_steps,
+            )
+        except StopError:
+            return
+        log_evaluation(run, evaluation)
+        run.evaluations.done(run.step, run.episode_start)
+
+
+def log_evaluation(run: Run, evaluation: Evaluation) -> None:
+    """Write an evaluation's rows, pictures and, for TensorBoard, its videos."""
+    config, logger, frame = run.config, run.logger, run.frame
+    if config.log_save_tb:
+        tags = {skill: skill_name(skill) if config.learns_skills else "policy" for skill in evaluation.videos}
+        videos = {tags[skill]: video for skill, video in evaluation.videos.items()}
+        for tag, video in {**videos, **({"skills": evaluation.grid} if evaluation.grid is not None else {})}.items():
+            clip = gif_clip(video, run.env.metadata["render_fps"])
+            if clip is not None:
+                logger.clip(tag, *clip, step=frame)
+    logger.status("")
+    logger.evaluation(run.episode, frame, evaluation.episodes, evaluation.rows if config.learns_skills else ())
+    for name, picture in (evaluation.pictures(frame) if config.learns_skills else {}).items():
+        logger.picture(name, picture, frame)
