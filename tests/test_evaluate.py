@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_SIZE
-from test_resume import SeededEnv, assert_same, played, state, stop_at
 
-import dmc
+import envs.make
+import envs.renderer
 import evaluate
 import rollouts
 import runs
@@ -26,6 +25,9 @@ import train
 from config import Config, parse_args
 from diayn import DIAYNAgent
 from drq import DrQAgent
+from envs.renderer import RendererInfo
+from tests.support.fake_env import IMAGE_SIZE
+from tests.test_resume import SeededEnv, assert_same, played, state, stop_at
 from video import VideoRecorder, read_video
 
 SMALL = (
@@ -47,8 +49,8 @@ def fakes() -> Iterator[list[SeededEnv]]:
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "make_environment", make)
-        patch.setattr(dmc, "choose_renderer", lambda: dmc.RendererInfo("fake", "a fake renderer"))
+        patch.setattr(envs.make, "make_environment", make)
+        patch.setattr(envs.renderer, "choose_renderer", lambda: RendererInfo("fake", "a fake renderer"))
         yield made
 
 

@@ -13,26 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_SIZE, FakePixelEnv
 
-import dmc
 from diayn import DIAYNAgent
+from dmc import DMCEnv
 from drq import DrQAgent
+from envs.parallel import make_eval_envs, open_eval_envs
+from envs.renderer import RendererInfo
+from errors import RenderingError, SimulationError, WorkerError
 from logger import Episode
-from rollouts import MAX_LANES, Start, WorkerError, film, make_lanes, opened_lanes, play
+from rollouts import Start, film, play
+from tests.support.fake_env import IMAGE_SIZE, UnevenEnv
 from video import VideoRecorder, read_video
 
 SMALL: dict[str, Any] = {"device": "cpu", "seed": 0, "encoder_feature_dim": 8, "hidden_dim": 16}
-
-
-class UnevenEnv(FakePixelEnv):
-    """A fake environment whose episodes are their reset seed's and nothing else's, and last 3 to 9 steps."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        assert seed is not None
-        self.max_episode_steps = 3 + seed % 7
-        self.episode = seed - 1
-        return super().reset(seed=seed, options=options)
 
 
 def make_diayn(image_size: int, action_dim: int, encoder: str = "shared") -> DIAYNAgent:
@@ -45,7 +38,7 @@ def played(
     agent: DrQAgent, factory: Any, starts: list[Start], lanes: int, workers: int = 0
 ) -> list[dict[str, float | int]]:
     """The results without their durations."""
-    envs = make_lanes(factory, lanes, workers)
+    envs = make_eval_envs(factory, lanes, workers)
     try:
         episodes = play(agent, envs, starts)
     finally:
@@ -85,20 +78,12 @@ def test_results_match_a_plain_loop() -> None:
     assert episode["discriminator_accuracy"] == pytest.approx(np.mean(hits))
 
 
-def test_number_of_lanes() -> None:
-    """An even part of the episodes, within the bound."""
-    for episodes, workers, expected in ((1, 0, 1), (10, 0, 10), (MAX_LANES + 1, 0, 9), (100, 0, 15)):
-        envs = make_lanes(FakePixelEnv, episodes, workers)
-        assert envs.num_envs == expected
-        envs.close()
-
-
 def test_recorded_episodes_have_one_frame_a_step(tmp_path: Path) -> None:
     agent = make_diayn(IMAGE_SIZE, 2)
     recorders = [VideoRecorder(tmp_path, 10) for _ in range(3)]
     for number, recorder in enumerate(recorders):
         recorder.start(str(number))
-    envs = make_lanes(UnevenEnv, 3, 0)
+    envs = make_eval_envs(UnevenEnv, 3, 0)
     starts = [
         Start(skill, seed, recorder) for skill, seed, recorder in zip(range(3), (0, 5, 3), recorders, strict=True)
     ]
@@ -118,7 +103,7 @@ class CountingEnv(UnevenEnv):
 def test_only_what_is_recorded_is_drawn(tmp_path: Path) -> None:
     """One episode of three is filmed, in another lane each time, and only while it lasts."""
     agent = make_diayn(IMAGE_SIZE, 2)
-    envs = make_lanes(CountingEnv, 3, 0)
+    envs = make_eval_envs(CountingEnv, 3, 0)
     for filmed, length in enumerate((3, 8, 6)):
         recorder = VideoRecorder(tmp_path, 10)
         recorder.start(str(filmed))
@@ -133,7 +118,7 @@ class UnstableEnv(UnevenEnv):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self.steps == 2 and self.episode % 2:
-            raise dmc.SimulationError("the physics became unstable (a test)")
+            raise SimulationError("the physics became unstable (a test)")
         return super().step(action)
 
 
@@ -154,7 +139,7 @@ class TroubledEnv(UnevenEnv):
 
     def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         if self.episode == 5:
-            raise dmc.RenderingError("no picture (a test)")
+            raise RenderingError("no picture (a test)")
         if self.episode == 6:
             os._exit(9)
         return super().render(height, width)
@@ -169,7 +154,7 @@ def test_a_picture_that_fails_costs_its_own_video_only(
     recorders = [VideoRecorder(tmp_path, 10) for _ in range(2)]
     for number, recorder in enumerate(recorders):
         recorder.start(str(number))
-    with opened_lanes(TroubledEnv, 2, workers) as envs:
+    with open_eval_envs(TroubledEnv, 2, workers) as envs:
         starts = [Start(0, 4, recorders[0]), Start(1, 5, recorders[1])]
         episodes = [dataclasses.replace(episode, duration=0.0) for episode in play(agent, envs, starts)]
         paths = [recorder.stop() for recorder in recorders]
@@ -185,7 +170,7 @@ def test_a_picture_that_fails_costs_its_own_video_only(
 def test_film(tmp_path: Path) -> None:
     """A video of each skill's first episode and one of all, as large as asked for, and a trace of every episode."""
     agent = make_diayn(IMAGE_SIZE, 2)
-    with opened_lanes(UnevenEnv, 4) as envs:
+    with open_eval_envs(UnevenEnv, 4) as envs:
         filmed = film(agent, envs, {0: "zero", 2: "two"}, [5, 4], tmp_path, 10.0, grid="all", size=48, picture_every=4)
     assert [(start.skill, start.seed) for start in filmed.starts] == [(0, 5), (2, 5), (0, 4), (2, 4)]
     assert [result.length for result in filmed.results] == [8, 8, 7, 7]
@@ -216,7 +201,7 @@ def test_a_video_says_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(VideoRecorder, "start", spy_on_start)
     monkeypatch.setattr(VideoRecorder, "record", spy_on_record)
     agent = make_diayn(IMAGE_SIZE, 2)
-    with opened_lanes(UnevenEnv, 2) as lanes:
+    with open_eval_envs(UnevenEnv, 2) as lanes:
         filmed = film(agent, lanes, {0: "zero", 2: "two"}, [5], tmp_path, 10.0)
     env = UnevenEnv()
     for name, episode, result in zip(("zero", "two"), filmed.starts, filmed.results, strict=True):
@@ -234,12 +219,11 @@ def test_a_video_says_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_processes_equal_this_process_on_real_pixels() -> None:
+def test_processes_equal_this_process_on_real_pixels(renderer: RendererInfo) -> None:
     """Two spawned processes, each with a rendering context of its own, against lanes in this process."""
-    dmc.choose_renderer()
     agent = make_diayn(84, 1)
     starts = [Start(skill, 7) for skill in agent.skills()]
-    factory = partial(dmc.DMCEnv, "cartpole_swingup", action_repeat=8, time_limit=160)
+    factory = partial(DMCEnv, "cartpole_swingup", action_repeat=8, time_limit=160)
     alone = played(agent, factory, starts, lanes=1)
     assert played(agent, factory, starts, lanes=3) == alone
     assert played(agent, factory, starts, lanes=3, workers=2) == alone

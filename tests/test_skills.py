@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import dmc
 from diayn import DIAYNAgent
+from dmc import DMCEnv
+from envs.parallel import make_eval_envs
+from envs.renderer import choose_renderer
 from logger import Episode
-from rollouts import Start, Trace, make_lanes, play
+from rollouts import Start, Trace, play
 from skills import (
     SHEET_COLUMNS,
     SHEET_HEADER,
@@ -139,15 +141,15 @@ def test_distances_are_of_states_from_the_whole_episode() -> None:
 
 def test_traces_of_real_episodes() -> None:
     """Physics, pictures and the discriminator's words of each step; equal starts, so nothing can leak at the start."""
-    dmc.choose_renderer()
+    choose_renderer()
     torch.manual_seed(0)
     agent = DIAYNAgent(
         (9, 84, 84), 6, num_skills=3, skill_embedding_dim=4, lr_discriminator=1e-3, device="cpu", seed=0, hidden_dim=16
     )
-    lanes = make_lanes(lambda: dmc.DMCEnv("walker_walk", action_repeat=10, time_limit=200), 3, 0)
+    lanes = make_eval_envs(lambda: DMCEnv("walker_walk", action_repeat=10, time_limit=200), 3, 0)
     starts = [Start(skill, 5, None, Trace(picture_every=3)) for skill in agent.skills()]
     results = play(agent, lanes, starts)
-    env = dmc.DMCEnv("walker_walk", action_repeat=10, time_limit=200)
+    env = DMCEnv("walker_walk", action_repeat=10, time_limit=200)
     obs, _ = env.reset(seed=5)
     trace = starts[1].trace
     assert trace is not None
