@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
 from logger import CsvFile, Episode, Logger, Meters
 from rollouts import Trace
 from skills import rows_of_skills
+from tests.support.paths import ROOT
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
 
 DRQ_COLUMNS = "episode,step,episode_reward,duration,batch_reward,actor_loss,actor_entropy,actor_target_entropy"

@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_SIZE
-from test_train import RecordingEnv, without_clock
 
-import dmc
+import envs.make
+import envs.renderer
 import runs
 import train
 from config import Config, parse_args
+from envs.renderer import RendererInfo
 from runs import Run
+from tests.support.fake_env import IMAGE_SIZE
+from tests.test_train import RecordingEnv, without_clock
 
 FLAGS = (
     f"--device cpu --image_size {IMAGE_SIZE} --hidden_dim 16 --encoder_feature_dim 8 --batch_size 4 --num_skills 2 "
@@ -61,8 +63,8 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
         given = f"--resume {resume} {line}" if resume is not None else f"{FLAGS} --work_dir {tmp_path} {line}"
         return runs.setup(parse_args(shlex.split(given)))
 
-    monkeypatch.setattr(runs, "make_environment", make)
-    monkeypatch.setattr(dmc, "choose_renderer", lambda: dmc.RendererInfo("fake", "a fake renderer"))
+    monkeypatch.setattr(envs.make, "make_environment", make)
+    monkeypatch.setattr(envs.renderer, "choose_renderer", lambda: RendererInfo("fake", "a fake renderer"))
     return begin
 
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from files import LOCK_FILE, in_use, locked
-from stop import StopRequest
-from test_faults import SMALL, Child, Launch, assert_equal_runs, launching
 
 import config
 import plot
 import sweep
 import sweep_record
+from files import LOCK_FILE, in_use, locked
+from stop import StopRequest
 from sweep_record import Progress, Sweep, Trial, View, duration, look
+from tests.support.paths import ROOT
+from tests.test_faults import SMALL, Child, Launch, assert_equal_runs, launching
 
 PATIENCE = 300.0
 # Long enough to be caught in the middle, with a checkpoint soon and often.

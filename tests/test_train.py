@@ -26,18 +26,21 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import pytest
-import run_folder
 import torch
-from conftest import IMAGE_SIZE, ROOT, FakePixelEnv
 
-import dmc
+import envs.make
+import envs.renderer
+import run_folder
 import runs
 import train
 from config import Config, UserError, parse_args
 from diayn import DIAYNAgent
-from dmc import SimulationError
 from drq import DrQAgent, Views
+from envs.renderer import RendererInfo
+from errors import SimulationError
 from replay_buffer import Batch
+from tests.support.fake_env import IMAGE_SIZE, FakePixelEnv
+from tests.support.paths import ROOT
 from utils import free_memory
 
 EVERY_AGENT_FLAG = (  # none at its default
@@ -156,8 +159,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
             made.append(RecordingEnv(**settings))
             return made[-1]
 
-        monkeypatch.setattr(runs, "make_environment", make)
-        monkeypatch.setattr(dmc, "choose_renderer", lambda: dmc.RendererInfo("fake", "a fake renderer"))
+        monkeypatch.setattr(envs.make, "make_environment", make)
+        monkeypatch.setattr(envs.renderer, "choose_renderer", lambda: RendererInfo("fake", "a fake renderer"))
         return made
 
     return install
@@ -886,32 +889,36 @@ def test_interrupt(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 # -- how the code is laid out ------------------------------------------------------------------------------------------
 
 LAYERS: dict[str, set[str]] = {
-    "benchmark": {"config", "diayn", "dmc", "drq", "logger", "replay_buffer", "rollouts", "runs", "train", "utils"},
-    "sweep": {"config", "files", "stop", "sweep_record", "runs", "checkpoint", "dmc"},
+    "benchmark": {
+        *("config", "diayn", "dmc", "drq", "envs", "errors", "logger", "replay_buffer", "rollouts", "runs", "train"),
+        "utils",
+    },
+    "sweep": {"config", "files", "stop", "sweep_record", "runs", "checkpoint", "envs"},
     "sweep_record": {"config", "files"},
     "plot": {"config", "logger"},
     "evaluate": {
-        *("config", "checkpoint", "dmc", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video", "utils"),
+        *("config", "checkpoint", "envs", "errors", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video"),
+        "utils",
     },
-    "train": {"config", "runs", "stop", "dmc", "logger", "rollouts", "skills", "video"},
+    "train": {"config", "runs", "stop", "errors", "logger", "rollouts", "skills", "video"},
     "runs": {
         *("config", "files", "stop", "checkpoint", "run_folder", "dmc", "diayn", "drq", "replay_buffer", "rollouts"),
-        *("logger", "video", "utils", "gym_env"),
+        *("logger", "video", "utils", "envs", "errors"),
     },
-    "run_folder": {"config", "files", "dmc"},
-    "gym_env": {"dmc"},
+    "run_folder": {"config", "files", "envs"},
     "checkpoint": {"files"},
     "files": {"config"},
-    "config": set(),
+    "config": {"errors"},
+    "errors": set(),
     "skills": {"logger", "replay_buffer", "rollouts"},
     "stop": set(),
-    "rollouts": {"dmc", "drq", "replay_buffer", "logger", "video"},
+    "rollouts": {"envs", "errors", "drq", "replay_buffer", "logger", "video"},
     "diayn": {"drq", "replay_buffer", "utils"},
     "drq": {"replay_buffer", "graphs", "utils"},
     "logger": {"replay_buffer"},
     "replay_buffer": {"utils"},
     "graphs": set(),
-    "dmc": set(),
+    "dmc": {"envs", "errors"},
     "video": set(),
     "utils": set(),
 }
@@ -933,7 +940,7 @@ def imports(module: str) -> set[str]:
 @pytest.mark.parametrize("module", LAYERS)
 def test_imports_point_downward(module: str) -> None:
     ours = {path.stem for path in ROOT.glob("*.py")}
-    assert imports(module) & ours <= LAYERS[module]
+    assert imports(module) & (ours | {"envs"}) <= LAYERS[module]
     assert set(LAYERS) == ours
 
 
@@ -969,7 +976,7 @@ def test_a_changed_source_is_told_from_its_commit(tmp_path: Path, monkeypatch: p
 def test_every_resume_is_written_down_and_other_versions_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    renderer = dmc.RendererInfo("osmesa", "a renderer")
+    renderer = RendererInfo("osmesa", "a renderer")
     run_folder.write_config(parse_args(["--device", "cpu"]), tmp_path, renderer)
     path = tmp_path / "config.json"
     record = json.loads(path.read_text())
