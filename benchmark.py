@@ -1,4 +1,4 @@
-"""How fast the parts are, side by side with the plain baseline of tests/oracle.py, in one process.
+"""How fast the parts are, side by side with the plain baseline of tests/support/oracle.py, in one process.
 
 python benchmark.py update|loop|replay|eval|render|checkpoint|all [--device cuda] [--batch_size 128 512] [--out FILE]
 
@@ -23,23 +23,23 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does, and before torch is imported
-sys.path.insert(0, str(Path(__file__).resolve().parent / "tests"))
 
 import numpy as np
 import torch
-from oracle import FullStackReplay, OracleAgent
 from torch import nn
 from tqdm import tqdm
 
 import dmc
 import runs
 import train
+from augmentations import RandomShift
 from config import UserError, make_config
 from diayn import DIAYNAgent
-from drq import DrQAgent, RandomShift
+from drq import DrQAgent
 from logger import Meters
 from replay_buffer import ReplayBuffer
 from rollouts import Start, make_lanes, play
+from tests.support.oracle import FullStackReplay, OracleAgent
 from utils import keep_freed_memory
 
 OBS_SHAPE, FILLED = (9, 84, 84), 2000  # observations, and transitions in the buffers

@@ -309,7 +309,7 @@ def imitate(learned: Learned, args: argparse.Namespace, out: Path) -> None:
     if not isinstance(agent, DIAYNAgent):
         raise UserError(f"--imitate: {args.run} has no discriminator; name a run with skills")
     frames, seed = read_frames(args.imitate, learned.config)
-    log_q = agent.assess_log_likelihood(stacks(frames, learned.config.frame_stack))
+    log_q = agent.log_likelihood(stacks(frames, learned.config.frame_stack))
     table = pd.DataFrame({"skill_id": agent.skills(), "log_q_mean": log_q.mean(axis=0), "log_q_sum": log_q.sum(axis=0)})
     best = int(table["log_q_mean"].idxmax())
     out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""What several test modules share. Import as `tests.support.<name>`."""
