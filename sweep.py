@@ -179,10 +179,11 @@ def check_environments(configs: Sequence[Config]) -> None:
 
 def check_environment(config: Config) -> None:
     """In a process of its own, as the machine that starts a sweep may be unable to draw. Raises UserError."""
+    from runs import make_environment
+
     from dmc import do_without_renderer
     from errors import CheckpointError
     from running.checkpoint import read_newest
-    from runs import make_environment
 
     do_without_renderer()
     make_environment(config).close()

@@ -24,11 +24,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from checkpoint import MANIFEST, Checkpoints
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs.make
 import train
-from checkpoint import MANIFEST, Checkpoints
 from config import CHANGEABLE
 from dmc import DMCEnv
 from envs.pixel_env import PixelEnv

@@ -22,10 +22,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-
-from logger import CsvFile, Episode, Logger, Meters
 from rollouts import Trace
 from skills import rows_of_skills
+
+from logger import CsvFile, Episode, Logger, Meters
 from tests.support.paths import ROOT
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
 

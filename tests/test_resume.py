@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import runs
 import torch
+from runs import Run
 
 import envs.make
 import envs.renderer
-import runs
 import train
 from config import Config, parse_args
 from envs.renderer import RendererInfo
-from runs import Run
 from tests.support.fake_env import IMAGE_SIZE
 from tests.test_train import RecordingEnv, without_clock
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from files import LOCK_FILE, in_use, locked
+from stop import StopRequest
 
 import config
 import plot
 import sweep
 import sweep_record
-from files import LOCK_FILE, in_use, locked
-from stop import StopRequest
 from sweep_record import Progress, Sweep, Trial, View, duration, look
 from tests.support.paths import ROOT
 from tests.test_faults import SMALL, Child, Launch, assert_equal_runs, launching

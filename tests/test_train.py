@@ -26,12 +26,12 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import pytest
+import run_folder
+import runs
 import torch
 
 import envs.make
 import envs.renderer
-import run_folder
-import runs
 import train
 from config import Config, UserError, parse_args
 from diayn import DIAYNAgent
