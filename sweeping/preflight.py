@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from config import Config
-from dmc import do_without_renderer
+from envs.make import make_environment
+from envs.renderer import do_without_renderer
 from errors import CheckpointError, UserError
 from replay_buffer import ReplayBuffer
 from running.checkpoint import read_newest
-from runs import make_environment
 
 
 def replay_buffer_bytes(config: Config) -> int:

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import runs
 import torch
 
 import dmc
-import runs
 import train
 from running.checkpoint import MANIFEST, Checkpoints
 from tests.conftest import Mount
