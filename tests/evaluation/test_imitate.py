@@ -87,7 +87,14 @@ def test_frames_of_another_task_are_refused(tmp_path: Path) -> None:
         read_trajectory(path, CONFIG)
 
 
-@pytest.mark.parametrize("frames", [np.zeros((5, 3, 24, 24)), np.zeros((1, 3, 24, 24), np.uint8), np.zeros(2, np.uint8)])
+@pytest.mark.parametrize(
+    "frames",
+    [
+        pytest.param(np.zeros((5, 3, 24, 24)), id="float"),
+        pytest.param(np.zeros((1, 3, 24, 24), np.uint8), id="no step"),
+        pytest.param(np.zeros(2, np.uint8), id="no pictures"),
+    ],
+)
 def test_what_is_no_frames_is_refused(tmp_path: Path, frames: np.ndarray) -> None:
     np.savez(tmp_path / "t.npz", frames=frames)
     with pytest.raises(UserError, match="frames must be uint8"):
