@@ -64,7 +64,7 @@ def test_the_best_skill_is_recorded_from_the_same_start(
 
     monkeypatch.setattr(imitate, "evaluate_skills", spy)
     likelihoods = [-3.0, -2.0, -1.0, -4.0]
-    monkeypatch.setattr(DIAYNAgent, "assess_log_likelihood", lambda self, obs: np.tile(likelihoods, (len(obs), 1)))
+    monkeypatch.setattr(DIAYNAgent, "log_likelihood", lambda self, obs: np.tile(likelihoods, (len(obs), 1)))
     run_evaluate(f"--imitate {given} --video_size 32")
     assert recorded == [({2: "skill2"}, [int(np.load(given)["seed"])])]
 
