@@ -43,8 +43,9 @@ import replay_buffer
 import train
 from config import CHANGEABLE, CONFIG_FILE, CONFIG_TYPES, Config, UserError, parse_args
 from replay_buffer import Batch, ReplayBuffer
+from tests.support.runs import RecordingEnv
 from tests.test_config import FLAGS
-from tests.test_train import TINY, RecordingEnv
+from tests.test_train import TINY
 
 REAL_CHOOSE_RENDERER, REAL_MAKE_ENVIRONMENT = envs.renderer.choose_renderer, envs.make.make_environment
 RENDERER = envs.renderer.RendererInfo("fake", "a fake renderer")

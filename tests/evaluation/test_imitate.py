@@ -15,6 +15,7 @@ from config import make_config
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation import imitate
+from evaluation.evaluate_skills import evaluate_skills
 from evaluation.imitate import read_trajectory, stack_frames
 from evaluation.load import load
 from tests.support.fake_env import IMAGE_SIZE
@@ -56,7 +57,6 @@ def test_the_best_skill_is_recorded_from_the_same_start(
 ) -> None:
     (given,) = run_evaluate("--no_video --skills 1 --seed 5 --save_trajectories").glob("*.npz")
     recorded: list[tuple[Any, Any]] = []
-    evaluate_skills = imitate.evaluate_skills
 
     def spy(agent: Any, eval_envs: Any, names: Any, seeds: Any, **settings: Any) -> Any:
         recorded.append((dict(names), list(seeds)))
@@ -87,7 +87,14 @@ def test_frames_of_another_task_are_refused(tmp_path: Path) -> None:
         read_trajectory(path, CONFIG)
 
 
-@pytest.mark.parametrize("frames", [np.zeros((5, 3, 24, 24)), np.zeros((1, 3, 24, 24), np.uint8), np.uint8([1, 2])])
+@pytest.mark.parametrize(
+    "frames",
+    [
+        pytest.param(np.zeros((5, 3, 24, 24)), id="float"),
+        pytest.param(np.zeros((1, 3, 24, 24), np.uint8), id="no step"),
+        pytest.param(np.zeros(2, np.uint8), id="no pictures"),
+    ],
+)
 def test_what_is_no_frames_is_refused(tmp_path: Path, frames: np.ndarray) -> None:
     np.savez(tmp_path / "t.npz", frames=frames)
     with pytest.raises(UserError, match="frames must be uint8"):

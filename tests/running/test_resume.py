@@ -1,10 +1,8 @@
-"""A run that is stopped and resumed equals the uninterrupted one bit for bit; here on the fake environment."""
+"""A run that is stopped and resumed equals the uninterrupted one bit for bit, on the fake environment."""
 
 from __future__ import annotations
 
-import csv
 import random
-import shlex
 import signal
 import time
 from collections import defaultdict
@@ -15,17 +13,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runs
 import torch
-from runs import Run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import envs.make
-import envs.renderer
-import train
-from config import Config, parse_args
-from envs.renderer import RendererInfo
+from running import loop
+from running.run import Run
+from running.state import save_checkpoint
 from tests.support.fake_env import IMAGE_SIZE
-from tests.test_train import RecordingEnv, without_clock
+from tests.support.runs import (
+    CLOCK,
+    SeededEnv,
+    assert_same,
+    played,
+    rows,
+    start_run,
+    state,
+    stop_at,
+    use_fake_environments,
+    without_clock,
+)
 
 FLAGS = (
     f"--device cpu --image_size {IMAGE_SIZE} --hidden_dim 16 --encoder_feature_dim 8 --batch_size 4 --num_skills 2 "
@@ -38,51 +44,25 @@ VARIANTS = {
     "the critic's convolutions": "--discriminator_encoder shared --skill_embedding_dim 0 --precision bf16",
     "learned temperature, kornia": "--temperature learned --augmentation rotation --num_train_iters 2",
 }
-NUMBERS_OF_THE_CLOCK = ("duration", "fps")
 
 Start = Callable[..., Run]
 Rows = dict[str, list[dict[str, str]]]
 
 
-class SeededEnv(RecordingEnv):
-    """A seed decides all that follows, as with the real environment."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        self.episode = self.episode if seed is None else -1
-        return super().reset(seed=seed)
-
-
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
-    """`start(flags)`: a run on fake environments, whose episodes last 3 to 8 steps; `start(resume=folder)`: goes on."""
-
-    def make(config: Config) -> RecordingEnv:
-        return SeededEnv(ragged=True)
+    """`start(flags)` returns a run whose episodes last 3 to 8 steps; `start(resume=folder)` returns a resumed one."""
 
     def begin(line: str = "", *, resume: Path | None = None) -> Run:
-        given = f"--resume {resume} {line}" if resume is not None else f"{FLAGS} --work_dir {tmp_path} {line}"
-        return runs.setup(parse_args(shlex.split(given)))
+        return start_run(f"--resume {resume} {line}" if resume is not None else f"{FLAGS} --work_dir {tmp_path} {line}")
 
-    monkeypatch.setattr(envs.make, "make_environment", make)
-    monkeypatch.setattr(envs.renderer, "choose_renderer", lambda: RendererInfo("fake", "a fake renderer"))
+    use_fake_environments(monkeypatch, lambda: SeededEnv(ragged=True))
     return begin
 
 
-def stop_at(run: Run, step: int) -> None:
-    """Have the signal come while that agent step is played."""
-    play = run.env.step
-
-    def stepping(action: np.ndarray) -> Any:
-        if run.step + 1 == step:
-            run.stop.number = signal.SIGTERM
-        return play(action)
-
-    run.env.step = stepping  # type: ignore[method-assign]
-
-
 def stop_in_evaluation(run: Run, at: int) -> None:
-    """Have the signal come in the first evaluation from agent step `at` on, after a few steps."""
-    play, steps = run.lanes.step, 0
+    """Let a signal arrive in the first evaluation at or after agent step `at`, after a few steps."""
+    play, steps = run.eval_envs.step, 0
 
     def stepping(action: Any) -> Any:
         nonlocal steps
@@ -91,11 +71,11 @@ def stop_in_evaluation(run: Run, at: int) -> None:
             run.stop.number = signal.SIGINT
         return play(action)
 
-    run.lanes.step = stepping  # type: ignore[assignment, method-assign]
+    run.eval_envs.step = stepping  # type: ignore[assignment, method-assign]
 
 
 def disturb_everything() -> None:
-    """Another process begins with other random numbers."""
+    """Reseed the global generators, as in a new process."""
     random.seed()
     np.random.seed()
     torch.seed()
@@ -104,57 +84,27 @@ def disturb_everything() -> None:
 def tables(run: Run) -> Rows:
     found = {}
     for name in ("train", "eval", "episodes", *(["skills"] if run.config.num_skills else [])):
-        with (run.folder / f"{name}.csv").open(newline="") as file:
-            found[name] = without_clock(list(csv.DictReader(file)))
+        found[name] = without_clock(rows(run.folder / f"{name}.csv"))
     return found
 
 
 def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """What lies in TensorBoard's files, by tag: (frame, value).
+    """Return what TensorBoard's files hold, by tag: (frame, value).
 
-    The clock's values are left out, and so are gradients: a resumed run has none before its first update.
+    Measured times are left out, and so are gradients, which a resumed run does not have before its first update.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     found: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    # File by file, as their names tell the order only for processes of different seconds.
+    # File by file: the order of names is that of writing only for processes that started in different seconds.
     for path in sorted(run.folder.glob("tb/*"), key=lambda path: int(path.suffix[1:])):
         events = EventAccumulator(str(path), size_guidance={"scalars": 0, "histograms": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            timed = tag.endswith(NUMBERS_OF_THE_CLOCK)
+            timed = tag.endswith(CLOCK)
             if not tag.startswith("time/"):
                 found[tag] += [(event.step, 0.0 if timed else event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["histograms"]:
             if not tag.endswith("_grad"):
                 found[tag] += [(event.step, event.histogram_value.sum) for event in events.Histograms(tag)]
-    return found
-
-
-def assert_same(first: Any, second: Any, where: str = "state") -> None:
-    """Equal to the bit, all the way down."""
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    elif isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype, where
-        assert torch.equal(first, second), where
-    else:
-        assert first == second, where
-
-
-def state(run: Run) -> dict[str, Any]:
-    """Everything that a checkpoint holds, but the clock's numbers and where the logs end, which depend on those."""
-    found = runs.state_of(run)
-    for name in ("stopwatch", "render_seconds", "flags", "logs"):
-        del found[name]
-    if found["underway"] is not None:
-        del found["underway"]["seconds"]
     return found
 
 
@@ -168,18 +118,13 @@ def assert_equal_runs(run: Run, undisturbed: Run) -> None:
     assert curves(run) == curves(undisturbed)
 
 
-def played(run: Run) -> Run:
-    train.train(run)
-    return run
-
-
 def interrupted(start: Start, line: str, stops: Sequence[Callable[[Run], None]]) -> Run:
-    """A run that is stopped once by each of `stops` and resumed, in processes that know nothing of each other."""
+    """Return a run that was stopped once by each of `stops` and resumed each time, as in a new process."""
     run = start(line)
     for stop in stops:
         stop(run)
-        train.train(run)
-        assert run.stop.number is not None, "the stop never came"
+        loop.train(run)
+        assert run.stop.number is not None, "it was not stopped"
         assert not run.finished
         run.close()
         disturb_everything()
@@ -189,7 +134,7 @@ def interrupted(start: Start, line: str, stops: Sequence[Callable[[Run], None]])
 
 @pytest.mark.parametrize("line", VARIANTS.values(), ids=VARIANTS.keys())
 def test_stopped_and_resumed_equals_uninterrupted(start: Start, line: str) -> None:
-    """In the seed steps, in the middle of an episode, twice in one episode, before and after the ring has wrapped."""
+    """In the seed steps, within an episode, twice in one episode, before and after the replay buffer is full."""
     undisturbed = played(start(line))
     assert undisturbed.buffer.frames_written > 3 * undisturbed.buffer.frame_capacity / 2
     stops = [lambda run, step=step: stop_at(run, step) for step in (5, 20, 33, 34, 70, 71, 89)]
@@ -198,7 +143,7 @@ def test_stopped_and_resumed_equals_uninterrupted(start: Start, line: str) -> No
 
 @pytest.mark.parametrize("at", [0, 1, 50])
 def test_stopped_in_an_evaluation(start: Start, at: int) -> None:
-    """Nothing of it is written, and it is made again."""
+    """Nothing of the evaluation is logged, and it is repeated."""
     undisturbed = played(start())
     assert_equal_runs(interrupted(start, "", [lambda run: stop_in_evaluation(run, at)]), undisturbed)
 
@@ -212,7 +157,7 @@ def test_stopped_at_every_step(start: Start) -> None:
 
 @pytest.mark.parametrize("frequency", [0, 7, 25, 1000])
 def test_killed_and_resumed_from_the_last_checkpoint(start: Start, frequency: int) -> None:
-    """What was written after the checkpoint is cut off and comes again; without one the run begins anew."""
+    """What was logged after the checkpoint is cut off and repeated; without a checkpoint the run starts again."""
 
     class Killed(BaseException):
         pass
@@ -229,7 +174,7 @@ def test_killed_and_resumed_from_the_last_checkpoint(start: Start, frequency: in
 
     run.env.step = step  # type: ignore[method-assign]
     with pytest.raises(Killed):
-        train.train(run)
+        loop.train(run)
     assert len(tables(run)["train"]) > 10
     run.close()
     disturb_everything()
@@ -241,13 +186,12 @@ def test_killed_and_resumed_from_the_last_checkpoint(start: Start, frequency: in
 def test_checkpoints_come_when_they_are_due(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the first episode end after each multiple of the frequency, after an evaluation, and at the end."""
     made: list[tuple[int, bool]] = []
-    save = runs.save_checkpoint
 
     def remember(run: Run) -> None:
-        made.append((run.step, run.underway is None))
-        save(run)
+        made.append((run.step, run.in_progress is None))
+        save_checkpoint(run)
 
-    monkeypatch.setattr(train, "save_checkpoint", remember)
+    monkeypatch.setattr(loop, "save_checkpoint", remember)
     run = played(start("--checkpoint_frequency 20 --eval_frequency 0"))
     ends = [int(row["step"]) // 3 for row in tables(run)["train"]]
     due = [0, *(next(end for end in ends if end >= multiple) for multiple in (20, 40, 60, 80)), 90]
@@ -259,10 +203,10 @@ def test_checkpoints_come_when_they_are_due(start: Start, monkeypatch: pytest.Mo
     assert [step for step, _ in made] == [int(row["step"]) // 3 for row in tables(run)["eval"]]
 
 
-def test_a_stop_past_a_multiple_does_not_put_off_the_next_checkpoint(
+def test_a_stop_past_a_multiple_does_not_delay_the_next_checkpoint(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was made in the middle of an episode, at whose end one is due."""
+    """The stop's checkpoint was made within an episode, at whose end one is due."""
     line = "--checkpoint_frequency 20 --eval_frequency 0"
     ends = [int(row["step"]) // 3 for row in tables(played(start(line)))["train"]]
     due, multiple = next(
@@ -276,41 +220,40 @@ def test_a_stop_past_a_multiple_does_not_put_off_the_next_checkpoint(
     played(run).close()
     assert run.saved[0] == multiple + 1
     made: list[int] = []
-    save = runs.save_checkpoint
 
     def remember(run: Run) -> None:
         made.append(run.step)
-        save(run)
+        save_checkpoint(run)
 
-    monkeypatch.setattr(train, "save_checkpoint", remember)
+    monkeypatch.setattr(loop, "save_checkpoint", remember)
     played(start(resume=run.folder))
     assert made[0] == due
 
 
-def test_the_clock_goes_on(start: Start) -> None:
-    """Where the run was stopped, as if no time had passed between: of the run, and of the episode under way."""
+def test_measured_times_continue(start: Start) -> None:
+    """Those of the run and of the episode in progress do not count the time between stop and resume."""
     run = start("--eval_frequency 0")
     stop_at(run, 40)
-    train.train(run)
-    assert run.underway is not None
+    loop.train(run)
+    assert run.in_progress is not None
     run.stopwatch.started -= 1000
     run.stopwatch.add("update", 900)
-    run.underway.began -= 100
-    runs.save_checkpoint(run)
+    run.in_progress.started -= 100
+    save_checkpoint(run)
     run.close()
 
     again = start(resume=run.folder)
-    assert again.underway is not None
+    assert again.in_progress is not None
     assert 1000 < again.stopwatch.elapsed < 1100
-    assert 100 < time.perf_counter() - again.underway.began < 200
+    assert 100 < time.perf_counter() - again.in_progress.started < 200
     assert 0.8 < again.stopwatch.shares()["update"] < 0.95
 
 
 def test_a_finished_run_is_extended(start: Start) -> None:
-    """Its unfinished episode goes on. Only the evaluation at the end of the smaller budget is one more."""
+    """Its episode in progress continues. The evaluation at the end of the smaller budget is additional."""
     longer = played(start("--num_train_steps 90"))
     run = played(start("--num_train_steps 52"))
-    assert run.underway is not None
+    assert run.in_progress is not None
     run.close()
     disturb_everything()
     again = played(start("--num_train_steps 90", resume=run.folder))
@@ -332,12 +275,12 @@ def test_a_finished_run_has_nothing_left_to_do(start: Start) -> None:
 
 
 def test_without_the_replay_buffer(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    """The run goes on, says what that changes, and updates only after num_seed_steps new transitions."""
+    """The run continues with a warning, and makes updates only after num_seed_steps new transitions."""
     line = "--save_replay_buffer false --replay_buffer_capacity 500 --eval_frequency 0"
     run = start(line)
     stop_at(run, 40)
-    train.train(run)
-    updates, held = run.agent.num_updates, run.underway
+    loop.train(run)
+    updates, held = run.agent.num_updates, run.in_progress
     assert held is not None
     run.close()
     assert not list(run.folder.glob("checkpoint/replay*"))
@@ -349,7 +292,7 @@ def test_without_the_replay_buffer(start: Start, capsys: pytest.CaptureFixture[s
     refilled, stored = (next(each.buffer.recent(*[len(held.actions)] * 2)) for each in (again, run))
     assert_same(refilled._asdict(), stored._asdict())
     stop_at(again, 40 + 12)
-    train.train(again)
+    loop.train(again)
     assert again.agent.num_updates == updates
     again.stop.number = None
     played(again)
@@ -359,7 +302,7 @@ def test_without_the_replay_buffer(start: Start, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_gone(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run that had found CUDA by itself goes on without it."""
+    """A run that chose CUDA by default continues on the CPU."""
     run = start()
     stop_at(run, 20)
     played(run).close()
@@ -371,10 +314,10 @@ def test_a_device_that_is_gone(start: Start, capsys: pytest.CaptureFixture[str])
 
 
 def test_weights_of_another_device_kind_are_taken_over(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    """A checkpoint written on CUDA goes on here, with random numbers of its own."""
+    """A checkpoint written on CUDA is resumed here, with other random numbers."""
     run = start()
     stop_at(run, 40)
-    train.train(run)
+    loop.train(run)
     run.close()
     saved = run.checkpoints.read()
     assert saved is not None
@@ -391,7 +334,7 @@ def test_weights_of_another_device_kind_are_taken_over(start: Start, capsys: pyt
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("graphs", ["true", "false"])
 def test_stopped_and_resumed_on_cuda(start: Start, graphs: str) -> None:
-    """With --deterministic, the device's generators included."""
+    """With --deterministic, including the device's generators."""
     line = f"--device cuda --deterministic --cuda_graphs {graphs}"
     undisturbed = played(start(line))
     stops = [lambda run, step=step: stop_at(run, step) for step in (20, 34, 71)]
