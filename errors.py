@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Bad input: a flag, a file or a missing resource that the user can fix. Programs print the message and return 2."""
+    """Bad input that the user can fix: a flag, a file, a missing resource. Programs print the message and return 2."""
 
 
 class RunError(Exception):

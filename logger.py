@@ -1,7 +1,7 @@
-"""What a run writes down while it goes: CSV files, TensorBoard, pictures, console lines, a progress bar.
+"""Everything a run records while it trains: CSV files, TensorBoard, pictures, console lines, a progress bar.
 
-`step` counts frames (control steps of the task) in every file, tag and line. A metric enters as a detached tensor,
-adds up on its device, and is read once per training episode.
+`step` counts frames (control steps of the task) in every file, tag and line. Metrics arrive as detached tensors, are
+summed on their device, and are read once per training episode. The columns are declared in running/columns.py.
 """
 
 from __future__ import annotations
@@ -16,71 +16,25 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from errors import LogError
 from replay_buffer import NO_SKILL
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-UPDATE_METRICS = (
-    "batch_reward",
-    "actor_loss",
-    "actor_entropy",
-    "actor_target_entropy",
-    "critic_loss",
-    "alpha_loss",
-    "alpha_value",
-)
-SKILL_UPDATE_METRICS = ("discriminator_loss", "discriminator_accuracy", "intrinsic_reward")
-CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # of every run
-EPISODE_COLUMNS = (
-    "type",
-    "episode",
-    "step",
-    "duration",
-    "episode_extrinsic_reward",
-    "skill_id",
-    "episode_intrinsic_reward_sum",
-)
-TRAIN_COLUMNS = ("episode", "step", "episode_reward", "duration", *UPDATE_METRICS, "fps")
-TRAIN_SKILL_COLUMNS = ("skill_id", "episode_intrinsic_reward_sum", *SKILL_UPDATE_METRICS)
-SKILL_COLUMNS = (
-    *("step", "skill_id", "episodes", "episode_extrinsic_reward", "episode_intrinsic_reward_sum"),
-    *("discriminator_accuracy", "accuracy_at_start", "mutual_information_bound"),
-    *("displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
-)
-EVAL_COLUMNS = ("episode", "step", "episode_reward")
-EVAL_SKILL_COLUMNS = ("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound")
-
-# (column, label, format) of the console lines: DrQ's, and DIAYN's appended.
-TRAIN_LINE = (
-    ("episode", "E", "d"),
-    ("step", "S", "d"),
-    ("episode_reward", "R", ".4f"),
-    ("duration", "D", ".1f"),
-    ("batch_reward", "BR", ".4f"),
-    ("actor_loss", "ALOSS", ".4f"),
-    ("critic_loss", "CLOSS", ".4f"),
-    ("alpha_loss", "TLOSS", ".4f"),
-    ("alpha_value", "TVAL", ".4f"),
-    ("actor_entropy", "AENT", ".4f"),
-    ("skill_id", "SKILL", "d"),
-    ("episode_intrinsic_reward_sum", "IR", ".4f"),
-    ("discriminator_loss", "DLOSS", ".4f"),
-    ("discriminator_accuracy", "DACC", ".4f"),
-)
-EVAL_LINE = (
-    ("episode", "E", "d"),
-    ("step", "S", "d"),
-    ("episode_reward", "R", ".4f"),
-    ("episode_intrinsic_reward_sum", "IR", ".4f"),
-    ("discriminator_accuracy", "DACC", ".4f"),
-    ("mutual_information_bound", "MI", ".4f"),
+from running.columns import (
+    CSV_FILES,
+    EPISODE_COLUMNS,
+    EVAL_LINE,
+    EVAL_SKILL_COLUMNS,
+    TRAIN_LINE,
+    csv_columns,
+    update_metrics,
 )
 
 Row = dict[str, Any]
@@ -88,34 +42,40 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Episode:
-    """One finished episode."""
+    """A finished episode.
 
-    duration: float  # seconds
-    extrinsic_reward: float  # the environment's return
+    Attributes:
+        duration: seconds.
+        extrinsic_reward: the task's return.
+        skill: the skill that was played, or NO_SKILL.
+        intrinsic_reward_sum: sum of the intrinsic rewards, nats.
+        discriminator_accuracy: fraction of the steps at which the discriminator names the skill; evaluation only.
+        length: agent steps.
+    """
+
+    duration: float
+    extrinsic_reward: float
     skill: int = NO_SKILL
     intrinsic_reward_sum: float = 0.0
-    discriminator_accuracy: float = 0.0  # fraction of its steps; evaluation only
-    length: int = 0  # agent steps
-
-
-class LogError(Exception):
-    """A log file that doesn't go with the checkpoint; the message is one line that names it."""
+    discriminator_accuracy: float = 0.0
+    length: int = 0
 
 
 class CsvFile:
-    """A CSV with its columns fixed at the start: a metric that is missing, or comes late, leaves its cell empty.
+    """A CSV file with fixed columns. A row may leave columns out; their cells are empty.
 
-    Each row is one unbuffered write, so the file is whole at any moment and after a kill.
+    Each row is one unbuffered write, so the file ends with a complete row at any time, also after a kill.
 
     Args:
-        keep: bytes at the beginning of an existing file to go on after; what lies behind is cut off. 0 starts anew.
+        keep: number of bytes of an existing file to keep and append to; the rest is cut off. 0 starts a new file.
 
     Raises:
-        LogError: the existing file has not so many bytes, or other columns.
+        LogError: the existing file is shorter than `keep`, or has other columns.
     """
 
     def __init__(self, path: Path, columns: Iterable[str], *, keep: int = 0) -> None:
         self.columns = tuple(columns)
+        self._declared = frozenset(self.columns)
         if not keep:
             self._file = path.open("wb", buffering=0)
             self._write(self.columns)
@@ -126,11 +86,13 @@ class CsvFile:
         self._file.seek(0, os.SEEK_END)
 
     def position(self) -> int:
-        """The file's bytes so far, which are on the disk now."""
+        """Sync the file to disk and return its length in bytes."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row. Raises ValueError if it has a column that the file does not have."""
+        _check_declared(row, self._declared, f"column of {self._file.name}")
         self._write([row.get(column, "") for column in self.columns])
 
     def close(self) -> None:
@@ -142,49 +104,57 @@ class CsvFile:
         data = line.getvalue().encode()
         try:
             written = self._file.write(data)
-        except OSError as error:  # nothing was written; Python leaves the file's name out
+        except OSError as error:  # Python's error has no file name
             raise OSError(error.errno, error.strerror, self._file.name) from error
-        if written != len(data):  # the disk filled up in the middle of the row
+        if written != len(data):  # the disk filled up within the row
             self._file.truncate(self._file.tell() - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
 
 
 def check_beginning(path: Path, columns: Sequence[str], keep: int) -> None:
-    """Raise LogError where the first `keep` bytes of a CSV aren't whole rows under these columns."""
+    """Raise LogError unless the first `keep` bytes of a CSV file are complete rows with these columns."""
     try:
         beginning = path.read_bytes()[:keep] if keep else b""
     except OSError:
         beginning = b""
     header, _, _ = beginning.decode(errors="replace").partition("\n")
-    whole = len(beginning) == keep and beginning.endswith(b"\n") and header == ",".join(columns)
-    if keep and not whole:
-        raise LogError(f"{path} isn't as the checkpoint left it; put a copy back, or start a new run")
+    complete = len(beginning) == keep and beginning.endswith(b"\n") and header == ",".join(columns)
+    if keep and not complete:
+        raise LogError(f"{path} differs from what the checkpoint recorded; restore a copy, or start a new run")
 
 
 class Meters:
-    """Means of metrics since the last reading. Sums stay on the metrics' device until then."""
+    """Means of metrics since the last `read`. The sums stay on the metrics' device until then.
 
-    def __init__(self) -> None:
+    Args:
+        names: the metrics that may be added.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._declared = frozenset(names)
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, torch.Tensor]) -> None:
+        """Add the metrics of one update, scalar tensors. Raises ValueError if one is not declared."""
         known = [name for name in metrics if name in self._sums]
+        if len(known) < len(metrics):
+            _check_declared(metrics, self._declared, "metric")
         if known:
             torch._foreach_add_([self._sums[name] for name in known], [metrics[name] for name in known])
         for name, value in metrics.items():
             if name not in self._sums:
-                self._sums[name] = value.clone()  # the tensor may be a graph's output, which the next replay overwrites
+                self._sums[name] = value.clone()  # it may be a CUDA graph's output, which the next replay overwrites
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """The means, and start afresh."""
+        """Return the means and reset them."""
         means = self.peek()
         self._sums, self._counts = {}, {}
         return means
 
     def peek(self) -> dict[str, float]:
-        """The means so far. This waits for the device."""
+        """Return the means so far. This synchronizes with the device."""
         if not self._sums:
             return {}
         totals = torch.stack(list(self._sums.values())).tolist()
@@ -198,19 +168,91 @@ class Meters:
         self._counts = dict(state["counts"])
 
 
+class TensorBoard:
+    """TensorBoard's event files. If the disk fails, a warning is printed and nothing more is written.
+
+    Args:
+        folder: where the files are.
+        enabled: if false, every method does nothing.
+        position: length in bytes of each existing file, by name, at the checkpoint from which the run is resumed. The
+            files are cut back to it; files that are not named are removed.
+        step: the checkpoint's step; an open TensorBoard discards what it has seen of later steps. None in a new run.
+    """
+
+    def __init__(self, folder: Path, *, enabled: bool, position: Mapping[str, int], step: int | None) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        for path in self._files():
+            if path.name in position:
+                os.truncate(path, min(position[path.name], path.stat().st_size))
+            else:
+                path.unlink()
+        if enabled:
+            # The writer's thread is the first to notice a full disk. It passes the error to the next call, which
+            # `_write` reports, so its traceback is not printed here.
+            threading.excepthook = lambda args: (
+                None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
+            )
+            self._writer = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
+
+    def position(self) -> dict[str, int]:
+        """Flush, and return the length of each event file in bytes, by name."""
+        self.flush()
+        return {path.name: path.stat().st_size for path in self._files()}
+
+    def scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
+        def write(writer: SummaryWriter) -> None:
+            for name, value in values.items():
+                writer.add_scalar(f"{prefix}/{name}", value, step)
+
+        self._write(write)
+
+    def histograms(self, values: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+        def write(writer: SummaryWriter) -> None:
+            for name, value in values:
+                writer.add_histogram(name, value, step)
+
+        self._write(write)
+
+    def image(self, tag: str, encoded: bytes, height: int, width: int, step: int) -> None:
+        """Show an encoded picture or animation under Images."""
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._write(lambda writer: writer.file_writer and writer.file_writer.add_summary(summary, step))
+
+    def flush(self) -> None:
+        self._write(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        self._write(lambda writer: writer.close())
+
+    def _write(self, write: Callable[[SummaryWriter], object]) -> None:
+        if self._writer is None:
+            return
+        try:
+            write(self._writer)
+        except OSError as error:
+            print(f"warning: no more TensorBoard logs, tb/ cannot be written: {error}", file=sys.stderr)
+            self._writer = None
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("events.out.tfevents.*"))
+
+
 class Logger:
-    """Writes a run's CSVs, skills/ and tb/, prints its console lines, draws its progress bar.
+    """Write a run's CSV files, skills/ and tb/; print its console lines; draw its progress bar.
 
     Args:
         folder: the run's folder, which exists.
         with_skills: add DIAYN's columns and tags.
         tensorboard: write tb/.
         total_frames: the run's budget, for the progress bar, which is drawn only on a terminal.
-        position: of a checkpoint, where the logs go on; what was written after it is cut off. None starts anew.
-        step: the checkpoint's, in frames.
+        position: the logs' lengths from a checkpoint's `state_dict`; what was written later is cut off. None starts
+            new files.
+        step: the checkpoint's step, in frames.
 
     Raises:
-        LogError: an existing file doesn't go with `position`.
+        LogError: an existing file does not match `position`.
     """
 
     def __init__(
@@ -223,53 +265,46 @@ class Logger:
         position: Mapping[str, int] | None = None,
         step: int = 0,
     ) -> None:
-        self._with_skills, self._board_folder, self._picture_folder = with_skills, folder / "tb", folder / "skills"
-        columns = {
-            "train.csv": TRAIN_COLUMNS + TRAIN_SKILL_COLUMNS * with_skills,
-            "eval.csv": EVAL_COLUMNS + EVAL_SKILL_COLUMNS * with_skills,
-            "episodes.csv": EPISODE_COLUMNS,
-            **({"skills.csv": SKILL_COLUMNS} if with_skills else {}),
-        }
-        kept = position or {}
-        for name in columns:  # all of them before the first is changed
+        self._with_skills, self._picture_folder = with_skills, folder / "skills"
+        columns, kept = csv_columns(with_skills), position or {}
+        for name in columns:  # check all files before any of them is changed
             check_beginning(folder / name, columns[name], kept.get(name, 0))
         self._files = {name: CsvFile(folder / name, columns[name], keep=kept.get(name, 0)) for name in columns}
-        self._train, self._eval, self._episodes = (self._files[f"{name}.csv"] for name in ("train", "eval", "episodes"))
-        _cut_back(self._board_folder, kept)
-        self._writer = _summary_writer(self._board_folder, step if position else None) if tensorboard else None
-        self._meters = Meters()
+        self._tensorboard = TensorBoard(
+            folder / "tb", enabled=tensorboard, position=kept, step=step if position else None
+        )
+        self._metrics = update_metrics(with_skills)
+        self._meters = Meters(self._metrics)
         self._bar = tqdm(total=total_frames, initial=step, unit=" frames", disable=not sys.stderr.isatty(), leave=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The open meters and how long each file is, once it is on the disk: tensors and plain data."""
-        self._board(lambda writer: writer.flush())
+        """Return the open meters and the length of each file after syncing it to disk: tensors and plain data."""
+        event_files = self._tensorboard.position()
         position = {name: file.position() for name, file in self._files.items()}
-        for path in _event_files(self._board_folder):
-            position[path.name] = path.stat().st_size
-        return {"meters": self._meters.state_dict(), "position": position}
+        return {"meters": self._meters.state_dict(), "position": position | event_files}
 
     def load_meters(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Take over the meters of a `state_dict`."""
+        """Load the meters of a `state_dict`."""
         self._meters.load_state_dict(state["meters"], device)
 
     def not_finite(self) -> list[str]:
-        """The metrics of updates since the last row that became infinite or not a number. This waits for the device."""
+        """Return the metrics since the last row that are infinite or NaN. This synchronizes with the device."""
         return [name for name, value in self._meters.peek().items() if not math.isfinite(value)]
 
     def update(self, metrics: Mapping[str, torch.Tensor]) -> None:
-        """Take in the metrics of one update."""
+        """Add the metrics of one update. Raises ValueError if one is not declared."""
         self._meters.add(metrics)
 
     def progress(self, step: int) -> None:
-        """Move the progress bar."""
+        """Move the progress bar to a frame."""
         self._bar.update(step - self._bar.n)
 
     def status(self, text: str) -> None:
-        """Say beside the progress bar what is going on."""
+        """Show beside the progress bar what the run is doing."""
         self._bar.set_description(text)
 
     def train_episode(self, number: int, step: int, result: Episode, frames: int) -> None:
-        """Log a finished training episode of `frames` frames, with the means of the updates made during it."""
+        """Log a finished training episode of `frames` frames, with the means of the metrics since the last one."""
         row: Row = {
             "episode": number,
             "step": step,
@@ -280,40 +315,45 @@ class Logger:
         }
         if self._with_skills:
             row |= {"skill_id": result.skill, "episode_intrinsic_reward_sum": result.intrinsic_reward_sum}
-        self._train.write(row)
+        self._files["train.csv"].write(row)
         self._episode("train", number, step, result)
-        self._scalars("train", {k: v for k, v in row.items() if k not in ("episode", "step", "skill_id")}, step)
+        if self._with_skills:
+            tag = f"episode_intrinsic_reward_sum/skill_{result.skill}"
+            self._tensorboard.scalars("train", {tag: result.intrinsic_reward_sum}, step)
+        self._tensorboard.scalars("train", _without(row, "episode", "step", "skill_id"), step)
         self._console("train", TRAIN_LINE, row)
 
-    def evaluation(self, episode: int, step: int, results: Iterable[Episode], skills: Sequence[Row] = ()) -> None:
-        """Log an evaluation with `episode` training episodes behind it: its episodes, and what it says of each skill.
+    def evaluation(self, episode: int, step: int, results: Sequence[Episode], skills: Sequence[Row] = ()) -> None:
+        """Log an evaluation: its episodes, and a row of skills.csv for each skill.
 
-        A skill counts like any other, as p(z) has it, however long its episodes are.
+        The means over skills weight every skill equally, as p(z) does, however long its episodes are.
+
+        Args:
+            episode: number of training episodes finished before it.
+            skills: rows of skills.csv without `step`; none if the run learns no skills.
         """
-        results = list(results)
         for result in results:
             self._episode("eval", episode, step, result)
         row: Row = {"episode": episode, "step": step, "episode_reward": _mean(r.extrinsic_reward for r in results)}
         if skills:
             row |= {name: _mean(skill[name] for skill in skills) for name in EVAL_SKILL_COLUMNS}
-        self._eval.write(row)
-        self._scalars("eval", {k: v for k, v in row.items() if k not in ("episode", "step")}, step)
-        self._scalars("eval", {"duration": sum(r.duration for r in results)}, step)
+        self._files["eval.csv"].write(row)
+        self._tensorboard.scalars("eval", _without(row, "episode", "step"), step)
+        self._tensorboard.scalars("eval", {"duration": sum(r.duration for r in results)}, step)
         for skill in skills:
             self._files["skills.csv"].write({"step": step, **skill})
             figures = {
                 "episode_reward" if name == "episode_extrinsic_reward" else name: value
-                for name, value in skill.items()
-                if name not in ("skill_id", "episodes") and value is not None
+                for name, value in _without(skill, "skill_id", "episodes").items()
+                if value is not None
             }
-            self._scalars("eval", {f"{name}/skill_{skill['skill_id']}": value for name, value in figures.items()}, step)
+            tags = {f"{name}/skill_{skill['skill_id']}": value for name, value in figures.items()}
+            self._tensorboard.scalars("eval", tags, step)
         self._console("eval ", EVAL_LINE, row)
-        self._board(lambda writer: writer.flush())
+        self._tensorboard.flush()
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
-        """Keep a picture, uint8 RGB (H, W, 3), as skills/<step>_<name>.png and in TensorBoard; failing, warn."""
-        import cv2
-
+        """Write a picture, uint8 RGB `(H, W, 3)`, to skills/<step>_<name>.png and TensorBoard. Warn if that fails."""
         path = self._picture_folder / f"{step}_{name}.png"
         try:
             _, png = cv2.imencode(".png", image[:, :, ::-1])
@@ -323,64 +363,35 @@ class Logger:
             path.unlink(missing_ok=True)
             print(f"warning: the picture {path} was not written: {error}", file=sys.stderr)
             return
-        self._image(f"skills/{name}", png.tobytes(), image.shape[0], image.shape[1], step)
+        self._tensorboard.image(f"skills/{name}", png.tobytes(), image.shape[0], image.shape[1], step)
 
     def time_shares(self, shares: Mapping[str, float], step: int) -> None:
-        """What share of the time each part of the loop took so far."""
-        self._scalars("time", shares, step)
+        """Log the share of the run's time so far that each part of the loop took."""
+        self._tensorboard.scalars("time", shares, step)
 
     def finish(self, step: int, seconds: float, shares: Mapping[str, float]) -> None:
-        """The last line: how long it took, and what took it."""
+        """Print the last line: the run's duration, and the share of each part of the loop."""
         parts = ", ".join(f"{part} {share:.1%}" for part, share in sorted(shares.items(), key=lambda p: -p[1]))
         tqdm.write(f"done: {step} frames in {seconds:.0f} s, {step / max(seconds, 1e-9):.0f} fps; {parts}", sys.stdout)
 
     def clip(self, name: str, gif: bytes, height: int, width: int, *, step: int) -> None:
-        """Show an animation in TensorBoard, under Images. Its own add_video would need an old moviepy."""
-        self._image(f"video/{name}", gif, height, width, step)
+        """Show an animation in TensorBoard, under Images. SummaryWriter.add_video would need an old moviepy."""
+        self._tensorboard.image(f"video/{name}", gif, height, width, step)
 
     def histograms(self, values: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
-        def write(writer: SummaryWriter) -> None:
-            for name, value in values:
-                writer.add_histogram(name, value, step)
-
-        self._board(write)
+        """Log histograms of named tensors to TensorBoard."""
+        self._tensorboard.histograms(values, step)
 
     def close(self) -> None:
         self._bar.close()
         for file in self._files.values():
             file.close()
-        self._board(lambda writer: writer.close())
-
-    def _board(self, write: Callable[[SummaryWriter], object]) -> None:
-        """Write to TensorBoard; where its disk fails, warn, and go on without it."""
-        if self._writer is None:
-            return
-        try:
-            write(self._writer)
-        except OSError as error:
-            print(f"warning: no more TensorBoard logs, tb/ can't be written: {error}", file=sys.stderr)
-            self._writer = None
-
-    def _image(self, tag: str, encoded: bytes, height: int, width: int, step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._board(lambda writer: writer.file_writer and writer.file_writer.add_summary(summary, step))
+        self._tensorboard.close()
 
     def _episode(self, kind: str, number: int, step: int, result: Episode) -> None:
         cells = (kind, number, step, result.duration, result.extrinsic_reward, result.skill)
-        self._episodes.write(dict(zip(EPISODE_COLUMNS, (*cells, result.intrinsic_reward_sum), strict=True)))
-        if kind == "train" and self._with_skills:
-            tag = f"episode_intrinsic_reward_sum/skill_{result.skill}"
-            self._scalars("train", {tag: result.intrinsic_reward_sum}, step)
-
-    def _scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
-        def write(writer: SummaryWriter) -> None:
-            for name, value in values.items():
-                writer.add_scalar(f"{prefix}/{name}", value, step)
-
-        self._board(write)
+        row = dict(zip(EPISODE_COLUMNS, (*cells, result.intrinsic_reward_sum), strict=True))
+        self._files["episodes.csv"].write(row)
 
     def _console(self, kind: str, line: Iterable[tuple[str, str, str]], row: Row) -> None:
         parts = [f"| {kind}"]
@@ -388,44 +399,32 @@ class Logger:
             if column in row:
                 unit = " s" if column == "duration" else ""
                 parts.append(f"{label}: {row[column]:{form}}{unit}")
-            elif column in UPDATE_METRICS or (self._with_skills and column in SKILL_UPDATE_METRICS):
+            elif column in self._metrics:
                 parts.append(f"{label}: -")  # no update yet
         tqdm.write(" | ".join(parts), file=sys.stdout)
         sys.stdout.flush()
 
 
 def check_state(state: Mapping[str, Any]) -> None:
-    """Raise an error of any usual kind where a Logger could not go on after this `state_dict`."""
+    """Raise KeyError, TypeError, ValueError, AttributeError or RuntimeError if `state` is no Logger's `state_dict`."""
     position = {name: state["position"][name] for name in CSV_FILES} | state["position"]
     if not all(type(size) is int and size >= 0 for size in position.values()):
         raise ValueError("lengths of log files")
-    meters = Meters()
+    meters = Meters(update_metrics(with_skills=True))
     meters.load_state_dict(state["meters"], torch.device("cpu"))
     meters.peek()
+
+
+def _check_declared(names: Iterable[str], declared: frozenset[str], kind: str) -> None:
+    unknown = [name for name in names if name not in declared]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no such {kind}; declare it in running/columns.py")
+
+
+def _without(row: Mapping[str, Any], *columns: str) -> Row:
+    return {name: value for name, value in row.items() if name not in columns}
 
 
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
-
-
-def _event_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("events.out.tfevents.*"))
-
-
-def _cut_back(folder: Path, position: Mapping[str, int]) -> None:
-    """Cut TensorBoard's files to the lengths that a checkpoint has seen, and remove those that came after it."""
-    for path in _event_files(folder):
-        if path.name in position:
-            os.truncate(path, min(position[path.name], path.stat().st_size))
-        else:
-            path.unlink()
-
-
-def _summary_writer(folder: Path, step: int | None) -> SummaryWriter:
-    """A writer; resumed at `step`, it also has an open TensorBoard forget what it has seen of later ones."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    # A full disk meets the writer's own thread first, which hands the error on to the next call: `_board` reports it.
-    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
-    return SummaryWriter(str(folder), purge_step=None if step is None else step + 1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from config import Config
+from config import Config, Role
 from dmc import DMCEnv
 from envs.gym_env import GymPixelEnv
 from envs.pixel_env import PixelEnv
 from errors import TaskError, UserError
 
 PREFIX = "gym:"  # of --env, for Gymnasium environments
-SETTINGS = ("image_size", "frame_stack", "action_repeat", "time_limit")
 
 
 def make_environment(config: Config) -> PixelEnv:
@@ -17,7 +16,7 @@ def make_environment(config: Config) -> PixelEnv:
 
     The renderer must have been chosen before (see `envs.renderer`).
     """
-    settings = {name: getattr(config, name) for name in SETTINGS}
+    settings = config.kwargs(Role.ENVIRONMENT)
     env: PixelEnv
     try:
         if config.env.startswith(PREFIX):

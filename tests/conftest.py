@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as with --deterministic; read once per process
@@ -14,12 +16,17 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as with --determi
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:  # the other cores run other tests
     os.environ.update(OMP_NUM_THREADS="1", LP_NUM_THREADS="1")
 
+import numpy as np
 import pytest
 import torch
 
+import evaluate
+import train
+from diayn import DIAYNAgent
 from envs.renderer import RendererInfo, choose_renderer
 from tests.support.fake_env import FakePixelEnv
 from tests.support.paths import Mount
+from tests.support.runs import SMALL_RUN, SeededEnv, use_fake_environments
 
 # pytest ignores SIGINT when started in the background by a shell, and SIGHUP under nohup; so do its child processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,3 +73,55 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = benchmark
     torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+# -- runs on the fake environment --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fake_envs() -> Iterator[list[SeededEnv]]:
+    """Fake environments in place of dm_control's; the list gets each one as it is made."""
+    made: list[SeededEnv] = []
+
+    def make() -> SeededEnv:
+        made.append(SeededEnv(ragged=True))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        use_fake_environments(patch, make)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pretrained(fake_envs: list[SeededEnv], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with four skills."""
+    work_dir = tmp_path_factory.mktemp("pretrained")
+    line = f"{SMALL_RUN} --num_skills 4 --work_dir {work_dir} --run_name skills"
+    assert train.main(shlex.split(line)) == 0
+    return work_dir / "cartpole_swingup" / "skills"
+
+
+@pytest.fixture
+def run_evaluate(pretrained: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """`run_evaluate(flags)` runs evaluate.py on that run and returns the folder with its outputs."""
+
+    def call(line: str = "") -> Path:
+        arguments = [str(pretrained), "--device", "cpu", "--out", str(tmp_path / "out"), *shlex.split(line)]
+        assert evaluate.main(arguments) == 0
+        return tmp_path / "out"
+
+    return call
+
+
+@pytest.fixture
+def assessed_skills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The skills that an evaluation plays; the list grows with each step."""
+    skills: list[int] = []
+    assess = DIAYNAgent.assess
+
+    def remember(agent: DIAYNAgent, obs: np.ndarray, skill: np.ndarray) -> Any:
+        skills.extend(skill.tolist())
+        return assess(agent, obs, skill)
+
+    monkeypatch.setattr(DIAYNAgent, "assess", remember)
+    return skills

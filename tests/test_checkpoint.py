@@ -24,27 +24,28 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
 
+import checkpoint
+import files
 import numpy as np
 import pytest
+import run_folder
+import runs
 import torch
+from checkpoint import FOLDER, MANIFEST, CheckpointError, Checkpoints, State
+from files import UNFINISHED
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-import checkpoint
 import envs.make
 import envs.renderer
-import files
 import replay_buffer
-import run_folder
-import runs
 import train
-from checkpoint import FOLDER, MANIFEST, CheckpointError, Checkpoints, State
 from config import CHANGEABLE, CONFIG_FILE, CONFIG_TYPES, Config, UserError, parse_args
-from files import UNFINISHED
 from replay_buffer import Batch, ReplayBuffer
+from tests.support.runs import RecordingEnv
 from tests.test_config import FLAGS
-from tests.test_train import TINY, RecordingEnv
+from tests.test_train import TINY
 
 REAL_CHOOSE_RENDERER, REAL_MAKE_ENVIRONMENT = envs.renderer.choose_renderer, envs.make.make_environment
 RENDERER = envs.renderer.RendererInfo("fake", "a fake renderer")

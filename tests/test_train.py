@@ -26,12 +26,12 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import pytest
+import run_folder
+import runs
 import torch
 
 import envs.make
 import envs.renderer
-import run_folder
-import runs
 import train
 from config import Config, UserError, parse_args
 from diayn import DIAYNAgent
@@ -39,8 +39,9 @@ from drq import DrQAgent, Views
 from envs.renderer import RendererInfo
 from errors import SimulationError
 from replay_buffer import Batch
-from tests.support.fake_env import IMAGE_SIZE, FakePixelEnv
+from tests.support.fake_env import IMAGE_SIZE
 from tests.support.paths import ROOT
+from tests.support.runs import Played, RecordingEnv, Row, without_clock
 from utils import free_memory
 
 EVERY_AGENT_FLAG = (  # none at its default
@@ -58,50 +59,6 @@ TINY = (
     "--save_video false --log_save_tb false"
 )
 NEWEST = -3  # the channel of a stack that holds its newest frame's first channel: the fake's episode number
-CLOCK = ("duration", "fps")
-
-Row = dict[str, str]
-
-
-@dataclasses.dataclass
-class Played:
-    """One episode as the environment saw it."""
-
-    seed: int | None
-    observations: list[np.ndarray]  # the reset's first
-    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
-    rewards: list[float] = dataclasses.field(default_factory=list)
-
-
-class RecordingEnv(FakePixelEnv):
-    """The fake environment with a memory.
-
-    Args:
-        ragged: episodes end by themselves after 3 to 8 steps, as the seeded stream has it.
-        blind: actions make no difference.
-    """
-
-    render_seconds = 0.0
-
-    def __init__(self, *, ragged: bool = False, blind: bool = False, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.ragged, self.blind = ragged, blind
-        self.played: list[Played] = []
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        obs, info = super().reset(seed=seed)
-        if self.ragged:
-            self.terminate_at = 3 + int(obs[-1, 0, 0]) % 6
-        self.played.append(Played(seed, [obs]))
-        return obs, info
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        result = super().step(np.zeros_like(action) if self.blind else action)
-        obs, reward = result[:2]
-        self.played[-1].observations.append(obs)
-        self.played[-1].actions.append(action)
-        self.played[-1].rewards.append(reward)
-        return result
 
 
 @dataclasses.dataclass
@@ -182,10 +139,6 @@ def prepare(fakes: Fakes, tmp_path: Path) -> Iterator[Prepare]:
     yield make
     for lab in labs:
         lab.run.logger.close()
-
-
-def without_clock(rows: list[Row]) -> list[Row]:
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
 
 def numbers(rows: list[Row], column: str) -> list[float]:

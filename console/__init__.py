@@ -1,0 +1,1 @@
+"""The terminal: command-line flags and output streams. Standard library only."""

@@ -1,0 +1,109 @@
+"""The command line: argparse flags made from the table in config.py, and a parser whose errors are one line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from config import FIELDS, TYPES, shown_value
+from errors import one_line
+
+UNITS = (
+    "An agent step is one action; a frame is one control step of the task: frames = agent steps x action repeat. "
+    "Every step column, axis and file name of the outputs counts frames."
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and which reads -1e1 as a number."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
+
+    def error(self, message: str) -> typing.NoReturn:
+        unknown = re.match(r"unrecognized arguments: --?([\w-]+)", message)
+        if unknown:
+            known = [name.lstrip("-") for name in self._option_string_actions]
+            nearest = difflib.get_close_matches(unknown.group(1), known, n=1)
+            message += f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+def add_flags(parser: argparse.ArgumentParser, *, several: bool = False, without: Sequence[str] = ()) -> None:
+    """Add every flag of a run. The namespace gets only those that are given.
+
+    Args:
+        several: each flag takes one or more values.
+        without: flags to leave out.
+    """
+    groups: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        if name in without:
+            continue
+        metadata = field.metadata
+        group = metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        names = [f"--{option}" for option in (name, metadata["alias"]) if option]
+        options = _argument_type(TYPES[name], metadata["choices"])
+        if several:  # a switch without a value is true, as in train.py
+            options["nargs"] = "*" if options.pop("const", False) else "+"
+        shown = metadata["derived"] or shown_value(field.default)
+        options |= {"dest": name, "help": f"{metadata['help']} (default: {shown})", "default": argparse.SUPPRESS}
+        groups[group].add_argument(*names, **options)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="take the settings of a run from its config.json; flags given beside it win",
+    )
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Complete flags in the shell if it asks for that through argcomplete."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
+def _argument_type(kind: Any, choices: Sequence[str]) -> dict[str, Any]:
+    """Return argparse's options for a flag's type."""
+    if kind is bool:
+        return {"type": boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
+    if kind is int:
+        return {"type": integer, "metavar": "N"}
+    if kind is float:
+        return {"type": float, "metavar": "X"}
+    if choices:
+        return {"choices": choices}
+    if kind is str:
+        return {"metavar": "NAME"}
+    return {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+
+
+def boolean(text: str) -> bool:
+    """Parse true, yes, 1, on and their opposites."""
+    words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"must be true or false; got {text!r}")
+    return words[text.lower()]
+
+
+def integer(text: str) -> int:
+    """Parse an integer, also written as 1e6 or 100_000."""
+    for kind in (int, float):  # int first, as it is exact
+        try:
+            if kind(text) == int(kind(text)):
+                return int(kind(text))
+        except (ValueError, OverflowError):
+            continue
+    raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}")

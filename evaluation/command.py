@@ -1,0 +1,185 @@
+"""What evaluate.py does after parsing: load the run, play it, print and write the results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from config import folder_name
+from errors import UserError
+from evaluation.compose import compose, parse_schedule
+from evaluation.evaluate_skills import evaluate_skills
+from evaluation.imitate import agent_with_discriminator, read_trajectory, record_imitation, skill_likelihoods
+from evaluation.load import LoadedRun, check_skill, load
+from evaluation.play import Start, best_skill, skill_name, start_seeds
+from logger import CsvFile, Row
+from running.build import out_of_memory_is_an_error
+from running.columns import SKILL_COLUMNS
+from utils import seed_sequence
+
+BAR: dict[str, Any] = {"unit": " steps", "leave": False, "disable": None}  # None: disabled unless on a terminal
+
+
+def run_evaluation(args: argparse.Namespace) -> None:
+    """Evaluate a run as the flags of evaluate.py say.
+
+    Raises UserError, OSError, RenderingError, RunError, SimulationError.
+    """
+    loaded = load(args.run, args.device)
+    run = loaded.label
+    out = args.out or Path("evaluations", run.parent, f"{run.name}_{loaded.frame}", output_name(args))
+    with out_of_memory_is_an_error("evaluating", "try fewer --episodes, a smaller --video_size or another --device"):
+        if args.imitate is not None:
+            imitate(loaded, args, out)
+        elif args.skill_schedule is not None:
+            play_schedule(loaded, args, out)
+        else:
+            play_skills(loaded, args, out)
+    if out.exists():
+        print(f"outputs: {out}")
+
+
+def output_name(args: argparse.Namespace) -> str:
+    """Return the name of the output folder: what is played, and from which starts."""
+    if args.imitate is not None:
+        played = f"imitate_{args.imitate.stem}"
+    else:
+        played = f"schedule_{args.skill_schedule}" if args.skill_schedule else f"skills_{args.skills}"
+    episodes = f"_episodes_{args.episodes}" if args.episodes != 1 else ""
+    return folder_name(f"{played}{episodes}{f'_seed_{args.seed}' if args.seed else ''}")
+
+
+# -- skills ------------------------------------------------------------------------------------------------------------
+
+
+def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
+    """Play skills from the same starts: a table, a video of each, and one of all side by side.
+
+    If all skills of several are played, also write the two pictures that training writes.
+    """
+    skills = parse_skills(args.skills, loaded.agent.skills())
+    if args.skills == "best" and len(skills) > 1:
+        # Choose on starts other than those it is evaluated on, which would flatter the best skill.
+        skills = [choose_best(loaded, seed_sequence(args.seed, "best").generate_state(args.episodes).tolist())]
+    episodes = len(skills) * args.episodes
+    with loaded.open_eval_envs(episodes) as eval_envs, tqdm(desc="playing", **BAR) as bar:
+        evaluation = evaluate_skills(
+            loaded.agent,
+            eval_envs,
+            {skill: skill_name(skill) for skill in skills},
+            start_seeds(args.seed, args.episodes),
+            fps=loaded.fps,
+            max_episode_steps=loaded.max_episode_steps,
+            video_folder=None if args.no_video else out,
+            video_size=args.video_size,
+            keep_all_pictures=args.save_trajectories,
+            between_steps=bar.update,
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(out / "skills.csv", evaluation.rows, loaded.frame)
+    if len(skills) > 1 and len(skills) == loaded.config.num_skills:
+        for name, picture in evaluation.pictures(loaded.frame).items():
+            cv2.imwrite(str(out / f"{name}.png"), picture[:, :, ::-1])
+    if args.save_trajectories:
+        for start in evaluation.starts:
+            path = out / f"trajectory_{skill_name(start.skill)}_{start.seed}.npz"
+            save_trajectory(path, start, loaded.config.env)
+
+
+def parse_skills(text: str, known: list[int]) -> list[int]:
+    """Return the skills that --skills names; all of them for "best". Raises UserError.
+
+    Args:
+        known: the skills that the run has.
+    """
+    if text in ("all", "best"):
+        return known
+    try:
+        skills = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--skills must be all, best or numbers such as 3,7; got {text}") from None
+    for skill in skills:
+        check_skill("skills", skill, known)
+    return list(dict.fromkeys(skills))
+
+
+def choose_best(loaded: LoadedRun, seeds: Sequence[int]) -> int:
+    """Return the skill with the highest mean return over episodes from these starts, and print all means."""
+    skills = loaded.agent.skills()
+    with loaded.open_eval_envs(len(skills) * len(seeds)) as eval_envs, tqdm(desc="choosing", **BAR) as bar:
+        best, returns, _ = best_skill(loaded.agent, eval_envs, skills, seeds, between_steps=bar.update)
+    shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
+    print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
+    return best
+
+
+def write_table(path: Path, rows: Sequence[Row], frame: int) -> None:
+    """Print rows of skills.csv and write them to a file."""
+    file = CsvFile(path, SKILL_COLUMNS)
+    for row in rows:
+        file.write({"step": frame, **row})
+    file.close()
+    table = pd.DataFrame(rows, columns=list(SKILL_COLUMNS)).dropna(axis=1, how="all")
+    print(table.to_string(index=False, float_format="%.3f"))
+    if len(rows) > 1:
+        accuracy, bound = table[["discriminator_accuracy", "mutual_information_bound"]].mean()
+        print(f"accuracy {accuracy:.3f}, bound {bound:.3f} nats: means over these skills")
+
+
+def save_trajectory(path: Path, start: Start, env: str) -> None:
+    """Write an episode of T steps as .npz.
+
+    It has actions `(T, A)`, rewards `(T,)`, states `(T + 1, D)`, frames `(T + 1, 3, H, W)`, skill, seed and env.
+    """
+    trace = start.trace
+    assert trace is not None
+    np.savez_compressed(
+        path,
+        actions=np.array(trace.actions),
+        rewards=np.array(trace.rewards),
+        states=np.array(trace.states),
+        frames=np.array(trace.pictures),
+        skill=start.skill,
+        seed=start.seed,
+        env=env,
+    )
+
+
+# -- schedules and imitation -------------------------------------------------------------------------------------------
+
+
+def play_schedule(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
+    """Play episodes in which the skill changes on a schedule, and print their returns."""
+    episodes = compose(
+        loaded,
+        parse_schedule(args.skill_schedule, loaded.agent.skills()),
+        episodes=args.episodes,
+        seed=args.seed,
+        video_folder=None if args.no_video else out,
+        video_size=args.video_size,
+    )
+    for episode in episodes:
+        steps = f"{episode.steps} agent steps"
+        print(f"episode from seed {episode.seed}: return {episode.extrinsic_reward:.2f} in {steps}")
+
+
+def imitate(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
+    """Print and write how well each skill explains a trajectory, and record the best one beside it."""
+    agent = agent_with_discriminator(loaded)
+    given = read_trajectory(args.imitate, loaded.config)
+    table = skill_likelihoods(agent, given.frames, loaded.config.frame_stack)
+    best = int(table["log_q_mean"].idxmax())
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "imitation.csv", index=False)
+    print(table.to_string(index=False, float_format="%.4f"))
+    print(f"skill {best} explains {args.imitate} best")
+    if not args.no_video:
+        seed = args.seed if given.seed is None else given.seed
+        record_imitation(loaded, given.frames, best, seed, out, args.video_size)

@@ -1,0 +1,101 @@
+"""Load a trained agent from a run's checkpoint, with what is needed to play it."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from pathlib import Path
+
+from config import Config
+from drq import DrQAgent
+from envs.make import make_environment
+from envs.parallel import EvalEnvs, open_eval_envs
+from errors import CheckpointError, RenderingError, UserError
+from running.build import choose_device, make_agent, out_of_memory_is_an_error
+from running.checkpoint import State, load_file, read_newest
+from running.state import INVALID_STATE
+
+
+@dataclasses.dataclass
+class LoadedRun:
+    """A run as its checkpoint has it, without what only training needs.
+
+    Attributes:
+        config: the run's settings, on the device that was asked for.
+        agent: the trained agent.
+        frame: frames of training.
+        label: the last parts of the run's path, <work_dir>/<task>/<run>.
+        fps: frames per second of a video that plays in the task's time.
+        max_episode_steps: agent steps per episode.
+    """
+
+    config: Config
+    agent: DrQAgent
+    frame: int
+    label: Path
+    fps: float
+    max_episode_steps: int
+
+    def open_eval_envs(self, episodes: int) -> AbstractContextManager[EvalEnvs]:
+        """Return the environments in which `episodes` episodes can be played, as a context manager."""
+        return open_eval_envs(partial(make_environment, self.config), episodes)
+
+
+def load(place: Path, device: str | None) -> LoadedRun:
+    """Load an agent. Raises UserError if there is no checkpoint, or if it cannot be used.
+
+    Args:
+        place: a run's folder, its checkpoint folder, or a checkpoint file.
+        device: cuda, cuda:N or cpu; None chooses.
+    """
+    place = place.resolve()
+    folder = place.parent if place.is_file() else place
+    run = folder.parent if folder.name == "checkpoint" else folder
+    try:
+        state = read_state(place if place.is_file() else run)
+        names = {field.name for field in dataclasses.fields(Config)}
+        config = Config(**{name: value for name, value in state["flags"].items() if name in names})
+        config = dataclasses.replace(config, device=choose_device(device), cuda_graphs=False)
+        env = make_environment(config)
+        with closing(env), out_of_memory_is_an_error("the networks", "end other programs, or name another --device"):
+            agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
+            agent.load_weights(state["agent"])
+        counters = state["counters"]
+        return LoadedRun(
+            config=config,
+            agent=agent,
+            frame=int(counters["frames_before"]) + int(counters["step"]) * config.action_repeat,
+            label=Path(*run.relative_to(run.anchor).parts[-3:]),
+            fps=env.metadata["render_fps"],
+            max_episode_steps=env.max_episode_steps or 1,
+        )
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    except RenderingError:
+        raise
+    except INVALID_STATE as error:
+        raise UserError(f"{place}: the checkpoint does not fit this version of the program") from error
+
+
+def read_state(place: Path) -> State:
+    """Return the state in a run's newest checkpoint, or in a checkpoint file. Raises CheckpointError, UserError."""
+    if place.is_file():
+        return load_file(place)
+    if not place.is_dir():
+        raise UserError(f"{place} is neither a run's folder nor a checkpoint; name one")
+    state = read_newest(place)
+    if state is None:
+        raise UserError(f"{place} has no checkpoint; name a run's folder, or wait for its first evaluation")
+    return state
+
+
+def check_skill(flag: str, skill: int, known: list[int]) -> None:
+    """Raise UserError if the run does not have the skill."""
+    if skill in known:
+        return
+    if len(known) > 1:
+        skills = f"the skills {known[0]} to {known[-1]}"
+    else:
+        skills = f"skill {known[0]} only" if known[0] >= 0 else "no skills"
+    raise UserError(f"--{flag}: the run has {skills}; got {skill}")

@@ -1,0 +1,85 @@
+"""Files that are replaced atomically, and folders that only one process at a time may write to."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from errors import UserError
+
+UNFINISHED = ".partial"
+LOCK_FILE = ".lock"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace the file's content atomically: a reader, or a crash, finds the old bytes or the new ones.
+
+    Raises OSError with the file's name.
+    """
+    aside = path.with_name(path.name + UNFINISHED)
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a full disk's error has no name
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the folder, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Lock the folder against other processes. The system releases the lock when this process ends, however it ends.
+
+    Raises UserError if another process holds the lock. On a disk without locks it only prints a warning.
+    """
+    try:
+        file = os.fdopen(os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}; fix its permissions or copy it elsewhere"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()[:200] or "another process"
+            raise UserError(f"{folder} is in use by {owner}; stop that first") from None
+        except OSError as error:  # some network file systems have no locks
+            print(f"warning: {folder} cannot be locked ({error.strerror}): run only one process on it", file=sys.stderr)
+        with suppress(OSError):  # the owner's name is informative only; a full disk must not stop the run here
+            os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".ljust(80).encode(), 0)
+        yield folder
+
+
+def in_use(folder: Path) -> bool:
+    """Return whether a process holds the folder's lock. The answer may be outdated at once."""
+    try:
+        with (folder / LOCK_FILE).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
+
+
+def no_room(work_dir: object, error: OSError) -> UserError:
+    """Return the error to raise if nothing can be written to --work_dir."""
+    return UserError(f"--work_dir {work_dir}: {error.strerror or error}; name a folder on a disk with free space")

@@ -1,0 +1,163 @@
+"""Build the parts of a run from its Config: device, agent, replay buffer, environments."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from config import Config, Role
+from diayn import DIAYNAgent
+from drq import DrQAgent
+from envs.make import make_environment
+from envs.parallel import open_eval_envs
+from errors import RunError, UserError
+from replay_buffer import ReplayBuffer
+from running.run import Run
+from utils import Stopwatch, free_memory, keep_freed_memory, seed_everything, seed_sequence
+
+CUDA_HEADROOM = 6 << 30  # bytes of device memory left for networks and activations, at a batch of 512
+
+
+def build_run(config: Config, resources: ExitStack) -> Run:
+    """Return a run at its beginning, without a folder yet. Raises UserError.
+
+    Args:
+        resources: closes environments and worker processes.
+    """
+    env = resources.enter_context(closing(make_environment(config)))
+    obs_shape, action_dim = env.observation_space.shape, env.action_space.shape[0]
+    buffer = make_replay_buffer(config, (3, *obs_shape[1:]), action_dim)
+    if config.deterministic and config.device != "cpu":
+        make_deterministic()
+    keep_freed_memory()
+    seed_everything(config.seed)
+    env.action_space.seed(int(seed_sequence(config.seed, "actions").generate_state(1)[0]))
+    try:
+        with out_of_memory_is_an_error("networks of that --hidden_dim and --encoder_feature_dim"):
+            agent = make_agent(config, obs_shape, action_dim)
+    except RunError as error:
+        raise UserError(str(error)) from error
+    try:
+        episodes = len(agent.skills()) * config.num_eval_episodes
+        factory = partial(make_environment, config)
+        eval_envs = resources.enter_context(open_eval_envs(factory, episodes, config.eval_workers))
+    except OSError as error:
+        raise UserError(f"--eval_workers {config.eval_workers}: {error}; try fewer") from error
+    return Run(
+        config=config,
+        agent=agent,
+        env=env,
+        eval_envs=eval_envs,
+        buffer=buffer,
+        skill_rng=np.random.default_rng(seed_sequence(config.seed, "skills")),
+        stopwatch=Stopwatch(),
+        first_update_step=config.num_seed_steps,
+    )
+
+
+def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> DrQAgent:
+    """Return a DIAYNAgent if the run learns skills, else a DrQAgent."""
+    settings: dict[str, Any] = {
+        "seed": int(seed_sequence(config.seed, "agent").generate_state(1)[0]),
+        "learn_temperature": config.temperature == "learned",
+        **config.kwargs(Role.AGENT),
+    }
+    agent: DrQAgent
+    if config.learns_skills:
+        agent = DIAYNAgent(obs_shape, action_dim, **settings, **config.kwargs(Role.DIAYN))
+    else:  # a fine-tuned run's networks have inputs for skills, and always get the same one
+        settings |= {"num_skills": config.num_skills, "skill_embedding_dim": config.skill_embedding_dim}
+        agent = DrQAgent(obs_shape, action_dim, **settings)
+    if config.device != "cpu" and config.cuda_graphs:
+        agent.use_cuda_graphs()
+    return agent
+
+
+def choose_device(wanted: str | None) -> str:
+    """Return the device to use: the one asked for, else CUDA, else the CPU. Raises UserError if it does not exist."""
+    if wanted is None:
+        if torch.cuda.is_available():
+            return "cuda"
+        print("warning: no CUDA device was found; using the CPU (--device cpu silences this)", file=sys.stderr)
+        return "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+        raise UserError(f"--device must be cuda, cuda:N or cpu; got {wanted}")
+    if wanted != "cpu":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= int(wanted.partition(":")[2] or 0):
+            raise UserError(f"--device {wanted}: CUDA devices found here: {count}; use --device cpu or another index")
+    if ":" in wanted:
+        torch.cuda.set_device(wanted)  # graphs and streams are created on the current device
+    return wanted
+
+
+def make_deterministic() -> None:
+    """Make CUDA compute the same numbers in every run."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # never read here
+    torch.backends.cudnn.benchmark = False
+
+
+def make_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> ReplayBuffer:
+    """Return an empty replay buffer. Raises UserError if there is no memory for it.
+
+    Args:
+        frame_shape: of one frame, (channels, H, W).
+    """
+    storage = place_replay_buffer(config, frame_shape, action_dim)
+    try:
+        return ReplayBuffer(
+            config.replay_buffer_capacity,
+            frame_shape,
+            config.frame_stack,
+            action_dim,
+            device=config.device,
+            storage=storage,
+            seed=seed_sequence(config.seed, "replay"),
+        )
+    except MemoryError as error:
+        raise UserError(f"--replay_buffer_capacity: {error}; choose a smaller one") from error
+
+
+def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> str:
+    """Print the memory that the replay buffer needs and what is free; return the device for its frames.
+
+    The CUDA device is chosen if it then has room for the networks. Raises UserError if there is not enough memory.
+    """
+    needed = ReplayBuffer.bytes_needed(config.replay_buffer_capacity, frame_shape, config.frame_stack, action_dim)
+    if config.device != "cpu":
+        free, _ = torch.cuda.mem_get_info(config.device)
+        if needed + CUDA_HEADROOM <= free:
+            print(f"replay buffer: {needed / 1e9:.2f} GB on the device, of {free / 1e9:.2f} GB free")
+            return config.device
+        print(
+            f"replay buffer: {needed / 1e9:.2f} GB; too much for the device ({free / 1e9:.2f} GB free), so on the host"
+        )
+    free = free_memory()
+    figures = f"{config.replay_buffer_capacity} transitions need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+    if needed > free:
+        fitting = int(config.replay_buffer_capacity * free / needed * 0.8)
+        raise UserError(f"--replay_buffer_capacity: {figures}; try {fitting}")
+    print(f"replay buffer: {figures}")
+    return "cpu"
+
+
+@contextmanager
+def out_of_memory_is_an_error(purpose: str, remedy: str = "choose a smaller size") -> Iterator[None]:
+    """Turn a failed allocation on the host or the device into a RunError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has no exception of its own for the CPU
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        raise RunError(f"there is not enough memory for {purpose}; {remedy}") from error

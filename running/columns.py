@@ -1,0 +1,79 @@
+"""The columns of a run's CSV files and console lines. Standard library only: a program that reads them needs no torch.
+
+To add a metric of the update, add its name here: the logger refuses a metric or a column that is not declared.
+"""
+
+from __future__ import annotations
+
+UPDATE_METRICS = (
+    "batch_reward",
+    "actor_loss",
+    "actor_entropy",
+    "actor_target_entropy",
+    "critic_loss",
+    "alpha_loss",
+    "alpha_value",
+)
+SKILL_UPDATE_METRICS = ("discriminator_loss", "discriminator_accuracy", "intrinsic_reward")
+
+TRAIN_COLUMNS = ("episode", "step", "episode_reward", "duration", *UPDATE_METRICS, "fps")
+TRAIN_SKILL_COLUMNS = ("skill_id", "episode_intrinsic_reward_sum", *SKILL_UPDATE_METRICS)
+EVAL_COLUMNS = ("episode", "step", "episode_reward")
+EVAL_SKILL_COLUMNS = ("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound")
+EPISODE_COLUMNS = (
+    "type",
+    "episode",
+    "step",
+    "duration",
+    "episode_extrinsic_reward",
+    "skill_id",
+    "episode_intrinsic_reward_sum",
+)
+SKILL_COLUMNS = (
+    *("step", "skill_id", "episodes", "episode_extrinsic_reward", "episode_intrinsic_reward_sum"),
+    *("discriminator_accuracy", "accuracy_at_start", "mutual_information_bound"),
+    *("displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
+)
+
+# (column, label, format) of the console lines: DrQ's, with DIAYN's appended.
+TRAIN_LINE = (
+    ("episode", "E", "d"),
+    ("step", "S", "d"),
+    ("episode_reward", "R", ".4f"),
+    ("duration", "D", ".1f"),
+    ("batch_reward", "BR", ".4f"),
+    ("actor_loss", "ALOSS", ".4f"),
+    ("critic_loss", "CLOSS", ".4f"),
+    ("alpha_loss", "TLOSS", ".4f"),
+    ("alpha_value", "TVAL", ".4f"),
+    ("actor_entropy", "AENT", ".4f"),
+    ("skill_id", "SKILL", "d"),
+    ("episode_intrinsic_reward_sum", "IR", ".4f"),
+    ("discriminator_loss", "DLOSS", ".4f"),
+    ("discriminator_accuracy", "DACC", ".4f"),
+)
+EVAL_LINE = (
+    ("episode", "E", "d"),
+    ("step", "S", "d"),
+    ("episode_reward", "R", ".4f"),
+    ("episode_intrinsic_reward_sum", "IR", ".4f"),
+    ("discriminator_accuracy", "DACC", ".4f"),
+    ("mutual_information_bound", "MI", ".4f"),
+)
+
+CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # every run has these; skills.csv only with skills
+
+
+def csv_columns(with_skills: bool) -> dict[str, tuple[str, ...]]:
+    """Return the columns of each CSV file of a run, by the file's name."""
+    columns = {
+        "train.csv": TRAIN_COLUMNS + TRAIN_SKILL_COLUMNS * with_skills,
+        "eval.csv": EVAL_COLUMNS + EVAL_SKILL_COLUMNS * with_skills,
+        "episodes.csv": EPISODE_COLUMNS,
+    }
+    return {**columns, "skills.csv": SKILL_COLUMNS} if with_skills else columns
+
+
+def update_metrics(with_skills: bool) -> tuple[str, ...]:
+    """Return the names of the metrics that an update may return."""
+    return UPDATE_METRICS + SKILL_UPDATE_METRICS * with_skills

@@ -1,0 +1,138 @@
+"""A run's folder, and config.json in it: what is needed to repeat the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import Config, folder_name
+from envs.renderer import RendererInfo
+from running.atomic_files import write_file
+from running.stored_config import CONFIG_FILE
+
+RECORDED_PACKAGES = (
+    *("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"),
+    *("imageio-ffmpeg", "scipy", "pandas", "matplotlib", "tqdm", "psutil"),
+)
+EXACT_PACKAGES = ("torch", "numpy", "dm_control", "mujoco")  # another version may compute other numbers
+
+
+@contextmanager
+def new_run_folder(config: Config) -> Iterator[Path]:
+    """Make the folder <work_dir>/<env>/<run_name>; if the block fails, remove whatever was made."""
+    parent = Path(config.work_dir) / folder_name(config.env)
+    missing = [place for place in (parent, *parent.parents) if not place.exists()]
+    folder = None
+    try:
+        folder = _make_unique(parent / (config.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{config.seed}"))
+        if config.run_name not in (None, folder.name):
+            print(f"warning: --run_name {config.run_name} is taken; this run is {folder.name}", file=sys.stderr)
+        yield folder
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        for place in missing:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+        raise
+
+
+def _make_unique(folder: Path) -> Path:
+    """Make the folder, with a number appended to its name if that is taken."""
+    name = folder.name
+    for number in itertools.count(2):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            folder = folder.with_name(f"{name}-run{number}")
+        else:
+            break
+    return folder
+
+
+def link_latest(folder: Path) -> None:
+    """Point the link `latest` beside the run's folder at it, if the disk has links. A user's own file is kept."""
+    link, aside = folder.with_name("latest"), folder.with_name(f".latest-{folder.name}")
+    if folder == link or (link.exists() and not link.is_symlink()):
+        return
+    with suppress(OSError):
+        aside.symlink_to(folder.name, target_is_directory=True)
+        try:
+            os.replace(aside, link)
+        except OSError:
+            aside.unlink()
+
+
+def write_config(
+    config: Config, folder: Path, renderer: RendererInfo, resumed_at: int | None = None, **more: object
+) -> None:
+    """Write config.json: every flag, and what else is needed to repeat the run.
+
+    Args:
+        resumed_at: for a resumed run, its frame. The changed flags and the environment are appended to the record.
+        more: further entries.
+    """
+    path = folder / CONFIG_FILE
+    flags = {**dataclasses.asdict(config), "resume": None}
+    record: dict[str, Any] = {"flags": flags, **_recorded_environment(config, renderer), **more}
+    if resumed_at is not None:
+        before = json.loads(path.read_bytes())
+        old = before.get("flags", {})
+        changed = {name: value for name, value in json.loads(json.dumps(flags)).items() if old.get(name) != value}
+        versions, resumed = before.get("versions"), before.get("resumed")
+        _warn_of_versions(versions if isinstance(versions, dict) else {}, record["versions"])
+        resumed = [
+            *(resumed if isinstance(resumed, list) else []),
+            {"frame": resumed_at, "flags": changed, **_recorded_environment(config, renderer)},
+        ]
+        record = {**before, **more, "flags": flags, "resumed": resumed}
+    write_file(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _recorded_environment(config: Config, renderer: RendererInfo) -> dict[str, Any]:
+    """Return the versions, renderer, device and commit that the run uses."""
+    versions = {"python": sys.version.split()[0]}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return {
+        "versions": versions,
+        "renderer": {"backend": renderer.backend, "name": renderer.name},
+        "device": torch.cuda.get_device_name(config.device) if config.device != "cpu" else "cpu",
+        "tf32": {"cudnn": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
+        "git_commit": git_commit(Path(__file__).resolve().parent.parent),
+    }
+
+
+def _warn_of_versions(before: dict[str, str], now: dict[str, str]) -> None:
+    changed = [
+        f"{name} {before[name]} -> {now[name]}" for name in EXACT_PACKAGES if before.get(name, now[name]) != now[name]
+    ]
+    if changed:
+        print(f"warning: {', '.join(changed)}: numbers may differ slightly from here on", file=sys.stderr)
+
+
+def git_commit(program: Path) -> str | None:
+    """Return the commit of the program, with "-dirty" if files differ from it; None outside a git repository."""
+    command = ["git", "-C", str(program), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,194 @@
+"""The training loop: act, update, step, store; at an episode's end log, evaluate, write a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+
+from errors import RenderingError, RunError, SimulationError, StopError, WorkerError
+from evaluation.evaluate_skills import Evaluation, evaluate_skills
+from evaluation.play import skill_name, start_seeds
+from logger import Episode
+from running.build import out_of_memory_is_an_error
+from running.run import EpisodeInProgress, Run
+from running.state import check_losses, last_good_checkpoint, not_finite, save_checkpoint
+from video import gif_clip
+
+
+def train(run: Run) -> None:
+    """Train until the budget is used up or a signal asks to stop.
+
+    Evaluates before the first episode, whenever an evaluation is due, and at the end. Raises RunError, after writing a
+    checkpoint if the run can be resumed from here.
+    """
+    failure: RenderingError | WorkerError | None = None
+    while failure is None:
+        try:
+            if run.evaluation_is_due:
+                evaluate(run)
+            if run.checkpoint_is_due:
+                save_checkpoint(run)
+            if run.finished or run.stopped:
+                break
+            train_episode(run)
+        except (RenderingError, WorkerError) as error:
+            failure = error
+    if run.saved != run.position:
+        save_checkpoint(run)
+    if failure is not None:
+        raise RunError(f"{failure}; saved up to frame {run.frame}, resume with: {run.resume_command}") from failure
+    if run.finished and not run.stopped:
+        run.logger.finish(run.frame - run.frames_before, run.stopwatch.elapsed, run.time_shares())
+
+
+def train_episode(run: Run) -> None:
+    """Play an episode with one skill, or the rest of the one in progress.
+
+    The budget or a signal may interrupt it; only an episode that ends by itself is logged.
+    """
+    if run.in_progress is None:
+        run.in_progress = start_episode(run)
+    while run.in_progress is not None and not run.finished and not run.stopped:
+        take_step(run, run.in_progress)
+
+
+def start_episode(run: Run) -> EpisodeInProgress:
+    """Reset the environment and draw a skill."""
+    config, env = run.config, run.env
+    started, env_state = time.perf_counter(), env.state()
+    try:
+        obs, _ = env.reset(seed=config.seed if run.step == 0 else None)  # later episodes continue the random stream
+    except Exception:  # restore the environment so that a checkpoint stays consistent
+        env.load_state(env_state)
+        raise
+    skill = run.agent.sample_skill(run.skill_rng)
+    run.buffer.start_episode(obs)
+    return EpisodeInProgress(skill=skill, obs=obs, env_state=env_state, started=started)
+
+
+def take_step(run: Run, episode: EpisodeInProgress) -> None:
+    """Take one agent step of the episode, and log the episode if it ends.
+
+    If the physics become unstable, the episode ends before the step. Raises RunError if that is its first step, as the
+    next episode would not be better.
+    """
+    config, logger, clock = run.config, run.logger, run.stopwatch
+    if episode.pending_action is None:  # else the run stopped after choosing it, because rendering failed
+        episode.pending_action = act_and_update(run, episode)
+    try:
+        with clock("environment"):
+            obs, reward, terminated, truncated, _ = run.env.step(episode.pending_action)
+    except SimulationError as error:
+        end_unstable_episode(run, episode, error)
+        return
+    run.buffer.add(episode.pending_action, reward, obs, terminated, episode.skill)
+    episode.actions.append(episode.pending_action)
+    episode.obs, episode.pending_action = obs, None
+    episode.extrinsic_reward += reward
+    run.step += 1
+    with clock("log"):
+        if run.step % config.log_frequency_step == 0:
+            logger.histograms(run.agent.histograms(), run.frame)
+        logger.progress(run.frame)
+        if terminated or truncated:
+            log_episode(run, episode)
+            run.in_progress = None
+
+
+def act_and_update(run: Run, episode: EpisodeInProgress) -> np.ndarray:
+    """Choose the next action, then make this step's updates. On CUDA they run while the environment steps."""
+    config, agent, clock = run.config, run.agent, run.stopwatch
+    if run.step < config.num_seed_steps and config.finetune_from is None:
+        action = run.env.action_space.sample()
+    else:
+        with clock("act"):  # on CUDA this waits for the previous update
+            action = agent.act(episode.obs, episode.skill, sample=True)
+        if not np.isfinite(action).all():
+            check_losses(run)
+            raise RunError(not_finite(run, ["the policy's action"]))
+    if run.step >= run.first_update_step and len(run.buffer):
+        for _ in range(config.num_train_iters):
+            with clock("sample"):
+                batch = run.buffer.sample(config.batch_size)
+            with clock("update"), out_of_memory_is_an_error(f"an update of --batch_size {config.batch_size}"):
+                run.logger.update(agent.update(batch))
+    return action
+
+
+def end_unstable_episode(run: Run, episode: EpisodeInProgress, error: SimulationError) -> None:
+    """Log an episode whose physics became unstable. Raises RunError if it has no steps."""
+    if not episode.actions:
+        what = f"{error} in an episode's first step, by frame {run.frame}; {last_good_checkpoint(run)}"
+        raise RunError(f"{what}; start a new run with another --seed or a smaller --lr") from error
+    print(f"warning: a training episode ends early, by frame {run.frame}: {error}", file=sys.stderr)
+    log_episode(run, episode)
+    run.in_progress = None
+
+
+def log_episode(run: Run, episode: EpisodeInProgress) -> None:
+    """Write the rows of the training episode that has just ended."""
+    check_losses(run)
+    run.episode += 1
+    steps = len(episode.actions)
+    result = Episode(
+        duration=time.perf_counter() - episode.started,
+        extrinsic_reward=episode.extrinsic_reward,
+        skill=episode.skill,
+        intrinsic_reward_sum=run.agent.intrinsic_return(run.buffer.recent(steps, run.config.batch_size)),
+        length=steps,
+    )
+    run.logger.train_episode(run.episode, run.frame, result, steps * run.config.action_repeat)
+    run.logger.time_shares(run.time_shares(), run.frame)
+
+
+def evaluate(run: Run) -> None:
+    """Evaluate every skill with the deterministic policy from the same starts, and log the result.
+
+    The starts depend only on the run's seed and step, and training is not affected. If a signal asks the run to stop,
+    nothing is logged and the evaluation stays due. Raises RenderingError, WorkerError.
+    """
+    config, frame, steps = run.config, run.frame, 0
+    skills = run.agent.skills()
+    names = {skill: f"{frame}_{skill_name(skill)}" if config.learns_skills else f"{frame}" for skill in skills}
+
+    def between_steps() -> None:
+        nonlocal steps
+        run.stop.check()
+        steps += 1
+        run.logger.status(f"evaluating at frame {frame}, step {steps}")
+
+    with run.stopwatch("evaluate"):
+        try:
+            evaluation = evaluate_skills(
+                run.agent,
+                run.eval_envs,
+                names,
+                start_seeds([config.seed, run.step], config.num_eval_episodes),
+                fps=run.env.metadata["render_fps"],
+                max_episode_steps=run.env.max_episode_steps or 1,
+                video_folder=run.folder / "video" if config.save_video else None,
+                grid_name=f"{frame}_skills",
+                between_steps=between_steps,
+            )
+        except StopError:
+            return
+        log_evaluation(run, evaluation)
+        run.evaluations.done(run.step, run.episode_start)
+
+
+def log_evaluation(run: Run, evaluation: Evaluation) -> None:
+    """Write an evaluation's rows, pictures and, for TensorBoard, its videos."""
+    config, logger, frame = run.config, run.logger, run.frame
+    if config.log_save_tb:
+        tags = {skill: skill_name(skill) if config.learns_skills else "policy" for skill in evaluation.videos}
+        videos = {tags[skill]: video for skill, video in evaluation.videos.items()}
+        for tag, video in {**videos, **({"skills": evaluation.grid} if evaluation.grid is not None else {})}.items():
+            clip = gif_clip(video, run.env.metadata["render_fps"])
+            if clip is not None:
+                logger.clip(tag, *clip, step=frame)
+    logger.status("")
+    logger.evaluation(run.episode, frame, evaluation.episodes, evaluation.rows if config.learns_skills else ())
+    for name, picture in (evaluation.pictures(frame) if config.learns_skills else {}).items():
+        logger.picture(name, picture, frame)

@@ -1,0 +1,158 @@
+"""Start a run: a new one, a fine-tuned one, or one that is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from config import Config
+from drq import DrQAgent
+from envs.parallel import EvalEnvs
+from envs.renderer import RendererInfo
+from errors import CheckpointError, LogError, RenderingError, RunError, UserError, WorkerError
+from evaluation.play import best_skill
+from logger import Logger
+from running.atomic_files import locked, no_room
+from running.build import build_run, choose_device, out_of_memory_is_an_error
+from running.checkpoint import Checkpoints, State, read_newest
+from running.folder import link_latest, new_run_folder, write_config
+from running.run import Run
+from running.state import INVALID_STATE, restore
+from running.stored_config import refuse_changes
+from utils import Stopwatch, seed_sequence
+from video import remove_unfinished
+
+
+def open_run(config: Config, renderer: RendererInfo) -> Run:
+    """Return a new run, or the run in `config.resume` as its last checkpoint has it.
+
+    What can fail comes first, cheap checks before expensive ones; only then is a folder made or changed.
+    Raises UserError.
+    """
+    if config.resume is None and config.num_train_steps <= config.num_seed_steps:
+        steps = f"--num_seed_steps is {config.num_seed_steps}, the budget {config.num_train_steps} agent steps"
+        print(f"warning: there will be no updates: {steps}", file=sys.stderr)
+    config = dataclasses.replace(config, device=choose_device(config.device))
+    print(f"device: {config.device}; renderer: {renderer.backend}, {renderer.name}")
+    if renderer.is_software and config.device != "cpu":
+        print("warning: rendering in software beside a GPU; MUJOCO_GL=egl is faster", file=sys.stderr)
+    with ExitStack() as half_made, ExitStack() as resources:  # undone, and closed, if something fails
+        if config.resume is None:
+            run, logs = _start(config, resources, half_made), None
+        else:
+            run, logs = _resume(config, resources)
+        _open_outputs(run, renderer, logs, resources)
+        half_made.close()  # from here on nothing is undone
+        run.resources = resources.pop_all()
+    return run
+
+
+def _start(config: Config, resources: ExitStack, half_made: ExitStack) -> Run:
+    """Return a new run in a new folder, which `half_made` removes."""
+    run = build_run(config, resources)
+    if config.finetune_from is not None:
+        run.frames_before = begin_fine_tuning(config, run.agent, run.eval_envs)
+        run.stopwatch = Stopwatch()
+    try:
+        run.folder = half_made.enter_context(new_run_folder(config))
+        resources.enter_context(locked(run.folder))
+    except OSError as error:
+        raise no_room(config.work_dir, error) from error
+    run.checkpoints = Checkpoints(run.folder)
+    return run
+
+
+def begin_fine_tuning(config: Config, agent: DrQAgent, eval_envs: EvalEnvs) -> int:
+    """Give the agent the networks of `config.finetune_from` and one of its skills.
+
+    The best skill is the one with the highest return over one episode each, on the task of this run.
+    Returns the frames that choosing it took. Raises UserError.
+    """
+    folder = Path(config.finetune_from)
+    try:
+        state = read_newest(folder)
+        if state is None:
+            raise UserError(f"--finetune_from {folder}: that run has no checkpoint yet; wait for its first evaluation")
+        agent.load_pretrained(state["agent"], critic=config.finetune_critic == "pretrained")
+    except CheckpointError as error:
+        raise UserError(f"--finetune_from {folder}: {error}") from error
+    except INVALID_STATE as error:
+        raise UserError(
+            f"--finetune_from {folder}: its networks do not fit --env {config.env}; keep its task"
+        ) from error
+    if config.finetune_skill != "best":
+        agent.skill = int(config.finetune_skill)
+        return 0
+    try:
+        seeds = seed_sequence(config.seed, "best").generate_state(1).tolist()  # not one that evaluations use
+        agent.skill, returns, steps = best_skill(agent, eval_envs, range(config.num_skills), seeds)
+    except (RenderingError, WorkerError) as error:
+        raise UserError(str(error)) from error
+    shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
+    frames = steps * config.action_repeat
+    print(f"fine-tuning skill {agent.skill}, the best of one episode each ({shown}); that took {frames} frames")
+    return frames
+
+
+def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
+    """Return the run in `config.resume` as at its last checkpoint, and the state of its logs then.
+
+    A run that was killed before its first checkpoint starts again, without logs.
+    """
+    folder = resources.enter_context(locked(Path(config.resume).resolve()))
+    checkpoints = Checkpoints(folder)
+    try:
+        state = checkpoints.read()
+        if state is not None:
+            flags = state.get("flags")
+            if not isinstance(flags, dict):
+                raise CheckpointError("the checkpoint does not fit this version of the program (it has no flags)")
+            refuse_changes(flags, config, f"the checkpoint in {folder}")
+        run = build_run(config, resources)
+        run.folder, run.checkpoints = folder, checkpoints
+        if state is not None:
+            with out_of_memory_is_an_error("the checkpoint", "end other programs, or name another --device"):
+                restore(run, state)
+        elif config.finetune_from is not None:
+            run.frames_before = begin_fine_tuning(config, run.agent, run.eval_envs)
+    except (CheckpointError, RenderingError, RunError) as error:
+        raise UserError(f"--resume {folder}: {error}") from error
+    return run, state and state["logs"]
+
+
+def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resources: ExitStack) -> None:
+    """Open the run's CSVs and TensorBoard log, and write config.json.
+
+    Args:
+        logs: of the checkpoint; what the files hold beyond it is cut off.
+    """
+    config, folder = run.config, run.folder
+    try:
+        run.logger = Logger(
+            folder,
+            with_skills=config.learns_skills,
+            tensorboard=config.log_save_tb,
+            total_frames=run.frames_before + config.num_train_frames,
+            position=None if logs is None else logs["position"],
+            step=run.frame,
+        )
+        resources.callback(run.logger.close)
+        more = {"finetuned_skill": run.agent.skill, "frames_before": run.frames_before} if config.finetune_from else {}
+        write_config(config, folder, renderer, None if config.resume is None else run.frame, **more)
+        if config.resume is None:
+            link_latest(folder)
+    except LogError as error:
+        raise UserError(f"--resume {folder}: {error}") from error
+    except OSError as error:
+        if config.resume is None:
+            raise no_room(config.work_dir, error) from error
+        reason = error.strerror or error
+        raise UserError(f"--resume {folder}: {reason}: {error.filename or folder}; fix that first") from error
+    if logs is not None:
+        run.logger.load_meters(logs, run.agent.device)
+    remove_unfinished(folder / "video")
+    print(f"outputs: {folder}")
+    if config.resume is not None:
+        print(f"resumed at frame {run.frame}, in episode {run.episode + 1}")

@@ -1,0 +1,170 @@
+"""Configurations that build on another run's config.json: resumed, fine-tuned, or started from a template.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from config import FIELDS, MAX_INTEGER, TYPES, Config, Role, benchmark_settings, flags_with, make_config, shown_value
+from errors import UserError
+
+CONFIG_FILE = "config.json"  # in a run's folder
+RESUMABLE = frozenset(flags_with(Role.RESUMABLE))
+
+
+def config_from(given: Mapping[str, Any]) -> Config:
+    """Return the Config of the flags that were given, including --config, --resume and --finetune_from.
+
+    Raises UserError.
+    """
+    if "config" in given and "resume" in given:
+        raise UserError("--config and --resume exclude each other: a resumed run keeps its settings")
+    given = with_template(given)
+    if "resume" in given:
+        return resumed_config(given)
+    if given.get("finetune_from") is None:
+        return make_config(given)
+    inherited = inherited_flags(given)
+    return make_config({**given, "finetune_from": str(Path(given["finetune_from"]).resolve())}, inherited)
+
+
+def resumed_config(given: Mapping[str, Any]) -> Config:
+    """Return the Config of the run in `given["resume"]`, changed by the flags beside it. Raises UserError."""
+    folder = Path(given["resume"])
+    stored = read_flags(folder, "resume")
+    kept = {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
+    if stored.get("device") == "cuda":  # the default device, or asked for: choose again
+        kept.pop("device")
+    if given.get("eval_frequency") and 0 != stored.get("eval_frequency") == stored.get("checkpoint_frequency"):
+        kept.pop("checkpoint_frequency", None)  # still at every evaluation
+    if "num_train_frames" in given:
+        kept.pop("num_train_steps", None)
+    owner = f"the run in {folder}"
+    fine_tuning = {name: given[name] for name in flags_with(Role.FINE_TUNING) if name in given}
+    _refuse_changes(stored, fine_tuning, owner)
+    config = make_config({**kept, **given})
+    refuse_changes(stored, config, owner)
+    return config
+
+
+def refuse_changes(stored: Mapping[str, Any], config: Config, owner: str) -> None:
+    """Raise UserError if the config differs from stored flags in one that a resumed run may not change.
+
+    Args:
+        owner: whose flags they are, for the message.
+    """
+    _refuse_changes(stored, {name: getattr(config, name) for name in FIELDS}, owner)
+
+
+def _refuse_changes(stored: Mapping[str, Any], values: Mapping[str, Any], owner: str) -> None:
+    for name, new in values.items():
+        old = stored.get(name)
+        if name not in RESUMABLE and name in stored and new != old:
+            raise UserError(
+                f"--{name} {shown_value(new)} differs from {owner}, which has {shown_value(old)}; a resumed run keeps "
+                "its settings: leave the flag out, or start a new run"
+            )
+
+
+def inherited_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a fine-tuned run has from its source. Raises UserError if `given` contradicts it."""
+    folder = Path(given["finetune_from"])
+    stored = read_flags(folder, "finetune_from")
+    if stored.get("finetune_from"):
+        raise UserError(f"--finetune_from {folder}: that run was itself fine-tuned; name the run it started from")
+    if not stored.get("num_skills"):
+        raise UserError(f"--finetune_from {folder}: that run has no skills; name one with --num_skills above 0")
+    inherited = {name: stored[name] for name in flags_with(Role.INHERITED | Role.NETWORK) if name in stored}
+    for name in flags_with(Role.NETWORK):
+        if name in given and given[name] != inherited.get(name, given[name]):
+            raise UserError(
+                f"--{name}: the networks of {folder} have {shown_value(inherited[name])}; leave the flag out"
+            )
+    return inherited
+
+
+def with_template(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that were given, with the settings of --config's run below them. Raises UserError."""
+    flags = {name: value for name, value in given.items() if name != "config"}
+    settings = template(given["config"]) if "config" in given else {}
+    for new, old in (
+        ("num_train_frames", "num_train_steps"),
+        ("num_train_steps", "num_train_frames"),
+        ("benchmark", "batch_size"),
+        ("benchmark", "action_repeat"),
+    ):
+        if new in flags:
+            settings.pop(old, None)
+    if "finetune_from" in flags:  # the source run decides these
+        for name in flags_with(Role.INHERITED | Role.NETWORK):
+            settings.pop(name, None)
+    skills = flags.get("num_skills", 0 if "finetune_from" in flags else settings.get("num_skills"))
+    if skills == 0:  # derive the rewards again, for a run without skills
+        for name in ("diayn_intrinsic_reward_coeff", "extrinsic_reward_coeff"):
+            settings.pop(name, None)
+    return {**settings, **flags}
+
+
+def template(path: Path) -> dict[str, Any]:
+    """Return the settings in a config.json that another run can start from. Raises UserError."""
+    stored = read_flags(path.parent, "config", path.name)
+    if stored.get("finetune_from"):
+        raise UserError(f"--config {path}: a fine-tuned run cannot be a template; name the run it started from")
+    # Of the two budgets keep one: a benchmark's is in frames, as its action repeat depends on the task.
+    budget = "num_train_steps" if stored.get("benchmark") else "num_train_frames"
+    left_out = {*flags_with(Role.OF_ONE_RUN), budget}
+    values = {name: value for name, value in stored.items() if value is not None and name not in left_out}
+    # Values that follow from other flags are derived again, unless they differ from what would be derived.
+    derived = {name for name in values if FIELDS[name].metadata["derived"]} - {"benchmark"}
+    derived |= benchmark_settings(values).keys()
+    again = make_config({name: value for name, value in values.items() if name not in derived})
+    return {name: value for name, value in values.items() if name not in derived or value != getattr(again, name)}
+
+
+def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, Any]:
+    """Return the flags in a run's config.json, with their types checked.
+
+    Args:
+        source: the flag that named the folder, for the message of the UserError that is raised.
+    """
+    path = folder / name
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"--{source}: there is no {path}; name a run's") from None
+    except OSError as error:
+        raise UserError(f"--{source}: {path} cannot be read: {error.strerror}; name a run's") from error
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"--{source}: {path} is damaged, or not a run's; restore its text, or start a new run"
+        ) from None
+    flags = record.get("flags") if isinstance(record, dict) else None
+    if not isinstance(flags, dict):
+        raise UserError(f"--{source}: {path} has no flags; restore its text, or start a new run")
+    return {key: _stored_value(path, source, key, value) for key, value in flags.items()}
+
+
+def _stored_value(path: Path, source: str, name: str, value: Any) -> Any:
+    """Return a flag's value as read from JSON, after checking its type."""
+    if name not in TYPES:
+        raise UserError(f"--{source}: {path} has a flag {name!r} that this version does not know; use its version")
+    kind = TYPES[name]
+    if value is None and FIELDS[name].metadata["derived"]:
+        return None
+    if isinstance(value, list) and len(value) == 2 and all(_is_number(part) for part in value):
+        value = tuple(map(float, value))
+    numbers = {int: type(value) is int, float: _is_number(value)}
+    fits = numbers[kind] if kind in numbers else isinstance(value, typing.get_origin(kind) or kind)
+    if not fits:
+        raise UserError(f"--{source}: {path} is damaged: {name} is {value!r}; restore its text, or start a new run")
+    return float(value) if kind is float else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) <= MAX_INTEGER)
