@@ -28,7 +28,6 @@ import torch
 import dmc
 import train
 from running.checkpoint import MANIFEST, Checkpoints
-from tests.conftest import Mount
 from tests.support.compare import (
     assert_equal_runs,
     checkpoint_step,
@@ -40,6 +39,7 @@ from tests.support.compare import (
     table,
     tables,
 )
+from tests.support.paths import Mount
 from tests.support.processes import ACTION_REPEAT, EPISODE_STEPS, SMALL, Child, Launch, launching, run_folder
 
 KILLS, SEED = 20, 1
@@ -380,7 +380,7 @@ def test_drawing_fails_for_good(environment: Callable[[], dmc.DMCEnv], monkeypat
     env = environment()
     env.reset(seed=1)
     break_drawing(monkeypatch, lambda _: True)
-    with pytest.raises(dmc.RenderingError, match=r"twice: the context is lost; tried anew: the context is lost"):
+    with pytest.raises(dmc.RenderingError, match=r"twice: the context is lost; on the second attempt: the context is lost"):
         env.step(np.zeros(1, np.float32))
 
 
