@@ -25,8 +25,11 @@ import pytest
 import runs
 import torch
 
-import dmc
 import train
+from dmc import DMCEnv
+from envs.pixel_env import PixelEnv
+from envs.renderer import choose_renderer
+from errors import RenderingError
 from running.checkpoint import MANIFEST, Checkpoints
 from tests.support.compare import (
     assert_equal_runs,
@@ -318,25 +321,25 @@ def test_disk_fills_up_at_a_csv(mount: Mount, launch: Launch, tmp_path: Path, un
 # -- a renderer that fails -----------------------------------------------------------------------------------------
 
 
-def break_drawing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[dmc.DMCEnv], bool]) -> None:
-    draw = dmc.DMCEnv._draw
+def break_drawing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[DMCEnv], bool]) -> None:
+    draw = DMCEnv._draw
 
-    def maybe(self: dmc.DMCEnv, height: int, width: int) -> np.ndarray:
+    def maybe(self: DMCEnv, height: int, width: int) -> np.ndarray:
         if fails(self):
             raise RuntimeError("the context is lost")
         return draw(self, height, width)
 
-    monkeypatch.setattr(dmc.DMCEnv, "_draw", maybe)
+    monkeypatch.setattr(DMCEnv, "_draw", maybe)
 
 
 @pytest.fixture
-def environment() -> Iterator[Callable[[], dmc.DMCEnv]]:
+def environment() -> Iterator[Callable[[], DMCEnv]]:
     """`environment()`: a small real one."""
-    dmc.choose_renderer()
-    made: list[dmc.DMCEnv] = []
+    choose_renderer()
+    made: list[DMCEnv] = []
 
-    def make() -> dmc.DMCEnv:
-        made.append(dmc.DMCEnv("cartpole_swingup", image_size=24, action_repeat=2, time_limit=16))
+    def make() -> DMCEnv:
+        made.append(DMCEnv("cartpole_swingup", image_size=24, action_repeat=2, time_limit=16))
         return made[-1]
 
     yield make
@@ -344,7 +347,7 @@ def environment() -> Iterator[Callable[[], dmc.DMCEnv]]:
         env.close()
 
 
-def play(env: dmc.DMCEnv) -> list[np.ndarray]:
+def play(env: DMCEnv) -> list[np.ndarray]:
     """All pictures of two episodes of the same actions."""
     pictures = []
     for seed in (1, None):
@@ -356,7 +359,7 @@ def play(env: dmc.DMCEnv) -> list[np.ndarray]:
 @pytest.mark.parametrize("failing", [0, 5, 9], ids=["first", "step", "reset"])
 def test_drawing_fails_once(
     failing: int,
-    environment: Callable[[], dmc.DMCEnv],
+    environment: Callable[[], DMCEnv],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -364,7 +367,7 @@ def test_drawing_fails_once(
     expected, env = play(environment()), environment()
     calls, contexts = iter(range(1000)), []  # the contexts themselves, as an id may come again
 
-    def fails(self: dmc.DMCEnv) -> bool:
+    def fails(self: DMCEnv) -> bool:
         contexts.append(self.physics.contexts.gl)
         return next(calls) == failing
 
@@ -376,11 +379,11 @@ def test_drawing_fails_once(
     assert capsys.readouterr().err.count("the second attempt succeeded") == 1
 
 
-def test_drawing_fails_for_good(environment: Callable[[], dmc.DMCEnv], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_fails_for_good(environment: Callable[[], DMCEnv], monkeypatch: pytest.MonkeyPatch) -> None:
     env = environment()
     env.reset(seed=1)
     break_drawing(monkeypatch, lambda _: True)
-    with pytest.raises(dmc.RenderingError, match=r"twice: the context is lost; on the second attempt: the context is lost"):
+    with pytest.raises(RenderingError, match=r"twice: the context is lost; on the second attempt: the context is lost"):
         env.step(np.zeros(1, np.float32))
 
 
@@ -395,15 +398,15 @@ def test_training_without_a_renderer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The run is saved where it is, and goes on as if nothing had happened once drawing works again."""
-    environments: list[dmc.PixelEnv] = []
+    environments: list[PixelEnv] = []
     drawn: Counter[int] = Counter()
     make, three = runs.make_environment, 3 * (EPISODE_STEPS + 1)  # pictures of three episodes
 
-    def make_environment(config: Any) -> dmc.PixelEnv:
+    def make_environment(config: Any) -> PixelEnv:
         environments.append(make(config))
         return environments[-1]
 
-    def fails(env: dmc.PixelEnv) -> bool:
+    def fails(env: PixelEnv) -> bool:
         number = environments.index(env)  # 0 is training's
         due = {"step": three + 5, "reset": three, "evaluation": three}[moment]
         if drawn[0] >= due and (number > 0) == (moment == "evaluation"):
@@ -468,16 +471,16 @@ def test_an_unstable_simulation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], for_good: bool
 ) -> None:
     """The episode ends there, with a row, and the run goes on; where every first step fails it says so and ends."""
-    step, steps_made = dmc.DMCEnv.step, Counter[int]()
+    step, steps_made = DMCEnv.step, Counter[int]()
     fails = 24 + 5 + 1  # the sixth step of the fourth episode
 
-    def break_physics(env: dmc.DMCEnv, action: np.ndarray) -> Any:
+    def break_physics(env: DMCEnv, action: np.ndarray) -> Any:
         steps_made[0] += 1
         if steps_made[0] == fails or (for_good and steps_made[0] > fails):
             env.physics.data.qpos[0] = np.inf
         return step(env, action)
 
-    monkeypatch.setattr(dmc.DMCEnv, "step", break_physics)
+    monkeypatch.setattr(DMCEnv, "step", break_physics)
     arguments = f"{SMALL} {NO_EVALUATION} --num_seed_steps 84 --checkpoint_frequency 16 --work_dir {tmp_path}"
     monkeypatch.setattr(train, "evaluate", lambda run: setattr(run, "evaluated", run.step))
     assert train.main(shlex.split(arguments)) == int(for_good)
