@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from evaluation.evaluate_skills import Evaluation
 from running.checkpoint import FOLDER
 from running.run import Run
 from tests.support.labs import (
@@ -62,7 +64,10 @@ def prepare(fakes: Fakes, tmp_path: Path) -> Iterator[Prepare]:
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
-    """`start(flags)` opens a run whose episodes last 3 to 8 steps; `start(resume=folder)` opens it again."""
+    """`start(flags)` opens a run whose episodes last 3 to 8 steps; `start(resume=folder)` opens it again.
+
+    Its skills are not drawn, and nothing waits for the disk, as both would take most of the time.
+    """
     runs: list[Run] = []
 
     def begin(line: str = "", *, resume: Path | None = None) -> Run:
@@ -71,6 +76,9 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
         return runs[-1]
 
     use_fake_environments(monkeypatch, lambda: SeededEnv(ragged=True))
+    picture = np.zeros((8, 8, 3), np.uint8)
+    monkeypatch.setattr(Evaluation, "pictures", lambda self, frame: {"confusion_matrix": picture})
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
     yield begin
     for run in runs:
         run.close()

@@ -42,7 +42,7 @@ def command_lines(draw: DrawFn, most: int = 4) -> list[str]:
 
 
 def parsed(words: Sequence[str]) -> Config | None:
-    """Return the Config of these words, checked against the table; None if they are refused, which must take one line."""
+    """Return the Config of these words, checked against the table; None if they are refused in one line."""
     answer = call(words, train.parse_args)
     if isinstance(answer.code, Config):
         assert answer.lines == []
