@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.renderer import choose_renderer
-
 from console.arguments import Parser
+from envs.renderer import choose_renderer
 from errors import RenderingError, TaskError, UserError
 
 NAMES = ("update", "loop", "replay", "eval", "render", "checkpoint")
@@ -61,9 +60,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("what", nargs="?", choices=(*NAMES, "all"), default="all", help="each takes minutes")
-    parser.add_argument(
-        "--device", help="cuda, cuda:N or cpu; without it CUDA, else the CPU"
-    )
+    parser.add_argument("--device", help="cuda, cuda:N or cpu; without it CUDA, else the CPU")
     parser.add_argument("--batch_size", type=positive, nargs="+", default=[128], help="of update, loop and replay")
     parser.add_argument("--num_skills", type=int, default=0, help="skills in the update and loop benchmarks")
     parser.add_argument("--blocks", type=positive, default=5, help="blocks per variant")

@@ -1,9 +1,9 @@
-"""Learning curves from the CSV files of runs, finished, going on or killed: one figure for each task.
+"""Plot learning curves from the CSV files of runs, whether finished, running or killed: one figure for each task.
 
 python plot.py runs/cartpole_swingup [MORE ...] [--out plots] [--reference published.csv]
 
-Runs whose flags differ in the seed only are one group: its mean over seeds, its interquartile mean and, from five seeds
-on, the mean's bootstrapped interval. Every horizontal axis counts frames but for that of rewards against each other.
+Runs that differ only in the seed form a group. Its curve is the mean over seeds, with the interquartile mean and, for
+five seeds or more, the bootstrapped interval of the mean. Horizontal axes count frames, except that of rewards.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from config import Config, Role, flags_with, folder_name
 from console.arguments import Parser
 from running.columns import SKILL_COLUMNS
 
-TABLES: dict[str, Sequence[str]] = {"eval": (), "skills": SKILL_COLUMNS}  # and their columns where there is none
-# Flags that make no other experiment: a benchmark's settings are flags of their own.
+TABLES: dict[str, Sequence[str]] = {"eval": (), "skills": SKILL_COLUMNS}  # columns of a table that does not exist
+# Flags that do not distinguish experiments.
 NOT_SETTINGS = frozenset(flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT))
 OF_DISCRIMINATOR = frozenset(flags_with(Role.DIAYN)) - frozenset(flags_with(Role.NETWORK))
 OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.FINE_TUNING)) - {"num_skills", "finetune_from"}
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
-NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # what differs between DrQ and DIAYN anyway
+NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # flags that always differ between DrQ and DIAYN
 CONFIDENCE = 0.95
-SEEDS_FOR_INTERVAL = 5  # of fewer, a bootstrap gives hardly more than the lowest and the highest
+SEEDS_FOR_INTERVAL = 5  # with fewer, a bootstrap gives little more than the lowest and highest value
 COLOURS = [f"C{number}" for number in range(10)]
-STYLES = ("-", "--", "-.")  # the next one where the colours begin anew
-LOWEST_BOUND = -1.0  # nats; a discriminator that has just begun is surer than it should be by far more
+STYLES = ("-", "--", "-.")  # the next one when the colours repeat
+LOWEST_BOUND = -1.0  # nats, of the axis; an untrained discriminator is overconfident by far more
 
 
 @dataclass
 class Run:
-    """What the files of one run say."""
+    """The files of one run."""
 
     folder: Path
     env: str
@@ -53,18 +53,19 @@ class Run:
 
     @property
     def num_skills(self) -> int:
-        """Skills that are learned: a fine-tuned run has one, and no discriminator."""
+        """Number of skills that are learned; 0 for a fine-tuned run, which has no discriminator."""
         return 0 if self.flags.get("finetune_from") else int(self.flags.get("num_skills", 0))
 
     @property
     def kind(self) -> str:
+        """The kind of experiment, for labels."""
         if self.flags.get("finetune_from"):
             return "fine-tuned skill"
         return f"DIAYN, {self.num_skills} skills" if self.num_skills else "DrQ"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The flags that make it the experiment it is; those it doesn't read are None."""
+        """The flags that distinguish experiments. Those that the run does not read are None."""
         unread = frozenset() if self.num_skills else OF_DISCRIMINATOR if self.flags.get("num_skills") else OF_SKILLS
         values = {name: self.flags.get(name, default) for name, default in DEFAULTS.items() if name not in NOT_SETTINGS}
         return {
@@ -75,7 +76,7 @@ class Run:
 
 @dataclass
 class Group:
-    """Runs of one task that differ in the seed only."""
+    """Runs of one task that differ only in the seed."""
 
     label: str
     runs: list[Run]
@@ -84,6 +85,7 @@ class Group:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Read runs and draw a figure for each task. Return the exit code: 2 for bad input, after one line."""
     parser = Parser(prog="plot.py", description=__doc__.splitlines()[0])
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a run, or a folder with runs in it"
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         read = {folder: read_run(folder) for folder in find_runs(args.runs)}
         runs = [run for run in read.values() if run is not None]
         if args.out.exists() and not args.out.is_dir():
-            raise OSError(f"--out {args.out} is no folder; name one")
+            raise OSError(f"--out {args.out} is not a folder; name one")
         if not runs:
             raise OSError(f"no evaluations in {', '.join(map(str, args.runs))}; name a run's folder, or one above it")
         for folder in [folder for folder, run in read.items() if run is None]:
@@ -121,17 +123,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_runs(places: Iterable[Path]) -> list[Path]:
-    """The folders of runs among `places` and below them, each once."""
+    """Return the folders of runs in `places` and below them, each once. Raises OSError."""
     found: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
-            raise OSError(f"{place} is no folder; name a run's folder, or one above it")
+            raise OSError(f"{place} is not a folder; name a run's folder, or one above it")
         found.update(dict.fromkeys(sorted(path.parent.resolve() for path in place.rglob("eval.csv"))))
     return list(found)
 
 
 def read_run(folder: Path) -> Run | None:
-    """A run as far as it has come; None before its first evaluation."""
+    """Read a run's files. Return None if it has no evaluation yet. Raises ValueError if config.json is damaged."""
     tables = {}
     for name, columns in TABLES.items():
         path = folder / f"{name}.csv"
@@ -141,7 +143,7 @@ def read_run(folder: Path) -> Run | None:
         return None
     try:
         flags = json.loads((folder / "config.json").read_text())["flags"]
-    except FileNotFoundError:  # CSVs that were kept without the rest
+    except FileNotFoundError:  # only the CSV files were kept
         flags = {}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
@@ -149,11 +151,11 @@ def read_run(folder: Path) -> Run | None:
 
 
 def read_reference(path: Path) -> pd.DataFrame:
-    """Published curves. Raises ValueError where columns are missing."""
+    """Read published curves. Raises ValueError if columns are missing."""
     try:
         table = pd.read_csv(path)
     except ValueError as error:
-        raise ValueError(f"--reference {path} is no CSV; name one with published curves") from error
+        raise ValueError(f"--reference {path} is not a CSV file; name one with published curves") from error
     missing = {"env", "seed", "step", "episode_reward"} - set(table.columns)
     if missing:
         raise ValueError(f"--reference {path} lacks the columns {', '.join(sorted(missing))}")
@@ -161,7 +163,7 @@ def read_reference(path: Path) -> pd.DataFrame:
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
-    """Runs by their settings; a group's label names the flags in which the groups differ. One run for each seed."""
+    """Group runs by their settings, with one run for each seed. A label names the flags in which groups differ."""
 
     def differing(among: Sequence[Run]) -> set[str]:
         return {name for name in DEFAULTS if len({json.dumps(run.settings.get(name)) for run in among}) > 1}
@@ -181,13 +183,13 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
-    """The longest run of each seed, and of each run that was fine-tuned: a second one is no other sample."""
+    """Return the longest run of each seed and fine-tuning source: a second one is not another sample."""
     longest: dict[tuple[int, str], Run] = {}
     for run in sorted(runs, key=last_frame, reverse=True):
         sample = run.seed, run.flags.get("finetune_from") or ""
         if longest.setdefault(sample, run) is not run:
             print(
-                f"warning: {run.folder} is left out: {longest[sample].folder} has its settings and seed",
+                f"warning: {run.folder} is left out: {longest[sample].folder} has the same settings and seed",
                 file=sys.stderr,
             )
     return [longest[sample] for sample in sorted(longest)]
@@ -197,10 +199,10 @@ def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
 
 
 def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
-    """Mean, interquartile mean and the mean's bootstrapped interval of curves over frames, where all of them go.
+    """Return mean, interquartile mean and the mean's bootstrapped interval over frames that all curves cover.
 
-    With fewer than SEEDS_FOR_INTERVAL curves the interval is not a number. Runs evaluate at the ends of episodes, which
-    need not fall on the same frames: between its own, a curve is interpolated.
+    With fewer than SEEDS_FOR_INTERVAL curves the interval is NaN. Curves are interpolated linearly, because runs
+    evaluate at the ends of episodes, which may be at different frames.
     """
     begin, end = max(curve.index[0] for curve in curves), min(curve.index[-1] for curve in curves)
     frames = np.unique(np.concatenate([curve.loc[begin:end].index for curve in curves]))
@@ -217,12 +219,12 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
 
 
 def curve(run: Run, column: str) -> pd.Series:
-    """A column of eval.csv by frame."""
+    """Return a column of eval.csv, indexed by frame."""
     return run.tables["eval"].groupby("step")[column].last()
 
 
 def last_frame(run: Run) -> int:
-    """Of its last evaluation."""
+    """Return the frame of the run's last evaluation."""
     return int(run.tables["eval"]["step"].iloc[-1])
 
 
@@ -230,7 +232,7 @@ def last_frame(run: Run) -> int:
 
 
 def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None, out: Path) -> list[Path]:
-    """Figure and numbers of one task; the paths of what was written."""
+    """Write the figure and the numbers of one task, and return the paths."""
     with_skills = [group for group in groups if group.runs[0].num_skills]
     shape = (2, 3) if with_skills else (1, 1)
     legend_height = 0.18 * (len(groups) + 2)
@@ -266,7 +268,12 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
 def draw_curves(
     axes: Axes, groups: Sequence[Group], column: str, name: str, levels: Iterable[float] = (), level_name: str = ""
 ) -> pd.DataFrame:
-    """Each group's curve over its seeds; what was drawn, as numbers. Points are evaluations."""
+    """Draw each group's curve over its seeds, with a point for each evaluation, and return the numbers.
+
+    Args:
+        column: of eval.csv.
+        levels: heights of horizontal lines, which are labelled with `level_name`.
+    """
     drawn, most = [], 0
     for group in groups:
         curves = [curve(run, column) for run in group.runs]
@@ -276,7 +283,7 @@ def draw_curves(
         most = max(most, len(curves))
         axes.plot(summary["frame"], summary["mean"], **look, marker=".", label=label)
         axes.fill_between(summary["frame"], summary["low"], summary["high"], color=group.colour, alpha=0.25, lw=0)
-        if len(curves) > 3:  # with fewer it is the mean
+        if len(curves) > 3:  # with fewer it equals the mean
             axes.plot(summary["frame"], summary["interquartile_mean"], color=group.colour, ls=":")
         if len(curves) > 1:
             for single in curves:
@@ -296,7 +303,7 @@ def draw_curves(
 
 
 def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
-    """The published seeds: their range and their mean."""
+    """Draw the range and the mean of the published seeds."""
     if table.empty:
         return
     by_step = table.groupby("step")["episode_reward"]
@@ -306,7 +313,7 @@ def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def draw_skill_returns(axes: Axes, run: Run) -> None:
-    """The evaluated return of each skill of one run."""
+    """Draw the return of each skill of one run."""
     for skill, table in run.tables["skills"].groupby("skill_id"):
         colour = COLOURS[int(skill) % 10]
         axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", ms=2, lw=1, color=colour, label=f"{skill}")
@@ -314,7 +321,7 @@ def draw_skill_returns(axes: Axes, run: Run) -> None:
 
 
 def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
-    """At the last evaluation: what each skill earns from the discriminator, and what from the task."""
+    """Draw each skill's return against its intrinsic reward, at the last evaluation."""
     for group in groups:
         for run in group.runs:
             last = run.tables["skills"]
@@ -329,7 +336,7 @@ def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
 
 
 def draw_distances(axes: Axes, run: Run) -> None:
-    """How far apart the states of one skill, and of different skills, lie, where that was measured."""
+    """Draw the mean distances between states of one skill and of different skills, if they were measured."""
     means = run.tables["skills"].groupby("step")[["state_distance_within", "state_distance_between"]].mean()
     for column, name in (("state_distance_between", "other skills"), ("state_distance_within", "the same skill")):
         measured = means[column].dropna()
@@ -339,7 +346,11 @@ def draw_distances(axes: Axes, run: Run) -> None:
 
 
 def _finish(axes: Axes, name: str, *, x: str = "frames", legend_columns: int = 0) -> None:
-    """Title, grid, and a legend of its own with so many columns; the groups have one for the whole figure."""
+    """Set title and grid.
+
+    Args:
+        legend_columns: columns of the axes' own legend; 0 for none, as groups have one for the whole figure.
+    """
     axes.set(xlabel=x, title=name)
     axes.title.set_fontsize(10)
     axes.grid(alpha=0.3)

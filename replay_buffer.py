@@ -1,4 +1,4 @@
-"""The replay buffer: every frame stored once, stacks put together when a batch is drawn."""
+"""The replay buffer: stores every frame once and assembles stacked observations when a batch is sampled."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 from utils import to_device
 
-PACKED_TOGETHER = 256  # frames of a checkpoint that are packed as one
-NO_SKILL = -1  # the skill id of runs without DIAYN, here and in every file
+PACKED_TOGETHER = 256  # frames that a checkpoint compresses as one block
+NO_SKILL = -1  # the skill id of runs without DIAYN, in memory and in every file
 
 
 class Batch(NamedTuple):
@@ -24,31 +24,31 @@ class Batch(NamedTuple):
     action: torch.Tensor  # float32 (B, action_dim)
     reward: torch.Tensor  # float32 (B,), summed over the action repeat
     next_obs: torch.Tensor  # like obs
-    terminated: torch.Tensor  # float32 (B,): 1 where the episode really ended, 0 at time limits
+    terminated: torch.Tensor  # float32 (B,): 1 if the episode terminated, 0 otherwise and at time limits
     skill: torch.Tensor  # int64 (B,), NO_SKILL without DIAYN
 
 
 class ReplayBuffer:
-    """A ring of the newest transitions with uniform sampling over exactly those that are complete.
+    """A ring buffer of the newest transitions, with uniform sampling over all that are complete.
 
-    An episode of T transitions has T + 1 frames: `start_episode` stores the first and `add` one more each. Every
-    frame has a running number and lives in slot number % frame_capacity. Each transition keeps the numbers of the
-    `frame_stack + 1` frames that its two stacks are made of, so an episode's edge (its first frame repeated) needs
-    no rule at sampling. The ring holds capacity / 64 frames more than transitions, which pays for the first frames
-    of episodes of 64 steps or longer; where episodes are shorter, the oldest transitions are dropped as soon as one
-    of their frames is overwritten.
+    An episode of T transitions has T + 1 frames: `start_episode` stores the first, and each `add` stores one more.
+    Frames are numbered consecutively over the whole run; frame n is stored in slot n % frame_capacity. Each transition
+    keeps the numbers of the `frame_stack + 1` frames of its two stacks, so that sampling needs no special case at the
+    start of an episode, where the first frame is repeated. The ring has room for capacity / 64 more frames than
+    transitions, enough for the first frames of episodes of 64 or more steps. If episodes are shorter, the oldest
+    transitions are dropped as soon as one of their frames is overwritten.
 
     Args:
-        capacity: transitions held at most.
-        frame_shape: one frame, (channels, H, W); uint8.
-        frame_stack: frames in an observation.
+        capacity: maximum number of transitions.
+        frame_shape: (channels, H, W) of one uint8 frame.
+        frame_stack: frames per observation.
         action_dim: length of an action.
-        device: where sampled batches go.
-        storage: where the frames lie: `device` itself, or the CPU for a CUDA device with too little memory.
-        seed: of the stream that picks the batches.
+        device: device of the sampled batches.
+        storage: device of the stored frames: `device`, or the CPU if a CUDA device has too little memory.
+        seed: seed of the random stream that samples the batches.
 
     Raises:
-        MemoryError: the frames do not fit; the message says how much is needed.
+        MemoryError: the frames do not fit into memory; the message states how much is needed.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ReplayBuffer:
         self.frame_capacity = _frame_capacity(capacity, frame_stack)
         self._rng = np.random.default_rng(seed)
         try:
-            # Not zeroed: in host memory the system hands pages out only as the ring fills.
+            # Not zeroed, so that host memory is only used as the ring fills.
             self._frames = torch.empty((self.frame_capacity, *frame_shape), dtype=torch.uint8, device=self.storage)
         except RuntimeError as error:
             needed = self.bytes_needed(capacity, frame_shape, frame_stack, action_dim)
@@ -77,14 +77,14 @@ class ReplayBuffer:
         self._reward = np.zeros(capacity, np.float32)
         self._terminated = np.zeros(capacity, np.float32)
         self._skill = np.zeros(capacity, np.int64)
-        self._written = 0  # frames so far, over the whole run
-        self._added = 0  # transitions so far, over the whole run
-        self._size = 0  # transitions held: numbers _added - _size to _added - 1
-        self._current: list[int] = []  # frame numbers of the running episode's newest stack
+        self._written = 0  # frames added over the whole run
+        self._added = 0  # transitions added over the whole run
+        self._size = 0  # transitions held: those with numbers _added - _size to _added - 1
+        self._current: list[int] = []  # frame numbers of the current episode's newest stack
 
     @staticmethod
     def bytes_needed(capacity: int, frame_shape: tuple[int, ...], frame_stack: int, action_dim: int) -> int:
-        """Memory of a full buffer, in bytes."""
+        """Return the memory of a full buffer in bytes."""
         frames = _frame_capacity(capacity, frame_stack) * int(np.prod(frame_shape))
         return frames + capacity * (8 * (frame_stack + 1) + 4 * action_dim + 4 + 4 + 8)
 
@@ -92,13 +92,13 @@ class ReplayBuffer:
         return self._size
 
     def start_episode(self, obs: np.ndarray) -> None:
-        """Take in the observation that a reset returned: uint8 (channels * frame_stack, H, W), one frame repeated."""
+        """Store the observation that a reset returned: uint8 (channels * frame_stack, H, W), one frame repeated."""
         self._current = [self._store_frame(obs)] * self.frame_stack
 
     def add(
         self, action: np.ndarray, reward: float, next_obs: np.ndarray, terminated: bool, skill: int = NO_SKILL
     ) -> None:
-        """Take in one step of the running episode. Of `next_obs` only the newest frame is stored."""
+        """Store one transition of the current episode. Only the newest frame of `next_obs` is stored."""
         numbers = [*self._current, self._store_frame(next_obs)]
         self._current = numbers[1:]
         row = self._added % self.capacity
@@ -109,13 +109,17 @@ class ReplayBuffer:
         self._size = min(self._size + 1, self.capacity)
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw a batch uniformly and with replacement."""
+        """Sample a batch uniformly with replacement. Raises ValueError if the buffer is empty."""
         if not self._size:
             raise ValueError("the replay buffer is empty")
         return self._gather(self._added - self._size + self._rng.integers(self._size, size=batch_size))
 
     def recent(self, count: int, batch_size: int) -> Iterator[Batch]:
-        """The newest `count` transitions, oldest first, in batches of at most `batch_size`; draws no random number."""
+        """Yield the newest `count` transitions, oldest first, in batches of at most `batch_size`. Not random.
+
+        Raises:
+            ValueError: fewer than `count` transitions are held.
+        """
         if count > self._size:
             raise ValueError(f"{count} transitions asked for, {self._size} held")
         for start in range(self._added - count, self._added, batch_size):
@@ -125,48 +129,48 @@ class ReplayBuffer:
 
     @property
     def frames_written(self) -> int:
-        """Frames taken in so far; the next one gets this number."""
+        """Number of frames added so far, which is also the number of the next frame."""
         return self._written
 
     @property
     def oldest_frame(self) -> int:
-        """Frames with a lower number are overwritten."""
+        """Number of the oldest frame held: those with lower numbers are overwritten."""
         return max(0, self._written - self.frame_capacity)
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the transitions themselves, as plain data."""
-        books = {"written": self._written, "added": self._added, "size": self._size}
-        return {**books, "current": list(self._current), "rng": self._rng.bit_generator.state}
+        """Return counters and random state as plain data. `transitions_since` returns the transitions."""
+        counters = {"written": self._written, "added": self._added, "size": self._size}
+        return {**counters, "current": list(self._current), "rng": self._rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict` of an equal buffer; `load_transitions` brings the rest, oldest first."""
+        """Load the `state_dict` of a buffer of the same sizes. Then call `load_transitions`, oldest part first."""
         self._written, self._added, self._size = state["written"], state["added"], state["size"]
         self._current = list(state["current"])
         self._rng.bit_generator.state = state["rng"]
 
     def load_rng(self, state: Mapping[str, Any]) -> None:
-        """Take over only the random stream of a `state_dict`."""
+        """Load only the random stream of a `state_dict`."""
         self._rng.bit_generator.state = state["rng"]
 
     def transitions_since(self, frame: int) -> dict[str, Any]:
-        """The frames from this number on, packed, and the transitions that end in them: tensors and plain data."""
+        """Return the frames from number `frame` on, compressed, and the transitions whose last frame is one of them."""
         frame = max(frame, self.oldest_frame)
         rows = np.arange(self._added - self._size, self._added) % self.capacity
         rows = rows[self._stacks[rows, -1] >= frame]
         arrays = {name: torch.from_numpy(array[rows]) for name, array in self._arrays().items()}
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # zlib lets other threads run
-            packed = list(pool.map(self._pack, self._slots(frame, self._written)))  # copied no earlier than packed
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # zlib releases the GIL
+            packed = list(pool.map(self._pack, self._slots(frame, self._written)))  # each copies its own block
         return {**arrays, "first": self._added - len(rows), "frame": frame, "end": self._written, "frames": packed}
 
     def load_transitions(self, part: Mapping[str, Any]) -> None:
-        """Take in what `transitions_since` gave. Raises ValueError where it is no part of this buffer."""
+        """Load what `transitions_since` returned. Raises ValueError if it does not fit this buffer."""
         count = len(part["reward"])
         if not 0 <= part["frame"] <= part["end"] <= self._written:
-            raise ValueError("frames that this buffer never had")
+            raise ValueError("frames that this buffer never held")
         if part["end"] - part["frame"] > PACKED_TOGETHER * len(part["frames"]):
             raise ValueError("frames are missing")
         if not 0 <= part["first"] <= part["first"] + count <= self._added:
-            raise ValueError("transitions that this buffer never had")
+            raise ValueError("transitions that this buffer never held")
         places = list(self._slots(part["frame"], part["end"]))
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             shapes = [(len(slots), *self._frames.shape[1:]) for slots in places]
@@ -178,19 +182,19 @@ class ReplayBuffer:
             array[numbers % self.capacity] = part[name].numpy()[count - len(numbers) :]
         stacks = self._stacks[numbers % self.capacity]
         if stacks.size and not (self.oldest_frame <= stacks.min() <= stacks.max() < self._written):
-            raise ValueError("transitions of frames that this buffer doesn't hold")
+            raise ValueError("transitions whose frames this buffer does not hold")
 
     def _pack(self, slots: torch.Tensor) -> torch.Tensor:
         return _pack(self._frames[slots].cpu())
 
     def _slots(self, first: int, end: int) -> Iterator[torch.Tensor]:
-        """The slots of the frames from number `first` to `end` - 1, PACKED_TOGETHER at a time."""
+        """Yield the slots of frames `first` to `end` - 1, PACKED_TOGETHER at a time."""
         for start in range(first, end, PACKED_TOGETHER):
             numbers = torch.arange(start, min(start + PACKED_TOGETHER, end))
             yield (numbers % self.frame_capacity).to(self.storage)
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        """A row for each transition, by name."""
+        """Return the arrays with one row per transition, by name."""
         return {
             "stacks": self._stacks,
             "action": self._action,
@@ -203,7 +207,7 @@ class ReplayBuffer:
         channels = self._frames.shape[1]
         self._frames[self._written % self.frame_capacity] = to_device(obs[-channels:], self.storage)
         self._written += 1
-        # Drop the transitions that need a frame that is no longer there.
+        # Drop the transitions that need the overwritten frame.
         while self._size and self._stacks[(self._added - self._size) % self.capacity, 0] < self.oldest_frame:
             self._size -= 1
         return self._written - 1
@@ -212,7 +216,7 @@ class ReplayBuffer:
         rows = numbers % self.capacity
         slots = to_device(self._stacks[rows] % self.frame_capacity, self.storage)
         flat = self._frames.view(self.frame_capacity, -1).index_select(0, slots.flatten())
-        if self.storage != self.device:  # pinned, so that the copy doesn't wait for what the device is doing
+        if self.storage != self.device:  # pinned memory: the copy does not synchronize
             flat = flat.pin_memory().to(self.device, non_blocking=True)
         frames = flat.view(len(rows), self.frame_stack + 1, *self._frames.shape[1:])  # (B, S + 1, C, H, W)
 
@@ -237,9 +241,9 @@ def _frame_capacity(capacity: int, frame_stack: int) -> int:
 
 
 def _pack(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 frames (N, C, H, W) in the order of play as uint8 bytes (M,): differences to the frame before, then zlib.
+    """Compress consecutive uint8 frames (N, C, H, W) to uint8 bytes (M,): zlib of the differences between frames.
 
-    Most of a picture stays where it is from one frame to the next: a quarter to a twentieth of the bytes.
+    Little changes from one frame to the next, so this leaves a quarter to a twentieth of the bytes.
     """
     changes = frames.clone()
     changes[1:] -= frames[:-1]
@@ -247,7 +251,7 @@ def _pack(frames: torch.Tensor) -> torch.Tensor:
 
 
 def _unpack(packed: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The frames that `_pack` took. Raises ValueError where the bytes don't give frames of that shape."""
+    """Return the frames that `_pack` compressed. Raises ValueError if the bytes do not give frames of that shape."""
     size = int(np.prod(shape))
     try:
         data = zlib.decompressobj().decompress(packed.numpy().tobytes(), size)
@@ -256,6 +260,6 @@ def _unpack(packed: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     if len(data) != size:
         raise ValueError(f"{len(data)} bytes of frames instead of {size}")
     frames = np.frombuffer(bytearray(data), np.uint8).reshape(shape)
-    for before, frame in itertools.pairwise(frames):
-        frame += before
+    for previous, frame in itertools.pairwise(frames):
+        frame += previous
     return torch.from_numpy(frames)

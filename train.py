@@ -11,12 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from envs.renderer import INSTALL_HINT, choose_renderer
-
 from config import Config
 from console.arguments import UNITS, Parser, add_flags, complete
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
+from envs.renderer import INSTALL_HINT, choose_renderer
 from errors import RenderingError, RunError, UserError, one_line
 from running.signals import StopRequest
 from running.stored_config import config_from

@@ -1,4 +1,4 @@
-"""Small helpers: random streams, networks, memory, time."""
+"""Small helpers: time, tensors and optimizers, random streams, memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch import nn
 
 
 class Stopwatch:
-    """Adds up the seconds that named parts of a loop take. `with stopwatch("update"): ...`"""
+    """Adds up the seconds spent in named parts of a loop: `with stopwatch("update"): ...`"""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -37,85 +36,83 @@ class Stopwatch:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the start, including those of earlier runs that were loaded."""
         return time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, Any]:
         return {"elapsed": self.elapsed, "seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another stopwatch was, as if no time had passed between."""
+        """Continue from the state of another stopwatch. The time between saving and loading does not count."""
         self.started, self.seconds = time.perf_counter() - state["elapsed"], dict(state["seconds"])
 
     def shares(self) -> dict[str, float]:
-        """Each part's share of all the time since the start; "other" is the rest."""
+        """Return each part's share of the time since the start; "other" is the remainder."""
         total = max(self.elapsed, 1e-9)
         shares = {part: seconds / total for part, seconds in self.seconds.items()}
         return {**shares, "other": 1.0 - sum(shares.values())}
 
 
-def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int) -> nn.Sequential:
-    """`hidden_depth` ReLU layers of `hidden_dim` units, then a linear layer to `out_dim`."""
-    layers: list[nn.Module] = []
-    for _ in range(hidden_depth):
-        layers += [nn.Linear(in_dim, hidden_dim), nn.ReLU()]
-        in_dim = hidden_dim
-    return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
-
-
-def weight_init(module: nn.Module) -> None:
-    """Orthogonal weights (gain sqrt 2 for convolutions) and zero biases; use with `Module.apply`."""
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        gain = nn.init.calculate_gain("relu") if isinstance(module, nn.Conv2d) else 1.0
-        nn.init.orthogonal_(module.weight, gain)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def to_channels_last(module: nn.Module) -> None:
-    """Lay convolution weights out as (height, width, channel) in memory, which the convolutions here run fastest on."""
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
-
-
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array on the device. A CUDA device gets it from pinned memory, so that nobody waits for what it is doing."""
+    """Return the array as a tensor on the device. Copies to CUDA through pinned memory, without synchronizing."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def make_adam(parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Adam:
+    """Return an Adam optimizer that steps in one fused kernel and counts its steps on the device."""
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+def minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Take one optimizer step on a scalar loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
 @torch.no_grad()
-def soft_update(online: nn.Module, target: nn.Module, tau: float) -> None:
-    """target <- tau * online + (1 - tau) * target, for all parameters in one fused call."""
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+def load_adam_state(optimizer: torch.optim.Adam, state: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
+    """Copy `state`, the "state" of an Adam's `state_dict`, into an optimizer of the same parameters.
 
+    In contrast to `Optimizer.load_state_dict` it writes existing tensors in place, because a recorded CUDA graph
+    continues to use them, and never keeps references to `state`. An empty `state` is that before the first step.
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Within the block no gradient is computed for the module's parameters (its inputs still get theirs)."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    for p in trainable:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)
+    Raises:
+        ValueError: the state belongs to other parameters. The fused kernel would access memory out of bounds.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if state and set(state) != set(range(len(parameters))):
+        raise ValueError("the optimizer state belongs to other parameters")
+    for index, parameter in enumerate(parameters):
+        initial = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+        saved, current = state.get(index, initial), optimizer.state.get(parameter, {})
+        if {k: (v.shape, v.dtype) for k, v in saved.items()} != {k: (v.shape, v.dtype) for k, v in initial.items()}:
+            raise ValueError("the optimizer state belongs to other parameters")
+        if state and not current:
+            current = optimizer.state[parameter] = initial
+        for name, value in current.items():
+            value.copy_(saved[name])
 
 
 def seed_sequence(seed: int, purpose: str) -> np.random.SeedSequence:
-    """The seed of a random stream of its own for each purpose of a run: streams of equal seeds would be one."""
+    """Return the seed of an independent random stream for one purpose of a run, such as "agent" or "skills"."""
     return np.random.SeedSequence([seed, *purpose.encode()])
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch (network initialisation, kornia's augmentations)."""
+    """Seed the global generators of Python, NumPy and torch (initial weights, kornia's augmentations)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """The global generators of Python, NumPy, torch and, where it is used, the CUDA device: tensors and plain data."""
+    """Return the states of the global generators of Python, NumPy, torch and, if `device` is one, the CUDA device."""
     state = {
         "python": random.getstate(),
         "numpy": plain(np.random.get_state(legacy=False)),
@@ -125,7 +122,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put the global generators back to `random_states`; a CUDA device's only if there was one."""
+    """Restore the global generators from `random_states`; that of a CUDA device only if it was saved."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     np.random.set_state(state["numpy"])
@@ -135,31 +132,35 @@ def set_random_states(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def plain(state: Any) -> Any:
-    """A NumPy generator's state with lists for its arrays, so that a checkpoint can hold it."""
+    """Return a NumPy generator's state with its arrays as lists, so that a checkpoint can hold it."""
     if isinstance(state, dict):
         return {name: plain(value) for name, value in state.items()}
     return state.tolist() if isinstance(state, np.ndarray) else state
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process may still take: the system's or, where that is tighter, those of its control groups.
+    """Return how many bytes this process can still allocate: the system's free memory or a tighter cgroup limit.
 
-    A container's or a cluster job's limit is such a group's, of either version of Linux's control groups. A group's
-    files in memory that nobody reads count as free, as the system's do.
+    Containers and cluster jobs limit memory by control groups (cgroups, version 1 or 2). As in the system's own figure,
+    a group's inactive file cache counts as free.
+
+    Args:
+        root: where /proc and /sys are found; another folder in tests.
     """
     free = int(psutil.virtual_memory().available)
-    for group, (limit, used, unread) in _memory_groups(root):
-        with suppress(OSError, ValueError, KeyError):  # no such group, or no limit ("max")
+    for group, (limit, used, inactive) in _memory_groups(root):
+        with suppress(OSError, ValueError, KeyError):  # there is no such group, or no limit ("max")
             statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             total, taken = (int((group / name).read_text()) for name in (limit, used))
-            free = min(free, total - taken + int(statistics[unread]))
+            free = min(free, total - taken + int(statistics[inactive]))
     return free
 
 
 def _memory_groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """The folders of the control groups that limit this process's memory, with their names for it.
+    """Yield the folders of the control groups that limit this process, with the file and field names to read there.
 
-    A container may be told its group's path as the host sees it; its own top folder is the group then.
+    Inside a container the path of the group may be the host's. That path does not exist then, and the top folder is the
+    container's group.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -179,10 +180,10 @@ def _memory_groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
 
 
 def keep_freed_memory(up_to: int = 1 << 30) -> None:
-    """Let glibc keep blocks of up to so many bytes for the next tensor instead of handing them back at every free.
+    """Let glibc keep freed blocks of up to `up_to` bytes for reuse instead of returning them to the system.
 
-    Without it a tensor over 32 MB costs a page fault per 4 KB each time it is made. Linux with glibc only; elsewhere
-    nothing happens.
+    By default every allocation of a tensor over 32 MB costs a page fault per 4 KB. Does nothing unless on Linux with
+    glibc.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     if sys.platform == "linux":

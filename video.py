@@ -1,8 +1,8 @@
-"""Videos of evaluation episodes: recorded frame by frame, written over, tiled, and turned into clips for TensorBoard.
+"""Videos of evaluation episodes: recorded frame by frame, overlaid with text, tiled, and converted for TensorBoard.
 
-Files are H.264 in mp4, which every browser plays, written through imageio-ffmpeg while the episode runs, so a clip
-never lies in memory. OpenCV draws the text, reads frames back and encodes the animated GIFs. A video that fails gives
-a warning and nothing else: training goes on.
+Files are H.264 in mp4, which every browser plays. They are written through imageio-ffmpeg while the episode runs, so a
+video is never in memory as a whole. OpenCV draws the text, reads frames back and encodes the animated GIFs. If a video
+fails, a warning is printed and training continues.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
+import imageio_ffmpeg
 import numpy as np
 
-VIDEO_SIZE = 256  # pixels, height and width of a recorded frame
-GRID_WIDTH = 1280  # pixels, at most, of the picture of all skills
-CLIP_SIZE, CLIP_FRAMES = 192, 64  # TensorBoard clips: tile size in pixels and number of frames, at most
-FAILURES = (OSError, RuntimeError, ValueError, ImportError, MemoryError, cv2.error)
+VIDEO_SIZE = 256  # height and width of a recorded frame, pixels
+GRID_WIDTH = 1280  # largest width of the video of all skills, pixels
+CLIP_SIZE, CLIP_FRAMES = 192, 64  # TensorBoard clips: size of a tile in pixels, and largest number of frames
+FAILURES = (OSError, RuntimeError, ValueError, ImportError, MemoryError, cv2.error)  # of a video; they only warn
 
 
 class VideoRecorder:
-    """Writes one mp4 at a time into `folder`; without a folder every call does nothing.
+    """Write one mp4 file at a time. Without a folder, every method does nothing.
 
     Args:
-        folder: where the videos go (made when the first one is written), or None.
+        folder: where the videos are written, or None. It is made when the first one is written.
         fps: playback speed, frames per second.
-        size: height and width that whoever draws the frames gives them, pixels.
+        size: height and width at which the caller should draw the frames, pixels.
     """
 
     def __init__(self, folder: Path | None, fps: float, *, size: int = VIDEO_SIZE) -> None:
@@ -42,15 +43,16 @@ class VideoRecorder:
 
     @property
     def recording(self) -> bool:
+        """Whether a video has been started and not stopped."""
         return self._path is not None
 
     def start(self, name: str) -> None:
-        """Begin `<name>.mp4`."""
+        """Start `<name>.mp4`."""
         if self.folder is not None:
             self._path, self._writer = self.folder / f"{name}.mp4", None
 
     def record(self, frame: np.ndarray, text: Sequence[str] = ()) -> None:
-        """Append a frame, uint8 RGB (H, W, 3), with lines of text written over it."""
+        """Append a frame, uint8 RGB `(H, W, 3)`, overlaid with lines of text."""
         if self._path is None:
             return
         try:
@@ -64,7 +66,7 @@ class VideoRecorder:
             self.give_up(error)
 
     def stop(self) -> Path | None:
-        """Finish the file; its path, or None where nothing was recorded."""
+        """Finish the file and return its path, or None if nothing was recorded."""
         path, writer = self._path, self._writer
         self._path = self._writer = None
         if path is None or writer is None:
@@ -80,7 +82,7 @@ class VideoRecorder:
 
     @contextmanager
     def recorded(self, name: str) -> Iterator[None]:
-        """What is recorded in the block becomes `<name>.mp4`; where it raises, there is no file."""
+        """Record `<name>.mp4` within the block. If the block raises, there is no file."""
         self.start(name)
         try:
             yield
@@ -90,11 +92,14 @@ class VideoRecorder:
         self.stop()
 
     def tile(self, name: str, videos: Sequence[Path]) -> Path | None:
-        """Write `<name>.mp4` with the given videos side by side; one that ends early holds its last frame."""
+        """Write `<name>.mp4` with the given videos side by side. One that ends early holds its last frame.
+
+        Returns its path, or None if there are no videos or it fails.
+        """
         if self.folder is None or not videos:
             return None
         columns = math.ceil(math.sqrt(len(videos)))
-        size = min(self.size, GRID_WIDTH // columns) // 2 * 2 or 2  # even, as H.264 wants it
+        size = min(self.size, GRID_WIDTH // columns) // 2 * 2 or 2  # H.264 needs even sizes
         self.start(name)
         try:
             for frames in _together([read_video(path) for path in videos]):
@@ -107,12 +112,12 @@ class VideoRecorder:
         return self.stop()
 
     def give_up(self, error: BaseException | str) -> None:
-        """Warn, and drop what was written of the video."""
+        """Print a warning and delete what was written of the video."""
         _warn(self._path, error)
         self.drop()
 
     def drop(self) -> None:
-        """End the video without a file."""
+        """Stop recording and delete what was written."""
         path, writer = self._path, self._writer
         self._path = self._writer = None
         if writer is not None:
@@ -123,13 +128,13 @@ class VideoRecorder:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left of videos that it was writing."""
+    """Delete the unfinished videos of a process that was killed."""
     for path in folder.glob(".*.partial.mp4"):
         path.unlink(missing_ok=True)
 
 
 def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """A copy of the frame with the lines written into its upper left corner, white on black edges."""
+    """Return a copy of the frame with the lines in its upper left corner, white with black edges."""
     image = np.ascontiguousarray(frame).copy()
     scale = image.shape[0] / 512
     for number, line in enumerate(lines, start=1):
@@ -142,11 +147,11 @@ def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
 
 
 def read_video(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a video, uint8 RGB (H, W, 3). Raises OSError where it can't be read."""
+    """Yield the frames of a video, uint8 RGB `(H, W, 3)`. Raises OSError if it cannot be read."""
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
-            raise OSError(f"{path} can't be read")
+            raise OSError(f"{path} cannot be read")
         while True:
             ok, frame = capture.read()
             if not ok:
@@ -157,19 +162,19 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
 
 
 def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
-    """A video as a small animated GIF with its height and width; None, and a warning, where that fails.
+    """Return a video as an animated GIF, with its height and width. If that fails, warn and return None.
 
-    It plays as long as the video does, with at most CLIP_FRAMES of its frames, shrunk to CLIP_SIZE per tile.
+    The GIF plays as long as the video, with at most CLIP_FRAMES of its frames, shrunk to CLIP_SIZE per tile.
     """
     try:
-        stride = math.ceil(sum(1 for _ in read_video(path)) / CLIP_FRAMES)  # twice through, and never all in memory
+        stride = math.ceil(sum(1 for _ in read_video(path)) / CLIP_FRAMES)  # two passes save memory
         animation = cv2.Animation()
         animation.frames = [
             cv2.cvtColor(_shrunk(frame), cv2.COLOR_RGB2BGR) for frame in islice(read_video(path), None, None, stride)
         ]
         height, width = animation.frames[0].shape[:2]
         animation.durations = [max(20, round(1000 * stride / fps))] * len(animation.frames)
-        # Level 3 keeps areas of one colour plain: half the bytes of OpenCV's default, and text that can be read.
+        # Level 3 does not dither areas of one colour: half the size of OpenCV's default, and the text is legible.
         encoded, data = cv2.imencodeanimation(".gif", animation, [cv2.IMWRITE_GIF_DITHER, 3])
         if not encoded:
             raise OSError("OpenCV could not encode the animation")
@@ -185,20 +190,19 @@ def _shrunk(frame: np.ndarray) -> np.ndarray:
 
 
 def _open_writer(path: Path, shape: tuple[int, ...], fps: float) -> subprocess.Popen[bytes]:
-    import imageio_ffmpeg
-
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"),
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{shape[1]}x{shape[0]}", "-r", str(fps), "-i", "-"),
         *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "veryfast", "-crf", "25", "-movflags", "+faststart"),
-        *("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"),  # even, as yuv420p wants it
+        *("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"),  # yuv420p needs even sizes
         str(path),
     ]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def _close_writer(writer: subprocess.Popen[bytes]) -> None:
+    """Wait for ffmpeg. Raises OSError if it failed."""
     _, complaint = writer.communicate()
     if writer.returncode:
         lines = complaint.decode(errors="replace").strip().splitlines()
@@ -210,7 +214,7 @@ def _partial(path: Path) -> Path:
 
 
 def _together(videos: Sequence[Iterator[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-    """Step through several videos at once until the longest ends; the others hold their last frame."""
+    """Yield the frames of several videos at once until the longest ends. The others hold their last frame."""
     current = [next(video) for video in videos]
     while True:
         yield current

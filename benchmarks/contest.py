@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from envs.renderer import RendererInfo
 from tqdm import tqdm
 
+from envs.renderer import RendererInfo
 from utils import keep_freed_memory
 
 Row = dict[str, Any]

@@ -71,7 +71,7 @@ def skill_likelihoods(agent: DIAYNAgent, frames: np.ndarray, frame_stack: int) -
         frames: uint8 `(T + 1, 3, image_size, image_size)`.
         frame_stack: number of frames in an observation.
     """
-    log_q = agent.assess_log_likelihood(stack_frames(frames, frame_stack))
+    log_q = agent.log_likelihood(stack_frames(frames, frame_stack))
     return pd.DataFrame({"skill_id": agent.skills(), "log_q_mean": log_q.mean(axis=0), "log_q_sum": log_q.sum(axis=0)})
 
 

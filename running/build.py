@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from envs.make import make_environment
-from envs.parallel import open_eval_envs
 
 from config import Config, Role
 from diayn import DIAYNAgent
 from drq import DrQAgent
+from envs.make import make_environment
+from envs.parallel import open_eval_envs
 from errors import RunError, UserError
 from replay_buffer import ReplayBuffer
 from running.run import Run

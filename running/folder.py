@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from envs.renderer import RendererInfo
 
 from config import Config, folder_name
+from envs.renderer import RendererInfo
 from running.atomic_files import write_file
 from running.stored_config import CONFIG_FILE
 

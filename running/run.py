@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from envs.parallel import EvalEnvs
-from envs.pixel_env import PixelEnv
 
 from config import Config
 from drq import DrQAgent
+from envs.parallel import EvalEnvs
+from envs.pixel_env import PixelEnv
 from logger import Logger
 from replay_buffer import ReplayBuffer
 from running.checkpoint import Checkpoints

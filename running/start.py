@@ -7,13 +7,12 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from envs.parallel import EvalEnvs
-from envs.renderer import RendererInfo
-from evaluation.play import best_skill
-
 from config import Config
 from drq import DrQAgent
+from envs.parallel import EvalEnvs
+from envs.renderer import RendererInfo
 from errors import CheckpointError, LogError, RenderingError, RunError, UserError, WorkerError
+from evaluation.play import best_skill
 from logger import Logger
 from running.atomic_files import locked, no_room
 from running.build import build_run, choose_device, out_of_memory_is_an_error

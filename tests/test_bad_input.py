@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Mount
+
+from tests.support.paths import ROOT, Mount
 
 SMALL = (
     "--image_size 24 --time_limit 8 --action_repeat 2 --num_train_steps 6 --num_seed_steps 4 --num_skills 2 "

@@ -29,24 +29,26 @@ import files
 import numpy as np
 import pytest
 import run_folder
+import runs
 import torch
 from checkpoint import FOLDER, MANIFEST, CheckpointError, Checkpoints, State
 from files import UNFINISHED
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
-from test_config import FLAGS
-from test_train import TINY, RecordingEnv
 
-import dmc
+import envs.make
+import envs.renderer
 import replay_buffer
-import runs
 import train
 from config import CHANGEABLE, CONFIG_FILE, CONFIG_TYPES, Config, UserError, parse_args
 from replay_buffer import Batch, ReplayBuffer
+from tests.support.runs import RecordingEnv
+from tests.test_config import FLAGS
+from tests.test_train import TINY
 
-REAL_CHOOSE_RENDERER, REAL_MAKE_ENVIRONMENT = dmc.choose_renderer, runs.make_environment
-RENDERER = dmc.RendererInfo("fake", "a fake renderer")
+REAL_CHOOSE_RENDERER, REAL_MAKE_ENVIRONMENT = envs.renderer.choose_renderer, envs.make.make_environment
+RENDERER = envs.renderer.RendererInfo("fake", "a fake renderer")
 STEPS = 25  # agent steps of the run whose checkpoint is damaged here: it ends in the middle of its third episode
 # What its checkpoint has: the first one, at step 0, had no frame for a piece of the replay buffer.
 FILES = ("manifest.json", "replay_2.pt", "replay_3.pt", "replay_4.pt", "state_4.pt")
@@ -81,8 +83,8 @@ class Crash(BaseException):
 def fakes() -> Iterator[None]:
     """Fakes in the place of dm_control and of the disk's own delay."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "make_environment", lambda config: StrictEnv())
-        patch.setattr(dmc, "choose_renderer", lambda: RENDERER)
+        patch.setattr(envs.make, "make_environment", lambda config: StrictEnv())
+        patch.setattr(envs.renderer, "choose_renderer", lambda: RENDERER)
         patch.setattr(os, "fsync", lambda handle: None)
         yield
 
@@ -1126,7 +1128,7 @@ def test_task_that_is_a_path(task: str) -> None:
     if task.removeprefix("dmc_").removeprefix("dmc_") == "cartpole_swingup":
         return
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "make_environment", REAL_MAKE_ENVIRONMENT)
+        patch.setattr(envs.make, "make_environment", REAL_MAKE_ENVIRONMENT)
         work_dir = Path(place) / "a" / "b" / "runs"
         answer = call([*shlex.split(TINY), f"--env={task}", "--work_dir", str(work_dir)])
         assert_refused(answer, "--env")

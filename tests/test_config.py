@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from config import CHANGEABLE, Config, parse_args
+from tests.support.paths import ROOT
 
 # flag: (default, another value as text, the same parsed). Floats are told from integers by type.
 FLAGS: dict[str, tuple[Any, str, Any]] = {

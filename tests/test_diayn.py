@@ -1,4 +1,4 @@
-"""DIAYN's parts: the discriminator, the intrinsic reward, the skills, and what they do to DrQ's update."""
+"""DIAYN: the intrinsic reward, the discriminator's training, skills, and evaluation."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import ACTION_DIM, OBS_SHAPE, SMALL_DIAYN, random_batch, small_diayn
 
 from diayn import DIAYNAgent
-from drq import DrQAgent, Metrics, Views
+from drq import Metrics, Views
 from replay_buffer import ReplayBuffer
+from tests.support.oracle import ACTION_DIM, OBS_SHAPE, SMALL_DIAYN, random_batch, small_diayn
 
-NUM_SKILLS = SMALL_DIAYN["num_skills"]
-
-
+NUM_SKILLS = SMALL_DIAYN["num_skills"]  # 4
 both_encoders = pytest.mark.parametrize("discriminator_encoder", ["shared", "separate"])
 
 
-def let_discriminator_say(agent: DIAYNAgent, logits: list[float]) -> None:
-    """From now on these are its logits, whatever it sees."""
+def fix_logits(agent: DIAYNAgent, logits: list[float]) -> None:
+    """Let the discriminator return these logits for every image, until it is trained."""
     last = agent.discriminator.classifier[-1]
     assert isinstance(last, torch.nn.Linear)
     torch.nn.init.zeros_(last.weight)
@@ -41,7 +39,7 @@ COLOURS = np.random.default_rng(0).integers(256, size=(NUM_SKILLS, OBS_SHAPE[0],
 
 
 def colour_per_skill(skill: torch.Tensor) -> torch.Tensor:
-    """One-coloured images (N, C, H, W), of one colour for each skill."""
+    """Return images (N, C, H, W) of a single colour, which depends on the skill only."""
     return torch.from_numpy(COLOURS)[skill].expand(-1, *OBS_SHAPE).contiguous()
 
 
@@ -49,26 +47,31 @@ def colour_per_skill(skill: torch.Tensor) -> torch.Tensor:
 
 
 @both_encoders
-def test_reward_is_zero_at_chance(discriminator_encoder: str) -> None:
+def test_reward_is_zero_at_chance_level(discriminator_encoder: str) -> None:
     agent = small_diayn(discriminator_encoder=discriminator_encoder)
-    let_discriminator_say(agent, [0.7] * NUM_SKILLS)
+    fix_logits(agent, [0.7] * NUM_SKILLS)
     reward = agent.intrinsic_reward(agent.classify(random_images()), torch.arange(8) % NUM_SKILLS)
     torch.testing.assert_close(reward, torch.zeros(8), atol=1e-6, rtol=0)
 
 
 def test_reward_of_a_perfect_discriminator_is_log_k() -> None:
     agent = small_diayn()
-    let_discriminator_say(agent, [0.0, 0.0, 1000.0, 0.0])
+    fix_logits(agent, [0.0, 0.0, 1000.0, 0.0])
     reward = agent.intrinsic_reward(agent.classify(random_images()), torch.full((8,), 2))
     torch.testing.assert_close(reward, torch.full((8,), math.log(NUM_SKILLS)))
 
 
-def test_reward_by_hand() -> None:
-    """q = 1/2, 1/4, 1/8, 1/8 pays log 2, 0, -log 2, -log 2."""
+PROBABILITIES = [1 / 2, 1 / 4, 1 / 8, 1 / 8]  # of the four skills
+LOGITS = [math.log(probability) for probability in PROBABILITIES]
+
+
+def test_reward_of_given_probabilities() -> None:
+    """log q(z) - log p(z), with p(z) = 1/4."""
     agent = small_diayn()
-    let_discriminator_say(agent, [math.log(4.0), math.log(2.0), 0.0, 0.0])
+    fix_logits(agent, LOGITS)
     reward = agent.intrinsic_reward(agent.classify(random_images(4)), torch.arange(4))
-    torch.testing.assert_close(reward, math.log(2.0) * torch.tensor([1.0, 0.0, -1.0, -1.0]))
+    expected = [math.log(probability) - math.log(1 / 4) for probability in PROBABILITIES]
+    torch.testing.assert_close(reward, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("num_skills", [1, 2, 10, 100])
@@ -81,7 +84,7 @@ def test_reward_never_exceeds_log_k(num_skills: int) -> None:
         assert reward.isfinite().all()
         assert reward.max() <= math.log(num_skills) + 1e-6
         best = agent.intrinsic_reward(logits, logits.argmax(dim=1))
-        assert best.min() >= -1e-6, "the likeliest skill is at least as likely as chance"
+        assert best.min() >= -1e-6, "the most likely skill has at least the probability of chance"
 
 
 @both_encoders
@@ -89,25 +92,24 @@ def test_reward_never_exceeds_log_k(num_skills: int) -> None:
 def test_training_reward_is_the_weighted_sum(
     extrinsic: float, intrinsic: float, discriminator_encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What reaches DrQ: the discriminator's judgement of the first view, after the discriminator's step."""
+    """The critic gets the intrinsic reward of the first view, computed after the discriminator's step."""
     seen: list[torch.Tensor] = []
-    learn_from = DrQAgent.learn_from
 
-    def spy(agent: DrQAgent, views: Views, next_features: torch.Tensor) -> Metrics:
-        assert isinstance(agent, DIAYNAgent)
+    def spy(views: Views, reward: torch.Tensor, next_features: torch.Tensor) -> Metrics:
         with torch.no_grad():  # the critic, whose encoder may be shared, is not updated yet
             log_q = F.log_softmax(agent.classify(views.next_obs[: len(views.reward)]), dim=1)
         r_int = log_q[torch.arange(len(views.skill)), views.skill] + math.log(NUM_SKILLS)
-        seen.extend([views.reward, r_int])
-        return learn_from(agent, views, next_features)
+        seen.extend([reward, r_int])
+        return update_critic(views, reward, next_features)
 
-    monkeypatch.setattr(DrQAgent, "learn_from", spy)
     agent = small_diayn(
         discriminator_encoder=discriminator_encoder,
         extrinsic_reward_coeff=extrinsic,
         diayn_intrinsic_reward_coeff=intrinsic,
         lr_discriminator=1e-2,
     )
+    update_critic = agent.update_critic
+    monkeypatch.setattr(agent, "update_critic", spy)
     batch = random_batch(num_skills=NUM_SKILLS)
     metrics = agent.update(batch)
     reward, r_int = seen
@@ -117,20 +119,21 @@ def test_training_reward_is_the_weighted_sum(
     assert metrics["batch_reward"].item() == pytest.approx(batch.reward.mean().item())
 
 
-def test_reward_is_computed_afresh_for_every_batch() -> None:
+def test_reward_is_that_of_the_newest_discriminator() -> None:
+    """It rises when the discriminator learns from the same batch again and again."""
     agent, batch = small_diayn(), random_batch(num_skills=NUM_SKILLS)
-    let_discriminator_say(agent, [0.0] * NUM_SKILLS)
+    fix_logits(agent, [0.0] * NUM_SKILLS)
     rewards = [agent.update(batch)["intrinsic_reward"].item() for _ in range(5)]
     assert rewards == sorted(rewards)
     assert rewards[-1] > rewards[0] + 1e-3
 
 
-# -- the discriminator's learning --------------------------------------------------------------------------------------
+# -- training the discriminator ----------------------------------------------------------------------------------------
 
 
 @both_encoders
-def test_discriminator_loss_trains_the_discriminator_alone(discriminator_encoder: str) -> None:
-    """All of it, an encoder of its own included, and never the critic's encoder."""
+def test_discriminator_loss_trains_the_discriminator_only(discriminator_encoder: str) -> None:
+    """All of it, including an encoder of its own, but never the critic's encoder."""
     agent = small_diayn(discriminator_encoder=discriminator_encoder, learn_temperature=True)
     before = {name: value.clone() for name, value in agent.discriminator.named_parameters()}
     assert any(name.startswith("encoder.") for name in before) == (discriminator_encoder == "separate")
@@ -147,10 +150,10 @@ def test_discriminator_loss_trains_the_discriminator_alone(discriminator_encoder
 
 
 @both_encoders
-def test_discriminators_step_in_an_update_leaves_no_gradient_to_the_critic(
+def test_discriminators_step_in_an_update_gives_the_critic_no_gradients(
     discriminator_encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also on the features that the update computes once for target and discriminator."""
+    """Not through the features either that an update computes once for target and discriminator."""
     agent = small_diayn(discriminator_encoder=discriminator_encoder)
     update_critic = agent.update_critic
     reached: list[bool] = []
@@ -167,10 +170,10 @@ def test_discriminators_step_in_an_update_leaves_no_gradient_to_the_critic(
 
 
 @both_encoders
-def test_critic_learns_the_same_with_the_discriminators_step_and_without(
+def test_discriminators_step_does_not_affect_the_other_networks(
     discriminator_encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the intrinsic reward weighted 0 nothing of the discriminator may be found in DrQ's weights."""
+    """With an intrinsic reward coefficient of 0 they learn the same with and without it, bit for bit."""
     settings: dict[str, Any] = {
         "discriminator_encoder": discriminator_encoder,
         "diayn_intrinsic_reward_coeff": 0.0,
@@ -186,18 +189,19 @@ def test_critic_learns_the_same_with_the_discriminators_step_and_without(
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_discriminator_loss_and_accuracy_by_hand() -> None:
-    """q = 1/2, 1/4, 1/8, 1/8 for every image: skill 0 is guessed, and two of the four are it."""
+def test_discriminator_loss_and_accuracy() -> None:
+    """Mean of -log q(z). It predicts skill 0 for all images, which is right for two of four."""
     agent = small_diayn()
-    let_discriminator_say(agent, [math.log(4.0), math.log(2.0), 0.0, 0.0])
+    fix_logits(agent, LOGITS)
     metrics = discriminator_step(agent, random_images(4), torch.tensor([0, 0, 1, 3]))
-    assert metrics["discriminator_loss"].item() == pytest.approx(math.log(2.0) * (1 + 1 + 2 + 3) / 4)
-    assert metrics["discriminator_accuracy"].item() == 0.5
+    loss = -(math.log(1 / 2) + math.log(1 / 2) + math.log(1 / 4) + math.log(1 / 8)) / 4
+    assert metrics["discriminator_loss"].item() == pytest.approx(loss)
+    assert metrics["discriminator_accuracy"].item() == 2 / 4
 
 
 @both_encoders
 def test_discriminator_learns_separable_skills(discriminator_encoder: str) -> None:
-    """A colour for each skill: within 50 updates it names them, and r_int nears log K."""
+    """Images show one colour per skill: after 50 updates it predicts the skill, and r_int is close to log K."""
     agent = small_diayn(
         discriminator_encoder=discriminator_encoder,
         lr=1e-4,
@@ -215,7 +219,7 @@ def test_discriminator_learns_separable_skills(discriminator_encoder: str) -> No
     assert (agent.assess(colour_per_skill(skill).numpy(), skill.numpy()).predicted == skill.numpy()).all()
 
 
-def test_lr_discriminator_is_the_discriminators_alone() -> None:
+def test_lr_discriminator_applies_to_the_discriminator_only() -> None:
     agent = small_diayn(lr=1e-3, lr_discriminator=0.0)
     before = {name: value.clone() for name, value in agent.discriminator.named_parameters()}
     critic_before = [value.clone() for value in agent.critic.parameters()]
@@ -227,7 +231,7 @@ def test_lr_discriminator_is_the_discriminators_alone() -> None:
 # -- skills ------------------------------------------------------------------------------------------------------------
 
 
-def test_skills_are_all_and_drawn_uniformly() -> None:
+def test_skills_are_sampled_uniformly() -> None:
     agent = small_diayn()
     assert agent.skills() == list(range(NUM_SKILLS))
     rng = np.random.default_rng(0)
@@ -235,10 +239,11 @@ def test_skills_are_all_and_drawn_uniformly() -> None:
     counts = np.bincount([agent.sample_skill(rng) for _ in range(draws)], minlength=NUM_SKILLS)
     assert len(counts) == NUM_SKILLS
     expected = draws / NUM_SKILLS
-    assert ((counts - expected) ** 2 / expected).sum() < 16.27  # chi-square, 3 degrees of freedom, p = 0.001
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 16.27  # the critical value for 3 degrees of freedom and p = 0.001
 
 
-def test_embedding_dim_0_is_the_one_hot_code() -> None:
+def test_embedding_dim_0_gives_one_hot_vectors() -> None:
     agent = small_diayn(skill_embedding_dim=0)
     skill = torch.tensor([2, 0])
     for network in (agent.actor, agent.critic, agent.critic_target):
@@ -246,7 +251,7 @@ def test_embedding_dim_0_is_the_one_hot_code() -> None:
         assert not list(network.skill.parameters())
 
 
-def test_actor_and_critic_have_tables_of_their_own_and_the_target_a_copy() -> None:
+def test_actor_and_critic_have_separate_tables_and_the_target_a_copy() -> None:
     agent = small_diayn(skill_embedding_dim=3)
     actor, critic, target = (
         dict(network.named_parameters())["skill.table.weight"]
@@ -273,7 +278,7 @@ def test_action_depends_on_the_skill(sample: bool, skill_embedding_dim: int) -> 
     obs = random_images()[0].numpy()
     actions = []
     for skill in range(NUM_SKILLS):
-        agent = small_diayn(skill_embedding_dim=skill_embedding_dim)  # afresh, for the same noise
+        agent = small_diayn(skill_embedding_dim=skill_embedding_dim)  # a new agent draws the same noise
         actions.append(agent.act(obs, skill, sample=sample))
     assert len(np.unique(np.round(actions, 4), axis=0)) == NUM_SKILLS
 
@@ -286,12 +291,12 @@ def test_value_depends_on_the_skill(skill_embedding_dim: int) -> None:
         assert len(q.detach().unique()) == NUM_SKILLS
 
 
-# -- episodes ----------------------------------------------------------------------------------------------------------
+# -- evaluation --------------------------------------------------------------------------------------------------------
 
 
 @both_encoders
 def test_assess_and_intrinsic_return_agree_on_an_episode(discriminator_encoder: str, fake_env: Any) -> None:
-    """Judged step by step as in evaluation, or from the replay buffer as in training: the same sum."""
+    """The sum of rewards step by step, as in evaluation, is the return from the replay buffer, as in training."""
     env = fake_env(episode_length=11, action_dim=ACTION_DIM)
     obs_shape = env.observation_space.shape
     agent = small_diayn(obs_shape, discriminator_encoder=discriminator_encoder)
@@ -311,31 +316,35 @@ def test_assess_and_intrinsic_return_agree_on_an_episode(discriminator_encoder: 
         assert agent.intrinsic_return(buffer.recent(11, 4)) == pytest.approx(sum(rewards), rel=1e-4)
 
 
-def test_log_likelihood_of_more_than_a_batch() -> None:
-    agent, obs = small_diayn(), random_batch(9).obs.numpy()
-    expected = agent.assess_log_likelihood(obs)
+def test_log_likelihood() -> None:
+    agent, obs = small_diayn(), random_batch(9).obs
+    with torch.no_grad():
+        expected = agent.classify(obs).log_softmax(dim=1).numpy()
     assert expected.shape == (9, NUM_SKILLS)
-    np.testing.assert_allclose(agent.assess_log_likelihood(obs, batch_size=4), expected, rtol=1e-4)
+    np.testing.assert_allclose(agent.log_likelihood(obs.numpy()), expected, rtol=1e-4)
+    np.testing.assert_allclose(agent.log_likelihood(obs.numpy(), batch_size=4), expected, rtol=1e-4)
 
 
-def test_a_discriminator_of_its_own_has_the_agents_precision() -> None:
+def test_a_separate_encoder_has_the_agents_precision() -> None:
     obs = random_images()
     logits = [small_diayn(discriminator_encoder="separate", precision=p).classify(obs) for p in ("fp32", "bf16")]
     assert not torch.equal(*logits)
     torch.testing.assert_close(*logits, rtol=0.05, atol=0.05)
 
 
-def test_assess_recognises_the_likeliest_skill() -> None:
+def test_assess_predicts_the_most_likely_skill() -> None:
+    """q = 1/8, 5/8, 1/8, 1/8; the intrinsic reward of each skill is log q - log 1/4."""
     agent = small_diayn()
-    let_discriminator_say(agent, [0.0, math.log(5.0), 0.0, 0.0])
+    fix_logits(agent, [math.log(1), math.log(5), math.log(1), math.log(1)])
     assessment = agent.assess(random_images(4).numpy(), np.arange(4))
     assert assessment.predicted.tolist() == [1, 1, 1, 1]
-    assert assessment.intrinsic_reward == pytest.approx([math.log(4 * q / 8) for q in (1, 5, 1, 1)])
+    unlikely, likely = math.log(1 / 8) - math.log(1 / 4), math.log(5 / 8) - math.log(1 / 4)
+    assert assessment.intrinsic_reward == pytest.approx([unlikely, likely, unlikely, unlikely])
 
 
 @both_encoders
-def test_assess_acts_and_judges_as_the_agent_does(discriminator_encoder: str) -> None:
-    """The deterministic action of each row's skill, and the reward that the update would pay for each row."""
+def test_assess_agrees_with_act_and_classify(discriminator_encoder: str) -> None:
+    """Row by row: the deterministic action for the row's skill, and the intrinsic reward as in an update."""
     agent = small_diayn(discriminator_encoder=discriminator_encoder)
     obs, skill = random_images(6), np.arange(6) % NUM_SKILLS
     assessment = agent.assess(obs.numpy(), skill)

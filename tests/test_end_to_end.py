@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_config import DIAYN_COMMAND, DRQ_COMMAND
+
+from tests.support.paths import ROOT
+from tests.test_config import DIAYN_COMMAND, DRQ_COMMAND
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,134 +22,34 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import runs
 import torch
-from checkpoint import MANIFEST, Checkpoints
-from conftest import ROOT, Mount
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dmc
-import runs
 import train
-from config import CHANGEABLE
-from replay_buffer import ReplayBuffer
-
-# Ten and a half episodes of 8 agent steps, updates from step 20 on, a replay buffer that is full after four episodes.
-# Evaluations after steps 0, 24, 48, 64 and 84; checkpoints after 0, 24, 40, 64, 80 and 84.
-SMALL = (
-    "--device cpu --env cartpole_swingup --image_size 24 --time_limit 16 --action_repeat 2 --num_train_steps 84 "
-    "--num_seed_steps 20 --num_skills 2 --batch_size 4 --hidden_dim 8 --encoder_feature_dim 4 --num_eval_episodes 1 "
-    "--replay_buffer_capacity 30 --log_frequency_step 50 --eval_frequency 21 --checkpoint_frequency 20 "
-    "--save_video false"
+from running.checkpoint import MANIFEST, Checkpoints
+from tests.conftest import Mount
+from tests.support.compare import (
+    assert_equal_runs,
+    checkpoint_step,
+    column,
+    differences,
+    leftovers,
+    state,
+    steps,
+    table,
+    tables,
 )
-EPISODE_STEPS, ACTION_REPEAT = 8, 2
-CLOCK = ("duration", "fps")  # columns and tags that a clock measured
+from tests.support.processes import ACTION_REPEAT, EPISODE_STEPS, SMALL, Child, Launch, launching, run_folder
+
 KILLS, SEED = 20, 1
-PATIENCE = 120.0  # seconds for what takes a few
 
 NO_EVALUATION = "--eval_frequency 1000"  # but the first and the last
 
 signals = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 
 
-class Child:
-    """`python train.py`, the leader of a process group of its own; what it says goes into files.
-
-    Args:
-        line: its arguments.
-        place: a new folder for those files.
-    """
-
-    PROGRAM = "train.py"
-
-    def __init__(self, line: str, place: Path) -> None:
-        place.mkdir()
-        self._said, self._complained = place / "stdout", place / "stderr"
-        environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        with self._said.open("wb") as stdout, self._complained.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / self.PROGRAM), *shlex.split(line)],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def running(self) -> bool:
-        return self.process.poll() is None
-
-    @property
-    def stdout(self) -> str:
-        return self._said.read_text()
-
-    @property
-    def stderr(self) -> str:
-        return self._complained.read_text()
-
-    @property
-    def last_line(self) -> str:
-        return self.stderr.splitlines()[-1]
-
-    def wait(self, timeout: float = PATIENCE) -> int:
-        return self.process.wait(timeout)
-
-    def until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> bool:
-        """Wait for the condition; False where the process ends first, or the time does."""
-        end = time.monotonic() + timeout
-        while not condition():
-            if not self.running or time.monotonic() > end:
-                return bool(condition())
-            time.sleep(0.002)
-        return True
-
-    def until_says(self, text: str) -> None:
-        assert self.until(lambda: text in self.stdout), f"{text!r} was not said: {self.stdout}{self.stderr}"
-
-    def until_episode(self, number: int) -> None:
-        """Wait until this training episode is over."""
-        self.until_says(f"| train | E: {number} ")
-
-    def finish(self) -> Child:
-        """Wait for a good end."""
-        assert self.wait() == 0, self.stderr
-        assert "Traceback" not in self.stderr
-        return self
-
-    def halt(self) -> None:
-        """SIGSTOP, and wait until it stands still."""
-        os.kill(self.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
-
-    def go_on(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-Launch = Callable[[str], Child]
 Undisturbed = Callable[[str], Path]
-
-
-def launching(kind: type[Child], place: Path) -> Iterator[Launch]:
-    """`launch(arguments)`: a Child, which doesn't outlive the test."""
-    children: list[Child] = []
-
-    def start(line: str) -> Child:
-        children.append(kind(line, place / f"{kind.__name__}{len(children)}"))
-        return children[-1]
-
-    yield start
-    for child in children:
-        if child.running:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.process.wait()
 
 
 @pytest.fixture
@@ -171,117 +70,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
         return done[line]
 
     return folder
-
-
-def run_folder(work_dir: Path) -> Path:
-    (record,) = work_dir.glob("*/2*/config.json")
-    return record.parent
-
-
-# -- what a run leaves ---------------------------------------------------------------------------------------------
-
-
-def table(path: Path) -> list[list[str]]:
-    """A CSV's cells as they stand in the file, but for what a clock measured. Every row must be whole."""
-    text = path.read_text()
-    assert text.endswith("\n")
-    header, *rows = [line.split(",") for line in text.splitlines()]
-    assert all(len(row) == len(header) for row in rows), path
-    kept = [number for number, column in enumerate(header) if column not in CLOCK]
-    return [[row[number] for number in kept] for row in (header, *rows)]
-
-
-def tables(folder: Path) -> dict[str, list[list[str]]]:
-    return {name: table(folder / f"{name}.csv") for name in ("train", "eval", "episodes")}
-
-
-def column(folder: Path, name: str, title: str) -> list[str]:
-    header, *rows = table(folder / f"{name}.csv")
-    return [row[header.index(title)] for row in rows]
-
-
-def steps(folder: Path, name: str) -> list[int]:
-    return [int(cell) for cell in column(folder, name, "step")]
-
-
-def scalars(folder: Path, purge: bool) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's (step, value) pairs by tag; `purge`: as it shows them, else all that the files hold."""
-    reader = EventAccumulator(str(folder / "tb"), size_guidance={"scalars": 0}, purge_orphaned_data=purge)
-    reader.Reload()
-    pairs = {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
-    measured = {tag for tag in pairs if tag.rpartition("/")[2] in CLOCK}
-    return {
-        tag: [(step, 0.0 if tag in measured else value) for step, value in found]
-        for tag, found in pairs.items()
-        if not tag.startswith("time/")
-    }
-
-
-def state(folder: Path) -> dict[str, Any]:
-    """All that the checkpoint holds, the replay buffer put together, without clocks and names of files."""
-    checkpoints = Checkpoints(folder)
-    found = checkpoints.read()
-    assert found is not None
-    flags = found["flags"]
-    buffer = ReplayBuffer(flags["replay_buffer_capacity"], (3, *[flags["image_size"]] * 2), flags["frame_stack"], 1)
-    buffer.load_state_dict(found["replay_buffer"])
-    for piece in checkpoints.replay_pieces():
-        buffer.load_transitions(piece)
-    assert len(buffer) > 0
-    found["transitions"] = buffer.transitions_since(0)
-    found["flags"] = {name: value for name, value in flags.items() if name not in CHANGEABLE | {"work_dir"}}
-    found["logs"] = found["logs"]["meters"]
-    del found["stopwatch"], found["render_seconds"]
-    if found["underway"] is not None:
-        del found["underway"]["seconds"]
-    return found
-
-
-def differences(one: Any, two: Any, where: str = "") -> Iterator[str]:
-    """The places in which two states differ, in type or in value."""
-    if type(one) is not type(two):
-        yield f"{where}: {type(one)}, {type(two)}"
-    elif isinstance(one, dict):
-        if list(one) != list(two):
-            yield f"{where}: {list(one)}, {list(two)}"
-        for key in one.keys() & two.keys():
-            yield from differences(one[key], two[key], f"{where}/{key}")
-    elif isinstance(one, (list, tuple)):
-        if len(one) != len(two):
-            yield f"{where}: lengths {len(one)}, {len(two)}"
-        for number, pair in enumerate(zip(one, two, strict=False)):
-            yield from differences(*pair, f"{where}/{number}")
-    elif isinstance(one, torch.Tensor):
-        if one.dtype != two.dtype or not torch.equal(one, two):
-            yield where
-    elif one != two:
-        yield f"{where}: {one}, {two}"
-
-
-def assert_equal_runs(folder: Path, reference: Path, context: str = "", tensorboard: bool = True) -> None:
-    """The same CSVs apart from durations, the same TensorBoard scalars, the same last checkpoint; nothing twice."""
-    for name, rows in tables(reference).items():
-        assert table(folder / f"{name}.csv") == rows, f"{name}.csv {context}"
-        assert steps(folder, name) == sorted(steps(folder, name)), context
-    for name in ("train", "eval"):
-        assert len(steps(folder, name)) == len(set(steps(folder, name))), context
-    assert list(differences(state(folder), state(reference))) == [], context
-    if tensorboard:
-        for purge in (True, False):
-            assert scalars(folder, purge) == scalars(reference, purge), context
-    assert leftovers(folder) == [], context
-
-
-def leftovers(folder: Path) -> list[Path]:
-    return list(folder.rglob("*.partial*"))
-
-
-def checkpoint_step(folder: Path) -> int:
-    """Of the checkpoint there is, all of whose files are read; -1 without one."""
-    checkpoints = Checkpoints(folder)
-    checkpoints.read()
-    assert all(checkpoints.replay_pieces())
-    return checkpoints.step
 
 
 # -- kills ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a run writes down: CSV files that are whole at any moment, console lines, the progress bar, TensorBoard."""
+"""What a run records: CSV files that are complete at any time, console lines, the progress bar, TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from evaluation import skill_report
+from evaluation.play import Trace
 from logger import CsvFile, Episode, Logger, Meters
-from rollouts import Trace
-from skills import rows_of_skills
+from running.columns import update_metrics
+from tests.support.paths import ROOT
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
 
 DRQ_COLUMNS = "episode,step,episode_reward,duration,batch_reward,actor_loss,actor_entropy,actor_target_entropy"
@@ -45,12 +47,13 @@ HEADERS = {
 CRITIC = {"batch_reward": 0.5, "critic_loss": 2.0}
 ACTOR = {"actor_loss": -3.0, "actor_entropy": 1.5, "actor_target_entropy": -2.0, "alpha_loss": 0.25, "alpha_value": 0.1}
 DISCRIMINATOR = {"discriminator_loss": 2.25, "discriminator_accuracy": 0.125, "intrinsic_reward": -0.75}
+METRICS = update_metrics(with_skills=True)
 MakeLogger = Callable[..., Logger]
 
 
 @pytest.fixture
 def make_logger(tmp_path: Path) -> Iterator[MakeLogger]:
-    """Builds a Logger in tmp_path, and closes it after the test."""
+    """`make_logger()` returns a Logger in tmp_path, which is closed after the test."""
     made: list[Logger] = []
 
     def make(*, with_skills: bool = False, tensorboard: bool = False, total_frames: int = 1000) -> Logger:
@@ -73,7 +76,7 @@ def table(folder: Path, name: str) -> pd.DataFrame:
 
 
 def eval_results() -> list[Episode]:
-    """Two skills with two episodes each, of unlike lengths."""
+    """Return two episodes of each of two skills, of different lengths."""
     return [
         Episode(1.0, 10.0, 0, 4.0, 1.0, length=10),
         Episode(1.0, 30.0, 0, -6.0, 0.5, length=10),
@@ -83,27 +86,27 @@ def eval_results() -> list[Episode]:
 
 
 def skill_rows(with_skills: bool = True) -> list[dict[str, Any]]:
-    """What they say of the skills, all at the start and nothing of their physics known."""
+    """Return the rows of skills.csv for these episodes, without states of the physics."""
     played = {
         skill: [(result, Trace(predicted=[0])) for result in eval_results() if result.skill == skill]
         for skill in (0, 1)
     }
-    return rows_of_skills(played) if with_skills else []
+    return skill_report.skill_rows(played) if with_skills else []
 
 
 # -- means of metrics --------------------------------------------------------------------------------------------------
 
 
 def test_meters_are_means_over_the_updates_that_had_the_metric() -> None:
-    """The actor's are there on every second update only."""
-    meters = Meters()
+    """The actor's metrics come with every second update only."""
+    meters = Meters(METRICS)
     for number, critic_loss in enumerate([1.0, 2.0, 6.0, 7.0]):
         meters.add(tensors({"critic_loss": critic_loss} | ({} if number % 2 else {"actor_loss": critic_loss * 10})))
     assert meters.read() == {"critic_loss": 4.0, "actor_loss": 35.0}
 
 
-def test_meters_read_starts_afresh() -> None:
-    meters = Meters()
+def test_reading_meters_resets_them() -> None:
+    meters = Meters(METRICS)
     assert meters.read() == {}
     meters.add(tensors({"critic_loss": 3.0, "actor_loss": 1.0}))
     meters.read()
@@ -112,9 +115,9 @@ def test_meters_read_starts_afresh() -> None:
     assert meters.read() == {"critic_loss": 5.0}
 
 
-def test_meters_and_their_sources_leave_each_other_alone() -> None:
-    """An agent may hand out the same tensor again and write the next value into it."""
-    meters, value = Meters(), torch.tensor(2.0)
+def test_meters_do_not_share_memory_with_their_sources() -> None:
+    """An agent may return the same tensor again with the next value in it."""
+    meters, value = Meters(METRICS), torch.tensor(2.0)
     for number in (2.0, 4.0, 9.0):
         value.fill_(number)
         meters.add({"critic_loss": value})
@@ -129,7 +132,7 @@ def test_meters_and_their_sources_leave_each_other_alone() -> None:
 @pytest.mark.parametrize("with_skills", [False, True])
 @pytest.mark.parametrize("name", ["train.csv", "eval.csv", "episodes.csv"])
 def test_header(name: str, with_skills: bool, make_logger: MakeLogger, tmp_path: Path) -> None:
-    """Written at once, so that pandas reads the file before any row."""
+    """It is written at once, so that pandas reads the file before there is a row."""
     make_logger(with_skills=with_skills)
     header = HEADERS[name, with_skills]
     assert (tmp_path / name).read_text() == header + "\n"
@@ -139,7 +142,7 @@ def test_header(name: str, with_skills: bool, make_logger: MakeLogger, tmp_path:
 
 
 @pytest.mark.parametrize("with_skills", [False, True])
-def test_files_are_whole_between_rows(with_skills: bool, make_logger: MakeLogger, tmp_path: Path) -> None:
+def test_files_are_complete_between_rows(with_skills: bool, make_logger: MakeLogger, tmp_path: Path) -> None:
     logger = make_logger(with_skills=with_skills)
     for number in range(1, 4):
         logger.update(tensors(CRITIC | ACTOR))
@@ -153,7 +156,7 @@ def test_files_are_whole_between_rows(with_skills: bool, make_logger: MakeLogger
 
 
 def test_train_rows_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
-    """Every episode's return, skill and metrics are on its own row; its frames per second are of its own time."""
+    """Each row has its own episode's return, skill and metrics; fps is of the episode's own duration."""
     logger = make_logger(with_skills=True)
     for critic_loss in (1.0, 3.0):
         logger.update(tensors({**CRITIC, **ACTOR, **DISCRIMINATOR, "critic_loss": critic_loss}))
@@ -171,7 +174,7 @@ def test_train_rows_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None
 
 
 def test_late_metrics_leave_earlier_cells_empty(make_logger: MakeLogger, tmp_path: Path) -> None:
-    """No update in the first episode, the actor's not before the third."""
+    """There is no update in the first episode, and none of the actor before the third."""
     logger = make_logger()
     for number, metrics in enumerate(({}, CRITIC, CRITIC | ACTOR), start=1):
         if metrics:
@@ -186,7 +189,7 @@ def test_late_metrics_leave_earlier_cells_empty(make_logger: MakeLogger, tmp_pat
 
 
 def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
-    """Returns are means over episodes; the discriminator's figures over a skill's steps, then over skills."""
+    """Returns are means over episodes; the discriminator's figures are means over a skill's steps, then over skills."""
     make_logger(with_skills=True).evaluation(7, 2800, eval_results(), skill_rows())
     assert table(tmp_path, "eval").to_dict("records") == [
         {
@@ -226,12 +229,43 @@ def test_episodes_file_without_skills(make_logger: MakeLogger, tmp_path: Path) -
     assert rows == ["train,1,400,2.0,5.5,-1,0.0", "eval,1,400,1.0,10.0,-1,0.0"]
 
 
-def test_csv_file_ignores_columns_it_does_not_have(tmp_path: Path) -> None:
+def test_a_row_may_leave_columns_out(tmp_path: Path) -> None:
     file = CsvFile(tmp_path / "a.csv", ("one", "two"))
-    file.write({"two": 2, "three": 3})
+    file.write({"two": 2})
     file.write({"one": 1.5})
     assert (tmp_path / "a.csv").read_text() == "one,two\n,2\n1.5,\n"
     file.close()
+
+
+# -- columns that are not declared -------------------------------------------------------------------------------------
+
+
+def test_a_column_that_the_file_does_not_have_raises(tmp_path: Path) -> None:
+    file = CsvFile(tmp_path / "a.csv", ("one", "two"))
+    with pytest.raises(ValueError, match=r"three: no such column of .*a.csv"):
+        file.write({"two": 2, "three": 3})
+    assert (tmp_path / "a.csv").read_text() == "one,two\n"
+    file.close()
+
+
+@pytest.mark.parametrize("with_skills", [False, True])
+def test_an_undeclared_metric_raises(with_skills: bool, make_logger: MakeLogger, tmp_path: Path) -> None:
+    """Also in a later update, and DIAYN's in a run without skills."""
+    logger = make_logger(with_skills=with_skills)
+    logger.update(tensors(CRITIC))
+    with pytest.raises(ValueError, match="gradient_norm: no such metric"):
+        logger.update(tensors({**CRITIC, "gradient_norm": 1.0}))
+    if not with_skills:
+        with pytest.raises(ValueError, match="discriminator_loss, discriminator_accuracy, intrinsic_reward"):
+            logger.update(tensors(CRITIC | DISCRIMINATOR))
+    logger.train_episode(1, 100, Episode(1.0, 5.0), frames=100)
+    assert table(tmp_path, "train").critic_loss.tolist() == [2.0]
+
+
+def test_an_undeclared_column_of_skills_raises(make_logger: MakeLogger) -> None:
+    rows = [{**row, "speed": 1.0} for row in skill_rows()]
+    with pytest.raises(ValueError, match=r"speed: no such column of .*skills.csv"):
+        make_logger(with_skills=True).evaluation(1, 400, eval_results(), rows)
 
 
 def run_child(source: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -239,8 +273,8 @@ def run_child(source: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", source], env=environment, **options)
 
 
-def test_a_full_disk_is_named() -> None:
-    """Also where not a byte of a row finds room, which Python doesn't put a name to."""
+def test_the_error_of_a_full_disk_names_the_file() -> None:
+    """Also if nothing of a row can be written, when Python's own error has no file name."""
     with pytest.raises(OSError, match="No space left on device: '/dev/full'") as caught:
         CsvFile(Path("/dev/full"), ("one", "two"))
     assert caught.value.errno == errno.ENOSPC
@@ -258,7 +292,7 @@ for number in range(1, 4):
 os.kill(os.getpid(), signal.SIGKILL)
 """
     child = run_child(source, stdout=subprocess.DEVNULL)
-    assert child.wait(timeout=60) == -signal.SIGKILL
+    assert child.wait() == -signal.SIGKILL
     assert table(tmp_path, "train").skill_id.tolist() == [1, 2, 3]
     assert table(tmp_path, "eval").episode_reward.tolist() == [7.0] * 3
     assert table(tmp_path, "episodes").type.tolist() == ["train", "eval"] * 3
@@ -300,7 +334,7 @@ def test_train_line(
     make_logger: MakeLogger,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """DrQ's, with DIAYN's figures behind it; '-' where there was no update yet."""
+    """DrQ's line with DIAYN's figures appended; '-' if there was no update yet."""
     logger = make_logger(with_skills=with_skills)
     if metrics:
         logger.update(tensors(metrics))
@@ -329,7 +363,7 @@ def test_no_progress_bar_without_a_terminal(make_logger: MakeLogger, capfd: pyte
 
 
 def test_progress_bar_on_a_terminal() -> None:
-    """With frames per second and time left, on stderr; the lines go to stdout, and nothing of the bar with them."""
+    """It shows frames per second and time left, on stderr. Lines go to stdout, without the bar."""
     source = """
 import pathlib, tempfile, time
 from logger import Episode, Logger
@@ -350,11 +384,11 @@ logger.close()
     try:
         while data := os.read(terminal, 4096):
             shown += data
-    except OSError:  # how Linux says that the other side was closed
+    except OSError:  # Linux reports like this that the other side was closed
         pass
     finally:
         os.close(terminal)
-    printed = child.communicate(timeout=60)[0].decode()
+    printed = child.communicate()[0].decode()
     assert child.returncode == 0, shown
     bars = re.findall(r"(\d+)%\|[^\r]*?(\d+)/1000 \[\d\d:\d\d<(\S+), +([\d.]+|\?) frames/s\]", shown.decode())
     assert {(percent, frames) for percent, frames, _, _ in bars} >= {("0", "0"), ("25", "250"), ("50", "500")}
@@ -370,9 +404,7 @@ logger.close()
 
 
 def read_events(folder: Path) -> Any:
-    """All that TensorBoard's own reader finds."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    """Return what TensorBoard's own reader finds."""
     everything = {"scalars": 0, "images": 0, "histograms": 0}
     return EventAccumulator(str(folder / "tb"), size_guidance=everything).Reload()
 
@@ -471,8 +503,8 @@ def test_tensorboard_has_the_moving_clip(make_logger: MakeLogger, tmp_path: Path
     np.testing.assert_allclose(levels, range(0, 250, 25), atol=12)
 
 
-def test_a_picture_is_the_same_everywhere(make_logger: MakeLogger, tmp_path: Path) -> None:
-    """As a file that carries the frame's number and in TensorBoard, red as red."""
+def test_a_picture_is_the_same_in_file_and_tensorboard(make_logger: MakeLogger, tmp_path: Path) -> None:
+    """In the file, whose name has the frame, and in TensorBoard. Red stays red."""
     picture = np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8)
     logger = make_logger(with_skills=True, tensorboard=True)
     logger.picture("contact_sheet", picture, 4000)

@@ -1,4 +1,4 @@
-"""Our update against the plain baseline's: the same weights and random inputs give the same losses and weights."""
+"""The agents' updates against the plain baseline's: equal weights and inputs give equal losses and weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import (
+
+from augmentations import RandomShift
+from drq import DrQAgent, Views
+from replay_buffer import Batch, ReplayBuffer
+from tests.support.oracle import (
     ACTION_DIM,
     OBS_SHAPE,
     SMALL,
@@ -19,9 +23,6 @@ from oracle import (
     small_diayn,
     small_drq,
 )
-
-from drq import DrQAgent, RandomShift, Views
-from replay_buffer import Batch, ReplayBuffer
 
 UPDATES = 5
 NUM_SKILLS = SMALL_DIAYN["num_skills"]
@@ -58,7 +59,7 @@ CASES = DRQ | DIAYN
 
 
 def agent_and_oracle(settings: dict[str, Any]) -> tuple[DrQAgent, OracleAgent]:
-    """Our agent and the oracle with the same weights, which both differ from the target's."""
+    """Return an agent and the oracle with equal weights. The target critic differs from the critic."""
     agent = small_diayn(**settings) if "num_skills" in settings else small_drq(**settings)
     with torch.no_grad():
         for parameter in agent.critic_target.parameters():
@@ -67,7 +68,7 @@ def agent_and_oracle(settings: dict[str, Any]) -> tuple[DrQAgent, OracleAgent]:
 
 
 def make_double(agent: DrQAgent, oracle: OracleAgent) -> None:
-    """Both in float64, but for what our encoder does in float32: the division by 255 and the features' rounding."""
+    """Convert both to float64, except what the encoder does in float32: dividing by 255 and rounding the features."""
     for module in (*agent.modules().values(), agent.critic_target):
         module.double()
         encoder = getattr(module, "encoder", None)
@@ -91,7 +92,7 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 def update_both(
     agent: DrQAgent, oracle: OracleAgent, batch: Batch, views: Views, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """One update of each on the same views; the metrics of both."""
+    """Update both on the same views and return the metrics of both."""
     monkeypatch.setattr(agent, "make_views", lambda _: views)
     ours = {name: float(value) for name, value in agent.update(batch).items()}
     monkeypatch.undo()
@@ -100,10 +101,10 @@ def update_both(
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_updates_agree_in_double_precision(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five updates, odd and even, each on its own batch.
+    """Five updates, even and odd, each on another batch.
 
-    1e-7, a float32's last bit, is for a feature that lies so close between two float32 values that the order of a sum
-    decides how it is rounded. Without one the two agree to 1e-13.
+    The tolerance 1e-7 is the last bit of a float32. It is needed if a feature is so close to the middle of two float32
+    values that the order of a sum decides how it is rounded. Otherwise both agree to 1e-13.
     """
     agent, oracle = agent_and_oracle(settings)
     make_double(agent, oracle)
@@ -118,10 +119,11 @@ def test_updates_agree_in_double_precision(settings: dict[str, Any], monkeypatch
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_updates_agree_in_single_precision(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the agents run: 1e-5 for the losses before the first step, then 2 %, and 20 % of the weights' way.
+    """The precision that the agents use.
 
-    Adam divides a gradient by its own size. Where it is next to nothing, rounding decides about a whole step of size
-    lr, and everything after the first step sees that.
+    Losses before the first step agree to 1e-5 and later ones to 2 %. The final weights differ by less than 20 % of the
+    distance that they moved. Adam divides a gradient by its own size: if it is almost 0, rounding decides the sign of a
+    step of size lr, and everything after the first step depends on that.
     """
     agent, oracle = agent_and_oracle(settings)
     start = flat(oracle.translate(agent))
@@ -137,8 +139,8 @@ def test_updates_agree_in_single_precision(settings: dict[str, Any], monkeypatch
     assert (weights - expected).norm() < 0.2 * (expected - start).norm()
 
 
-def test_oracle_update_is_learn_on_its_own_views() -> None:
-    """With the augmentation taken out, `update` is `learn` on the batch twice over, with noise it draws itself."""
+def test_oracle_update_equals_learn_on_its_own_views() -> None:
+    """Without augmentation, `update` is `learn` on two copies of the batch and the noise that it draws."""
     settings = {**SMALL_DIAYN, "extrinsic_reward_coeff": 0.5}
     agent, updating = agent_and_oracle(settings)
     _, learning = agent_and_oracle(settings)
@@ -153,7 +155,7 @@ def test_oracle_update_is_learn_on_its_own_views() -> None:
     views = Views(
         obs=batch.obs.repeat(2, 1, 1, 1),
         action=batch.action,
-        reward=0.5 * batch.reward,
+        reward=batch.reward,
         next_obs=batch.next_obs.repeat(2, 1, 1, 1),
         terminated=batch.terminated,
         skill=batch.skill,
@@ -168,8 +170,8 @@ def test_oracle_update_is_learn_on_its_own_views() -> None:
     )
 
 
-def test_kornia_augmentation_is_our_random_shift() -> None:
-    """Every image the oracle augments is one of our 81 crops of it, and they are not all the same one."""
+def test_kornia_augmentation_equals_random_shift() -> None:
+    """Every image that the oracle augments equals one of the 81 crops of `RandomShift`, and the offsets vary."""
     oracle = OracleAgent(OBS_SHAPE, ACTION_DIM, **SMALL)
     images = random_batch(size=16).obs
     augmented = oracle.augment(images.float())
@@ -184,8 +186,8 @@ def test_kornia_augmentation_is_our_random_shift() -> None:
     assert len(set(found)) > 8
 
 
-def test_full_stack_replay_is_our_replay_buffer(fake_env: Any) -> None:
-    """The same transitions and seed give the same batches; the ring keeps the newest."""
+def test_full_stack_replay_equals_the_replay_buffer(fake_env: Any) -> None:
+    """The same transitions and seed give the same batches; a small ring keeps the newest transitions."""
     env = fake_env(episode_length=7, action_dim=ACTION_DIM)
     obs_shape = env.observation_space.shape
     ours = ReplayBuffer(100, (3, *obs_shape[1:]), 3, ACTION_DIM, seed=5)

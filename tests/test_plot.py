@@ -1,4 +1,4 @@
-"""plot.py on run folders as they are found: finished, killed, of several tasks and settings."""
+"""plot.py on folders of runs: finished, killed, of several tasks and settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from matplotlib.lines import Line2D
 
 import plot
 from config import folder_name, make_config
-from logger import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
+from running.columns import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
 
 MakeRun = Callable[..., Path]
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """Writes a run's CSVs and config.json."""
+    """`make_run(name, returns)` writes a run's CSV files and config.json and returns its folder."""
 
     def make(
         name: str, returns: list[float], env: str = "cartpole_swingup", num_skills: int = 0, seed: int = 1, **flags: Any
@@ -75,7 +75,7 @@ def test_mean_interquartile_mean_and_interval(make_run: MakeRun, tmp_path: Path)
     assert (tmp_path / "out" / "cartpole_swingup.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_runs_of_other_lengths_are_compared_where_all_go(make_run: MakeRun, tmp_path: Path) -> None:
+def test_runs_of_different_lengths_are_compared_on_common_frames(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("long", [0.0, 1.0, 2.0, 3.0], seed=1)
     killed = make_run("killed", [0.0, 3.0], seed=2)
     (killed / "eval.csv").write_text((killed / "eval.csv").read_text().replace("1,1000,", "1,1500,"))
@@ -102,7 +102,7 @@ def test_a_figure_for_each_task_and_a_group_for_each_setting(make_run: MakeRun, 
 
 
 def test_fine_tuned_beside_scratch(make_run: MakeRun, tmp_path: Path) -> None:
-    """Its flags have skills, its tables don't."""
+    """A fine-tuned run has skills in its flags but not in its tables."""
     make_run("scratch", [1.0, 2.0])
     tuned = make_run("tuned", [3.0, 4.0])
     record = json.loads((tuned / "config.json").read_text())
@@ -113,7 +113,7 @@ def test_fine_tuned_beside_scratch(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_what_makes_a_group(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Names and budgets don't, rewards do; of two runs with the same settings and seed the longer one counts."""
+    """Names and budgets do not distinguish groups, rewards do. Of two runs with the same seed the longer one counts."""
     make_run("a", [1.0, 2.0], num_skills=3, seed=1, run_name="a")
     make_run("b", [1.0, 2.0, 5.0], num_skills=3, seed=2, run_name="b", num_train_steps=77)
     make_run("c", [7.0], num_skills=3, seed=2)
@@ -124,14 +124,14 @@ def test_what_makes_a_group(make_run: MakeRun, tmp_path: Path, capsys: pytest.Ca
     assert "c is left out" in capsys.readouterr().err
 
 
-def test_names_and_tables_of_others(make_run: MakeRun, tmp_path: Path) -> None:
-    """A namespaced environment of gymnasium, and a run from before there was skills.csv."""
+def test_unusual_names_and_missing_tables(make_run: MakeRun, tmp_path: Path) -> None:
+    """A namespaced Gymnasium environment, and a run of a version that had no skills.csv."""
     (make_run("a", [1.0, 2.0], env="gym:ns/Env-v0", num_skills=2) / "skills.csv").unlink()
     assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "gym_ns_Env-v0.png").exists()
 
 
-def test_a_run_that_has_just_begun_and_one_without_config(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_run_without_evaluations_and_one_without_config(make_run: MakeRun, tmp_path: Path) -> None:
     empty = make_run("begun", [])
     assert (empty / "eval.csv").read_text().count("\n") == 1
     (make_run("kept", [1.0, 2.0]) / "config.json").unlink()
@@ -171,7 +171,7 @@ def test_bad_input(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "out").exists()
 
 
-def test_no_mean_where_a_curve_has_not_begun_or_has_ended() -> None:
+def test_the_mean_covers_only_frames_that_all_curves_cover() -> None:
     summary = plot.over_seeds([pd.Series([1.0, 2.0, 3.0], index=[0, 4, 8]), pd.Series([6.0, 8.0], index=[2, 6])])
     assert summary["frame"].tolist() == [2, 4, 6]
     assert summary["mean"].tolist() == [(1.5 + 6) / 2, (2 + 7) / 2, (2.5 + 8) / 2]
@@ -184,13 +184,13 @@ def test_over_seeds_alone() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 4, 5])
 def test_an_interval_takes_five_seeds(seeds: int) -> None:
-    """Of two, it would be the lower and the higher one, called 95%."""
+    """With two seeds it would be the two values."""
     summary = plot.over_seeds([pd.Series([0.0, float(seed)], index=[0, 8]) for seed in range(seeds)])
     assert summary[["low", "high"]].isna().to_numpy().all() == (seeds < 5)
 
 
-def test_flags_that_an_experiment_does_not_read_do_not_divide_it(make_run: MakeRun, tmp_path: Path) -> None:
-    """As when a default of the discriminator's changes between two seeds of plain DrQ."""
+def test_flags_that_a_run_does_not_read_do_not_distinguish_groups(make_run: MakeRun, tmp_path: Path) -> None:
+    """For example the discriminator's flags in plain DrQ."""
     make_run("a", [1.0, 2.0], seed=1, lr_discriminator=1e-3, discriminator_encoder="shared", skill_embedding_dim=5)
     make_run("b", [3.0, 4.0], seed=2, benchmark="planet", batch_size=128)
     make_run("c", [1.0, 2.0], seed=1, num_skills=2, lr_discriminator=1e-3)
@@ -223,7 +223,7 @@ def test_more_groups_than_colours_look_different(make_run: MakeRun, tmp_path: Pa
 
 
 def test_distances_of_one_episode_a_skill(make_run: MakeRun) -> None:
-    """There is nothing to compare a skill's states with then, and no line or word of it in the figure."""
+    """There is no distance within a skill then, and the figure has no line or label for it."""
     run = plot.read_run(make_run("one", [1.0], num_skills=3))
     assert run is not None
     for measured, lines in ((0.5, ["other skills", "the same skill"]), (math.nan, ["other skills"])):
@@ -231,7 +231,7 @@ def test_distances_of_one_episode_a_skill(make_run: MakeRun) -> None:
         axes = Figure().add_subplot()
         plot.draw_distances(axes, run)
         assert [line.get_label() for line in axes.get_lines()] == [f"states of {name}" for name in lines]
-        assert all(line.get_marker() == "o" for line in axes.get_lines()), "one evaluation is a point"
+        assert all(line.get_marker() == "o" for line in axes.get_lines()), "a single evaluation is visible as a point"
 
 
 def test_the_interval_is_of_95_percent() -> None:
@@ -260,7 +260,7 @@ def heights(line: Line2D) -> list[float]:
 
 
 def levels(axes: Axes) -> list[float]:
-    """The heights of the lines from side to side."""
+    """Return the heights of the lines that span the axes."""
     return [heights(line)[0] for line in axes.get_lines() if np.asarray(line.get_xdata()).tolist() == [0, 1]]
 
 
@@ -304,7 +304,7 @@ def test_the_reference_is_the_tasks_range_and_mean(make_run: MakeRun, tmp_path: 
     assert not [label for label in walker.get_legend_handles_labels()[1] if "published" in label]
 
 
-def test_places_make_no_group_and_the_longest_run_counts(make_run: MakeRun, tmp_path: Path) -> None:
+def test_folders_do_not_distinguish_groups_and_the_longest_run_counts(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("a", [1.0], seed=1, work_dir="here")
     make_run("b", [1.0, 2.0, 5.0], seed=1, work_dir="there")
     make_run("c", [3.0, 4.0, 7.0], seed=2, work_dir="elsewhere")

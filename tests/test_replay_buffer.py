@@ -1,4 +1,4 @@
-"""The replay buffer against a brute-force reference that keeps every stacked observation."""
+"""The replay buffer against a reference that keeps every stacked observation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTION_DIM = 2
 
 
 class Transition(NamedTuple):
-    """One transition as it was put in, and the running number of the oldest frame that its observation shows."""
+    """One transition as it was added, and the number of the oldest frame in its observation."""
 
     obs: np.ndarray
     action: np.ndarray
@@ -30,9 +30,10 @@ class Transition(NamedTuple):
 
 
 class Recorder:
-    """Feeds a replay buffer and keeps everything. Every frame holds its running number, in two channels of pixels.
+    """Adds random transitions to a replay buffer and keeps all of them.
 
-    The first action component is the transition's running number, by which a sampled one is found again.
+    The first pixels of every frame hold its number, in two channels. The first action component of a transition is its
+    number, which identifies it in a batch.
     """
 
     def __init__(self, capacity: int, frame_stack: int = 3, seed: int = 0) -> None:
@@ -71,12 +72,12 @@ class Recorder:
             self.step(terminated and step == length - 1, skill)
 
     def held(self) -> list[Transition]:
-        """The newest `capacity` transitions whose frames are all among the newest `frame_capacity`."""
+        """Return the newest `capacity` transitions whose frames are all among the newest `frame_capacity`."""
         oldest = self.frame_count - self.buffer.frame_capacity
         return [t for t in self.transitions[-self.buffer.capacity :] if t.oldest_frame >= oldest]
 
     def check(self) -> None:
-        """All that the buffer gives is what was put in, and all of what it must still hold."""
+        """Check that the buffer returns exactly the transitions that it has to hold, as they were added."""
         held = self.held()
         assert len(self.buffer) == len(held)
         everything = list(self.buffer.recent(len(held), 5))
@@ -92,7 +93,7 @@ class Recorder:
 
 
 def assert_equal(batches: list[Batch], transitions: list[Transition]) -> None:
-    """Batches, one after the other, hold exactly these transitions in this order."""
+    """Check that consecutive batches contain exactly these transitions in this order."""
     assert sum(len(batch.reward) for batch in batches) == len(transitions)
     if not transitions:
         return
@@ -110,10 +111,10 @@ def chi_square(counts: np.ndarray) -> float:
 episodes = st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.integers(-1, 5)), min_size=1, max_size=12)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # no time limit
 @given(capacity=st.integers(1, 40), frame_stack=st.integers(1, 4), episodes=episodes)
-def test_buffer_equals_brute_force(capacity: int, frame_stack: int, episodes: list[tuple[int, bool, int]]) -> None:
-    """Any episodes, also shorter than the stack or none at all, in rings of any size, checked all along."""
+def test_buffer_equals_reference(capacity: int, frame_stack: int, episodes: list[tuple[int, bool, int]]) -> None:
+    """Random episodes, including empty ones and ones shorter than the stack, in rings of any size."""
     recorder = Recorder(capacity, frame_stack)
     for length, terminated, skill in episodes:
         recorder.reset()
@@ -127,7 +128,7 @@ def test_buffer_equals_brute_force(capacity: int, frame_stack: int, episodes: li
 
 @pytest.mark.parametrize("capacity", [1, 2, 63, 64, 65, 127, 128, 200])
 def test_episodes_of_64_steps_fill_the_ring(capacity: int) -> None:
-    """From 64 steps on, first frames cost no transition: the newest `capacity` are always all there."""
+    """For such episodes the additional frames suffice: the newest `capacity` transitions are always held."""
     recorder = Recorder(capacity)
     for episode in range(2 + 2 * capacity // 64):
         recorder.reset()
@@ -141,19 +142,20 @@ def test_episodes_of_64_steps_fill_the_ring(capacity: int) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_short_episodes_drop_the_oldest_transitions(length: int) -> None:
-    """Their first frames take room of the ring, and no frame that was overwritten is ever returned."""
+    """Their first frames take room in the ring. No overwritten frame is ever returned."""
     recorder = Recorder(capacity=128)
     for _ in range(300 // length):
         recorder.episode(length, terminated=True)
         recorder.check()
-    ring = 128 + 128 // 64
+    ring = 128 + 128 // 64  # frames; an episode stores `length` transitions in `length + 1` of them
     assert ring * length / (length + 1) - 3 <= len(recorder.buffer) < 128
 
 
 def test_a_frame_is_stored_once() -> None:
-    """At 100,000 transitions of 84 x 84 x 9 at least 5.8 times less memory than both stacks would take."""
+    """100,000 transitions take less memory than storing both stacks of 9 channels, by a factor of at least 5.8."""
     needed = ReplayBuffer.bytes_needed(100_000, (3, 84, 84), 3, action_dim=6)
-    assert 2 * 100_000 * 9 * 84 * 84 / needed > 5.8
+    both_stacks = 100_000 * 2 * 9 * 84 * 84
+    assert both_stacks / needed > 5.8
 
 
 def test_bytes_needed_is_what_the_buffer_takes() -> None:
@@ -163,7 +165,7 @@ def test_bytes_needed_is_what_the_buffer_takes() -> None:
 
 
 def test_sampling_is_uniform_over_what_is_held() -> None:
-    """After the ring has wrapped, and with some transitions dropped: all held ones are equally likely."""
+    """All held transitions are equally likely, also after the ring has wrapped and transitions were dropped."""
     recorder = Recorder(capacity=64, seed=1)
     for _ in range(24):
         recorder.episode(7)
@@ -172,7 +174,8 @@ def test_sampling_is_uniform_over_what_is_held() -> None:
     numbers = recorder.buffer.sample(300 * held).action[:, 0].long().numpy()
     counts = np.bincount(numbers - (len(recorder.transitions) - held), minlength=held)
     assert len(counts) == held
-    assert chi_square(counts) < held - 1 + 3.1 * np.sqrt(2 * (held - 1)) + 4  # about p = 0.001
+    degrees = held - 1  # chi-square has mean `degrees` and variance 2 * `degrees`
+    assert chi_square(counts) < degrees + 3.1 * np.sqrt(2 * degrees) + 4  # about p = 0.001
 
 
 def test_sampling_is_with_replacement() -> None:
@@ -181,7 +184,8 @@ def test_sampling_is_with_replacement() -> None:
     assert len(recorder.buffer.sample(50).reward) == 50
 
 
-def test_same_seed_same_batches_and_recent_draws_nothing() -> None:
+def test_same_seed_gives_the_same_batches() -> None:
+    """`recent` draws no random number."""
     recorders = [Recorder(capacity=50, seed=seed) for seed in (1, 1, 2)]
     for recorder in recorders:
         recorder.episode(40)
@@ -192,7 +196,7 @@ def test_same_seed_same_batches_and_recent_draws_nothing() -> None:
 
 
 @pytest.mark.parametrize(("count", "batch_size", "sizes"), [(0, 4, []), (3, 4, [3]), (8, 4, [4, 4]), (9, 4, [4, 4, 1])])
-def test_recent_comes_oldest_first_in_batches(count: int, batch_size: int, sizes: list[int]) -> None:
+def test_recent_yields_batches_oldest_first(count: int, batch_size: int, sizes: list[int]) -> None:
     recorder = Recorder(capacity=10)
     recorder.episode(20)
     batches = list(recorder.buffer.recent(count, batch_size))
@@ -202,7 +206,7 @@ def test_recent_comes_oldest_first_in_batches(count: int, batch_size: int, sizes
 
 @pytest.mark.parametrize(("length", "held"), [(20, 10), (1, 7)])
 def test_recent_refuses_more_than_is_held(length: int, held: int) -> None:
-    """Whether `capacity` sets the limit or the frames of short episodes do."""
+    """The limit is `capacity`, or fewer transitions after short episodes."""
     recorder = Recorder(capacity=10)
     for _ in range(20):
         recorder.episode(length)
@@ -232,14 +236,14 @@ def test_observations_are_uint8_and_channels_last() -> None:
         assert not images.is_contiguous()
 
 
-def test_memory_that_does_not_exist_is_an_error_that_says_how_much() -> None:
+def test_too_little_memory_is_an_error_that_states_how_much_is_needed() -> None:
     with pytest.raises(MemoryError, match=r"the replay buffer needs \d+\.\d\d GB"):
         ReplayBuffer(10**12, (3, 84, 84), 3, 1)
 
 
 @pytest.mark.parametrize("terminate_at", [None, 5])
 def test_skills_and_steps_stay_with_their_transitions(terminate_at: int | None, fake_env: Any) -> None:
-    """Across resets and the ring's wrap, read off the pixels: channel 0 is the episode, channel 1 the step."""
+    """Across resets and wraps of the ring. Channel 0 of the pixels is the episode, channel 1 the step."""
     env = fake_env(episode_length=7, terminate_at=terminate_at, image_size=4, action_dim=ACTION_DIM)
     buffer = ReplayBuffer(100, (3, 4, 4), 3, ACTION_DIM)
     env.action_space.seed(0)
@@ -266,3 +270,20 @@ def test_skills_and_steps_stay_with_their_transitions(terminate_at: int | None, 
             assert torch.equal(frames[:, -1 - age, 1], (newest - age).clamp(min=0))
     assert torch.equal(batch.terminated, ((steps == last_step - 1) & (terminate_at is not None)).float())
     torch.testing.assert_close(batch.reward, batch.action[:, 0] + next_frames[:, -1, 2] / 256)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_frames_on_a_cuda_device_give_the_same_batches_as_on_the_host() -> None:
+    buffers = [
+        ReplayBuffer(20, (2, 8, 8), 3, ACTION_DIM, device="cuda", storage=storage) for storage in ("cuda", "cpu")
+    ]
+    for buffer in buffers:
+        rng = np.random.default_rng(0)
+        buffer.start_episode(rng.integers(256, size=(6, 8, 8), dtype=np.uint8))
+        for _ in range(50):
+            obs = rng.integers(256, size=(6, 8, 8), dtype=np.uint8)
+            buffer.add(rng.normal(size=ACTION_DIM).astype(np.float32), rng.random(), obs, False, 1)
+    for on_device, on_host in zip(buffers[0].sample(16), buffers[1].sample(16), strict=True):
+        assert on_device.is_cuda
+        assert on_host.is_cuda
+        assert torch.equal(on_device, on_host)

@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from config import parse_args
+from tests.support.paths import ROOT
 
 SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 REQUIREMENTS = ("requirements.txt", "requirements-sweep.txt", "requirements-dev.txt")

@@ -27,17 +27,21 @@ import cv2
 import numpy as np
 import pytest
 import run_folder
-import torch
-from conftest import IMAGE_SIZE, ROOT, FakePixelEnv
-
-import dmc
 import runs
+import torch
+
+import envs.make
+import envs.renderer
 import train
 from config import Config, UserError, parse_args
 from diayn import DIAYNAgent
-from dmc import SimulationError
 from drq import DrQAgent, Views
+from envs.renderer import RendererInfo
+from errors import SimulationError
 from replay_buffer import Batch
+from tests.support.fake_env import IMAGE_SIZE
+from tests.support.paths import ROOT
+from tests.support.runs import Played, RecordingEnv, Row, without_clock
 from utils import free_memory
 
 EVERY_AGENT_FLAG = (  # none at its default
@@ -55,50 +59,6 @@ TINY = (
     "--save_video false --log_save_tb false"
 )
 NEWEST = -3  # the channel of a stack that holds its newest frame's first channel: the fake's episode number
-CLOCK = ("duration", "fps")
-
-Row = dict[str, str]
-
-
-@dataclasses.dataclass
-class Played:
-    """One episode as the environment saw it."""
-
-    seed: int | None
-    observations: list[np.ndarray]  # the reset's first
-    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
-    rewards: list[float] = dataclasses.field(default_factory=list)
-
-
-class RecordingEnv(FakePixelEnv):
-    """The fake environment with a memory.
-
-    Args:
-        ragged: episodes end by themselves after 3 to 8 steps, as the seeded stream has it.
-        blind: actions make no difference.
-    """
-
-    render_seconds = 0.0
-
-    def __init__(self, *, ragged: bool = False, blind: bool = False, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.ragged, self.blind = ragged, blind
-        self.played: list[Played] = []
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        obs, info = super().reset(seed=seed)
-        if self.ragged:
-            self.terminate_at = 3 + int(obs[-1, 0, 0]) % 6
-        self.played.append(Played(seed, [obs]))
-        return obs, info
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        result = super().step(np.zeros_like(action) if self.blind else action)
-        obs, reward = result[:2]
-        self.played[-1].observations.append(obs)
-        self.played[-1].actions.append(action)
-        self.played[-1].rewards.append(reward)
-        return result
 
 
 @dataclasses.dataclass
@@ -156,8 +116,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
             made.append(RecordingEnv(**settings))
             return made[-1]
 
-        monkeypatch.setattr(runs, "make_environment", make)
-        monkeypatch.setattr(dmc, "choose_renderer", lambda: dmc.RendererInfo("fake", "a fake renderer"))
+        monkeypatch.setattr(envs.make, "make_environment", make)
+        monkeypatch.setattr(envs.renderer, "choose_renderer", lambda: RendererInfo("fake", "a fake renderer"))
         return made
 
     return install
@@ -179,10 +139,6 @@ def prepare(fakes: Fakes, tmp_path: Path) -> Iterator[Prepare]:
     yield make
     for lab in labs:
         lab.run.logger.close()
-
-
-def without_clock(rows: list[Row]) -> list[Row]:
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
 
 def numbers(rows: list[Row], column: str) -> list[float]:
@@ -886,32 +842,36 @@ def test_interrupt(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 # -- how the code is laid out ------------------------------------------------------------------------------------------
 
 LAYERS: dict[str, set[str]] = {
-    "benchmark": {"config", "diayn", "dmc", "drq", "logger", "replay_buffer", "rollouts", "runs", "train", "utils"},
-    "sweep": {"config", "files", "stop", "sweep_record", "runs", "checkpoint", "dmc"},
+    "benchmark": {
+        *("config", "diayn", "dmc", "drq", "envs", "errors", "logger", "replay_buffer", "rollouts", "runs", "train"),
+        "utils",
+    },
+    "sweep": {"config", "files", "stop", "sweep_record", "runs", "checkpoint", "envs"},
     "sweep_record": {"config", "files"},
     "plot": {"config", "logger"},
     "evaluate": {
-        *("config", "checkpoint", "dmc", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video", "utils"),
+        *("config", "checkpoint", "envs", "errors", "runs", "diayn", "drq", "logger", "rollouts", "skills", "video"),
+        "utils",
     },
-    "train": {"config", "runs", "stop", "dmc", "logger", "rollouts", "skills", "video"},
+    "train": {"config", "runs", "stop", "errors", "logger", "rollouts", "skills", "video"},
     "runs": {
         *("config", "files", "stop", "checkpoint", "run_folder", "dmc", "diayn", "drq", "replay_buffer", "rollouts"),
-        *("logger", "video", "utils", "gym_env"),
+        *("logger", "video", "utils", "envs", "errors"),
     },
-    "run_folder": {"config", "files", "dmc"},
-    "gym_env": {"dmc"},
+    "run_folder": {"config", "files", "envs"},
     "checkpoint": {"files"},
     "files": {"config"},
-    "config": set(),
+    "config": {"errors"},
+    "errors": set(),
     "skills": {"logger", "replay_buffer", "rollouts"},
     "stop": set(),
-    "rollouts": {"dmc", "drq", "replay_buffer", "logger", "video"},
+    "rollouts": {"envs", "errors", "drq", "replay_buffer", "logger", "video"},
     "diayn": {"drq", "replay_buffer", "utils"},
     "drq": {"replay_buffer", "graphs", "utils"},
     "logger": {"replay_buffer"},
     "replay_buffer": {"utils"},
     "graphs": set(),
-    "dmc": set(),
+    "dmc": {"envs", "errors"},
     "video": set(),
     "utils": set(),
 }
@@ -933,7 +893,7 @@ def imports(module: str) -> set[str]:
 @pytest.mark.parametrize("module", LAYERS)
 def test_imports_point_downward(module: str) -> None:
     ours = {path.stem for path in ROOT.glob("*.py")}
-    assert imports(module) & ours <= LAYERS[module]
+    assert imports(module) & (ours | {"envs"}) <= LAYERS[module]
     assert set(LAYERS) == ours
 
 
@@ -969,7 +929,7 @@ def test_a_changed_source_is_told_from_its_commit(tmp_path: Path, monkeypatch: p
 def test_every_resume_is_written_down_and_other_versions_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    renderer = dmc.RendererInfo("osmesa", "a renderer")
+    renderer = RendererInfo("osmesa", "a renderer")
     run_folder.write_config(parse_args(["--device", "cpu"]), tmp_path, renderer)
     path = tmp_path / "config.json"
     record = json.loads(path.read_text())

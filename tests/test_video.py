@@ -1,4 +1,4 @@
-"""Videos: what is written can be read back and played, and what fails harms nothing."""
+"""Videos: what is written can be read back and played, and a failure only warns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from video import VideoRecorder
 
 FPS = 25.0
 SIZE = 64
-ORANGE, TEAL, VIOLET = (220, 120, 30), (20, 140, 150), (120, 40, 200)  # no two channels alike: a swap shows
+ORANGE, TEAL, VIOLET = (
+    (220, 120, 30),
+    (20, 140, 150),
+    (120, 40, 200),
+)  # swapped channels show
 TOLERANCE = 12  # H.264 and GIF palettes change colours a little
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -32,7 +36,7 @@ def plain(colour: Sequence[int], height: int = SIZE, width: int = SIZE) -> np.nd
 
 
 def clip(frames: int, colour: Sequence[int] = ORANGE) -> list[np.ndarray]:
-    """Frames of one colour with a bright bar whose height tells the frame's number."""
+    """Return frames of one colour with a bright bar whose height is the frame's number."""
     pictures = [plain(colour) for _ in range(frames)]
     for number, picture in enumerate(pictures):
         picture[: round(SIZE * number / frames), -8:] = 255
@@ -50,7 +54,7 @@ def write(folder: Path, name: str, frames: Sequence[np.ndarray], fps: float = FP
 
 
 def read(path: Path) -> list[np.ndarray]:
-    """All frames, RGB, by OpenCV alone."""
+    """Read all frames, RGB, with OpenCV only."""
     capture, frames = cv2.VideoCapture(str(path)), []
     while (picture := capture.read()[1]) is not None:
         frames.append(picture[..., ::-1])
@@ -58,7 +62,7 @@ def read(path: Path) -> list[np.ndarray]:
 
 
 def has_colour(picture: np.ndarray, colour: Sequence[int]) -> bool:
-    """Whether that is the picture's colour, taken at its middle."""
+    """Return whether the middle of the picture has that colour."""
     middle = picture[picture.shape[0] // 4 : -picture.shape[0] // 4, picture.shape[1] // 4 : -picture.shape[1] // 4]
     return bool(np.abs(middle.reshape(-1, 3).mean(0) - colour).max() < TOLERANCE)
 
@@ -107,7 +111,7 @@ def test_frames_per_second(fps: float, tmp_path: Path) -> None:
 
 
 def test_format_is_the_one_that_browsers_play(tmp_path: Path) -> None:
-    """H.264 with 4:2:0 chroma; Chromium alone would take more."""
+    """H.264 with 4:2:0 chroma; some browsers play nothing else."""
     capture = cv2.VideoCapture(str(write(tmp_path, "a", clip(3))))
     codes = (int(capture.get(name)) for name in (cv2.CAP_PROP_FOURCC, cv2.CAP_PROP_CODEC_PIXEL_FORMAT))
     assert [code.to_bytes(4, "little") for code in codes] == [b"h264", b"I420"]
@@ -127,7 +131,7 @@ def test_recorder_knows_whether_it_records(tmp_path: Path) -> None:
 
 
 def test_recorders_work_side_by_side(tmp_path: Path) -> None:
-    """As in an evaluation that plays several skills at once."""
+    """As in an evaluation of several skills."""
     colours = (ORANGE, TEAL, VIOLET)
     recorders = [VideoRecorder(tmp_path, FPS) for _ in colours]
     for number, recorder in enumerate(recorders):
@@ -181,7 +185,7 @@ def test_overlay_writes_into_the_upper_left_of_a_copy() -> None:
 
 
 def test_overlay_is_white_on_black_edges() -> None:
-    """Readable on any ground: every black pixel lies beside a letter, none writes the letter a second time."""
+    """It is readable on any background: every black pixel is next to a letter."""
     text = video.overlay(plain(TEAL, 256, 256), ["skill 3  step 123", "r_int -0.512  sum -123.4"])
     white, black = (text > 110).all(-1), (text < 60).all(-1)
     assert white.sum() > 100
@@ -196,8 +200,8 @@ def test_overlay_shows_the_text_it_is_given() -> None:
     np.testing.assert_array_equal(video.overlay(frame, []), frame)
 
 
-def test_overlay_takes_a_view() -> None:
-    """As of a picture mirrored or cut out, whose memory is not in order."""
+def test_overlay_accepts_a_view() -> None:
+    """For example a mirrored picture, whose memory is not contiguous."""
     frame = plain(TEAL, 128, 128)
     np.testing.assert_array_equal(video.overlay(frame[::-1, ::-1], ["a"]), video.overlay(frame, ["a"]))
 
@@ -221,7 +225,7 @@ def test_recorded_text_is_in_the_video(tmp_path: Path) -> None:
 
 
 def warned(capfd: pytest.CaptureFixture[str], name: str) -> bool:
-    """Whether one warning, which names the video, is on stderr beside what ffmpeg says itself."""
+    """Return whether stderr has one warning, which names the video, besides ffmpeg's own output."""
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
     return len(lines) == 1 and name in lines[0]
 
@@ -285,7 +289,7 @@ def test_missing_ffmpeg_gives_a_warning(
 def test_full_disk_gives_a_warning(
     frames: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Played by an ffmpeg that may write 4 KiB, which end when the file is closed, or before."""
+    """ffmpeg may write only 4 KiB here, so it fails when the file is closed, or before."""
     limited, folder, random = tmp_path / "ffmpeg", tmp_path / "video", np.random.default_rng(0)
     limited.write_text(f"#!/bin/sh\ntrap '' XFSZ\nulimit -f 8\nexec {imageio_ffmpeg.get_ffmpeg_exe()} \"$@\"\n")
     limited.chmod(0o755)
@@ -299,7 +303,7 @@ def test_full_disk_gives_a_warning(
     assert names(folder) == []
 
 
-def test_recording_goes_on_with_the_next_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_video_is_recorded_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = VideoRecorder(tmp_path, FPS)
     with monkeypatch.context() as broken:
         broken.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no_such_program"))
@@ -318,7 +322,7 @@ def test_recording_goes_on_with_the_next_video(tmp_path: Path, monkeypatch: pyte
 def test_video_that_cannot_be_read_gives_a_warning(
     content: bytes | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """When it is to be tiled, beside a good one, and when it is to be a clip."""
+    """When it is tiled with a good one, and when it is converted to a clip."""
     good, bad = write(tmp_path, "good", clip(3)), tmp_path / "bad.mp4"
     if content is not None:
         bad.write_bytes(content)
@@ -339,7 +343,7 @@ def test_video_that_cannot_be_read_gives_a_warning(
 def test_tile_shows_all_videos_until_the_longest_ends(
     number: int, rows: int, columns: int, tile: int, tmp_path: Path
 ) -> None:
-    """Each is TEAL until its last frame, which is ORANGE and stays; cells without a video are black."""
+    """Each is TEAL until its last frame, which is ORANGE and is held. Tiles without a video are black."""
     lengths = [2 + 3 * skill % 7 for skill in range(number)]
     videos = [
         write(tmp_path, f"{skill}", [plain(TEAL)] * (length - 1) + [plain(ORANGE)])
@@ -359,7 +363,7 @@ def test_tile_shows_all_videos_until_the_longest_ends(
 
 
 def test_tile_of_many_videos_stays_within_the_width_and_even(tmp_path: Path) -> None:
-    """26 videos make 6 columns of 212 pixels: 213 would fit, but not H.264."""
+    """26 videos make 6 columns. 213 pixels would fit the width, but H.264 needs even sizes."""
     one = write(tmp_path, "one", clip(2))
     path = VideoRecorder(tmp_path, FPS).tile("grid", [one] * 26)
     assert path is not None
@@ -400,7 +404,7 @@ def test_gif_clip_plays_as_long_as_the_video(frames: int, fps: float, kept: int,
 
 
 def test_gif_clip_of_a_grid_shrinks_every_tile(tmp_path: Path) -> None:
-    """A tile has CLIP_SIZE pixels, so the text on it can still be made out."""
+    """A tile has CLIP_SIZE pixels, so that its text stays legible."""
     path = write(tmp_path, "a", [plain(TEAL, 2 * video.VIDEO_SIZE, 3 * video.VIDEO_SIZE)] * 2)
     gif = video.gif_clip(path, FPS)
     assert gif is not None
@@ -429,7 +433,7 @@ def test_video_plays_in_a_browser(tmp_path: Path) -> None:
         *("--autoplay-policy=no-user-gesture-required", f"--user-data-dir={tmp_path / 'profile'}"),
         *("--virtual-time-budget=10000", "--dump-dom", page.as_uri()),
     ]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    child = subprocess.run(command, capture_output=True, text=True)
     played = re.search(r"\{.*\}", html.unescape(child.stdout.partition("<body>")[2]))
     assert played, child.stdout + child.stderr
     report = json.loads(played.group())

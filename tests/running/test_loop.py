@@ -6,7 +6,6 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import cv2
@@ -16,9 +15,8 @@ import torch
 
 from diayn import DIAYNAgent
 from drq import DrQAgent
-from errors import RunError, SimulationError
+from errors import SimulationError
 from replay_buffer import Batch
-from running import loop
 from tests.support.labs import Prepare, numbers
 from tests.support.runs import RecordingEnv, without_clock
 
@@ -404,7 +402,6 @@ def test_skills_are_drawn_from_their_own_stream(prepare: Prepare) -> None:
     assert lab.run.skill_rng.bit_generator.state != drawn
 
 
-
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -459,5 +456,3 @@ def test_an_unstable_training_episode(
     assert [len(episode.actions) for episode in lab.env.played] == [10, 5, 10, 5]
     assert len(lab.run.buffer) == 30
     assert capsys.readouterr().err.count("warning: a training episode ends early, by frame 60: the physics") == 1
-
-

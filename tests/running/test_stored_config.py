@@ -27,6 +27,8 @@ from tests.support.fuzz import ODD_JSON, fuzz
 from tests.support.labs import FINISHED_STEPS
 from tests.support.program import assert_refused, call, can_open, parse, resume
 
+Template = Callable[[str], list[str]]
+
 FIXED = [name for name in TYPES if name not in RESUMABLE]
 OTHER_VALUES = {
     **{name: text for name, (_, text, _) in FLAGS.items()},
@@ -174,7 +176,7 @@ def test_any_command_line_beside_resume(finished: Path, words: list[str]) -> Non
         assert differing(before, config) <= RESUMABLE
 
 
-# -- fine-tuned runs and templates -------------------------------------------------------------------------------------
+# -- what decides beside a template or a source run -------------------------------------------------------------------------------------
 
 
 def test_a_fine_tuned_run_inherits_its_source(tmp_path: Path) -> None:
@@ -215,6 +217,68 @@ def test_a_template_does_not_set_the_device(tmp_path: Path) -> None:
     template = store(tmp_path, parse("--device cpu --lr 0.25")) / CONFIG_FILE
     config = parse(f"--config {template}")
     assert (config.device, config.lr) == (None, 0.25)
+
+
+# -- templates --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Template:
+    """`template(flags)` writes the config.json of a run and returns the flag that names it."""
+
+    def write(line: str) -> list[str]:
+        folder = store(tmp_path / "template", parse(f"{line} --notes old"))
+        return ["--config", str(folder / CONFIG_FILE)]
+
+    return write
+
+
+def test_a_template_gives_the_settings(pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the run's name. Flags beside it win, and what follows from them is derived again."""
+    file = str(pretrained / CONFIG_FILE)
+    derived = train.parse_args(["--config", file, "--num_skills", "0", "--lr", "0.01"])
+    assert (derived.extrinsic_reward_coeff, derived.temperature, derived.num_eval_episodes) == (1.0, "learned", 10)
+    assert train.parse_args(["--config", file, "--benchmark", "planet"]).batch_size == 512
+    config = train.parse_args(["--config", file])
+    assert (config.hidden_dim, config.num_skills, config.num_train_steps) == (16, 4, 40)
+    assert config.run_name is None
+    assert train.parse_args(["--config", file, "--hidden_dim", "8", "--num_train_frames", "30"]).num_train_steps == 10
+    assert train.parse_args(["--config", file, "--hidden_dim", "8"]).hidden_dim == 8
+    for line in (["--config", "nowhere.json"], ["--config", file, "--resume", str(pretrained)]):
+        with pytest.raises(SystemExit):
+            train.parse_args(line)
+        assert "--config" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_skills_the_rewards_are_derived_again(template: Template) -> None:
+    paid = template("--num_skills 5 --diayn_intrinsic_reward_coeff 2 --extrinsic_reward_coeff 0.5")
+    config = train.parse_args([*paid, "--num_skills", "0"])
+    assert (config.diayn_intrinsic_reward_coeff, config.extrinsic_reward_coeff, config.notes) == (0.0, 1.0, "")
+    config = train.parse_args([*paid, "--num_skills", "6"])
+    assert (config.diayn_intrinsic_reward_coeff, config.extrinsic_reward_coeff) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--num_skills 0 --hidden_dim 32 --lr 0.25", "--num_skills 5 --diayn_intrinsic_reward_coeff 2 --lr 0.25"],
+)
+def test_a_fine_tuned_run_has_its_networks_from_its_source(template: Template, pretrained: Path, line: str) -> None:
+    """The template's network flags and reward coefficients are ignored, not refused."""
+    config = train.parse_args([*template(line), "--finetune_from", str(pretrained)])
+    assert (config.num_skills, config.hidden_dim, config.lr) == (4, 16, 0.25)
+
+
+def test_a_benchmark_is_applied_to_another_task(template: Template) -> None:
+    """The action repeat is the new task's, unless the template's was given or the benchmark has none."""
+    planet = template("--num_skills 0 --benchmark planet --env cartpole_swingup")
+    config = train.parse_args([*planet, "--env", "walker_walk"])
+    assert (config.benchmark, config.action_repeat, config.batch_size) == ("planet", 2, 512)
+    assert train.parse_args(planet).action_repeat == 8
+    given = template("--num_skills 0 --benchmark planet --env cartpole_swingup --action_repeat 5 --batch_size 64")
+    config = train.parse_args([*given, "--env", "walker_walk"])
+    assert (config.action_repeat, config.batch_size) == (5, 64)
+    other = template("--num_skills 0 --benchmark planet --env hopper_hop --action_repeat 3")
+    assert train.parse_args(other).action_repeat == 3
 
 
 # -- damaged files -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What an evaluation says of the skills, against numbers worked out by hand and on real rollouts."""
+"""The report on skills, against numbers computed by hand and on real rollouts."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-import dmc
 from diayn import DIAYNAgent
-from logger import Episode
-from rollouts import Start, Trace, make_lanes, play
-from skills import (
+from dmc import DMCEnv
+from envs.parallel import open_eval_envs
+from envs.renderer import RendererInfo
+from evaluation.play import Start, Trace, play
+from evaluation.skill_report import (
     SHEET_COLUMNS,
     SHEET_HEADER,
     SHEET_LABEL,
-    by_skill,
     confusion_matrix,
     contact_sheet,
     draw_confusion_matrix,
+    group_by_skill,
     headline,
-    rows_of_skills,
+    skill_rows,
     state_distances,
 )
+from logger import Episode
 
 
 def episode(predicted: list[int], states: list[list[float]], centres: list[list[float]], **figures: float) -> Any:
@@ -33,8 +35,8 @@ def episode(predicted: list[int], states: list[list[float]], centres: list[list[
     return Episode(1.0, figures.get("reward", 0.0), 0, length * 1.0, figures.get("accuracy", 0.0), length), trace
 
 
-def test_distances_by_hand() -> None:
-    """Two skills on a line, at 0 and 2, 10 and 12 in two episodes; a dimension that never moves counts for nothing."""
+def test_distances_of_two_skills_on_a_line() -> None:
+    """At 0 and 2, and at 10 and 12, in two episodes each. A dimension that never changes is ignored."""
     states = {
         3: [np.array([[0.0, 7.0]]), np.array([[2.0, 7.0]])],
         5: [np.array([[10.0, 7.0]]), np.array([[12.0, 7.0]])],
@@ -50,7 +52,7 @@ def test_distances_against_a_plain_loop() -> None:
     states = {skill: [rng.normal(skill, 1 + skill, (5 + skill + e, 3)) for e in range(1 + skill)] for skill in range(3)}
     scale = np.concatenate([own for episodes in states.values() for own in episodes]).std(axis=0)
     within, between = state_distances(states)
-    assert sorted(within) == [1, 2], "one episode says nothing of the skill's others"
+    assert sorted(within) == [1, 2], "a skill with one episode has no distance within"
 
     def distance(one: np.ndarray, other: np.ndarray) -> float:
         return float(np.sqrt((((one - other) / scale) ** 2).mean()))
@@ -67,12 +69,12 @@ def test_distances_against_a_plain_loop() -> None:
 @pytest.mark.parametrize(
     "states", [{}, {0: [np.zeros((4, 2))]}, {0: [np.ones((4, 2))] * 2, 1: [np.ones((4, 2))] * 2}, {0: [], 1: []}]
 )
-def test_no_distances_where_there_is_nothing_to_compare(states: dict[int, list[np.ndarray]]) -> None:
+def test_no_distances_if_there_is_nothing_to_compare(states: dict[int, list[np.ndarray]]) -> None:
     assert state_distances(states) == ({}, {})
 
 
 def test_rows_and_confusion() -> None:
-    """Means over a skill's episodes; accuracy over their steps; the start is none of the steps."""
+    """Returns are means over episodes; accuracy is over their steps, without the start."""
     still = [[0.0], [0.0], [0.0]]
     played = {
         0: [
@@ -81,7 +83,7 @@ def test_rows_and_confusion() -> None:
         ],
         1: [episode([0, 1, 1], still, [[0, 0, 0]] * 3, accuracy=1.0)],
     }
-    first, second = rows_of_skills(played)
+    first, second = skill_rows(played)
     assert (first["skill_id"], first["episodes"], first["episode_extrinsic_reward"]) == (0, 2, 3.0)
     assert first["discriminator_accuracy"] == pytest.approx(2 / 3)
     assert (first["accuracy_at_start"], second["accuracy_at_start"]) == (0.5, 0.0)
@@ -89,30 +91,32 @@ def test_rows_and_confusion() -> None:
     np.testing.assert_allclose(confusion_matrix(played), [[2 / 3, 1 / 3], [0.0, 1.0]])
 
 
-def test_pictures() -> None:
-    """A row a skill, in time from left to right; a short episode leaves black; the matrix is darkest where it is 1."""
-    for stride in (1, 7):  # as training keeps pictures, and every one
-        full = [np.full((3, 8, 8), 10 * (step // stride), np.uint8) for step in range((SHEET_COLUMNS - 1) * stride + 1)]
-        result = Episode(1.0, 0.0, discriminator_accuracy=0.5)
-        played: Any = {0: [(result, Trace(1, pictures=full))], 1: [(result, Trace(1, pictures=full[: 1 + stride]))]}
-        sheet = contact_sheet(played)
-        assert sheet.shape == (SHEET_HEADER + 2 * 88, SHEET_LABEL + 88 * SHEET_COLUMNS, 3)
-        tiles = sheet[SHEET_HEADER + 44 :: 88, SHEET_LABEL + 44 :: 88, 0].astype(int)
-        assert tiles.tolist() == [[10 * column for column in range(SHEET_COLUMNS)], [0, 10, *[0] * 6]]
-        assert (sheet[:SHEET_HEADER] < 128).any()
+@pytest.mark.parametrize("stride", [1, 7])
+def test_contact_sheet(stride: int) -> None:
+    """A row for each skill, in time from left to right; a short episode leaves black tiles. Stride 1 is training's."""
+    full = [np.full((3, 8, 8), 10 * (step // stride), np.uint8) for step in range((SHEET_COLUMNS - 1) * stride + 1)]
+    result = Episode(1.0, 0.0, discriminator_accuracy=0.5)
+    played: Any = {0: [(result, Trace(1, pictures=full))], 1: [(result, Trace(1, pictures=full[: 1 + stride]))]}
+    sheet = contact_sheet(played)
+    assert sheet.shape == (SHEET_HEADER + 2 * 88, SHEET_LABEL + 88 * SHEET_COLUMNS, 3)
+    tiles = sheet[SHEET_HEADER + 44 :: 88, SHEET_LABEL + 44 :: 88, 0].astype(int)
+    assert tiles.tolist() == [[10 * column for column in range(SHEET_COLUMNS)], [0, 10, *[0] * 6]]
+    assert (sheet[:SHEET_HEADER] < 128).any()
 
+
+def test_the_confusion_matrix_is_darkest_at_one() -> None:
     plain, diagonal = (
         draw_confusion_matrix(matrix, "frame 1, accuracy 1").astype(int)
         for matrix in (np.full((3, 3), 1 / 3), np.eye(3))
     )
     assert plain.dtype == diagonal.dtype
     assert plain.shape == diagonal.shape
-    assert (plain[:, :, 2] - plain[:, :, 0] > 150).sum() == 0, "thirds are pale"
+    assert (plain[:, :, 2] - plain[:, :, 0] > 150).sum() == 0, "shares of a third are pale"
     assert (diagonal[:, :, 2] - diagonal[:, :, 0] > 50).sum() > 3 * 400
 
 
-def test_a_confusion_matrix_has_a_row_for_each_skill_played() -> None:
-    """Skill 0, which is always taken for skill 2: dark at the upper right."""
+def test_the_rows_of_a_confusion_matrix_are_the_skills_played() -> None:
+    """Skill 0 is always taken for skill 2: the upper right is dark."""
     matrix = np.zeros((3, 3))
     matrix[0, 2] = 1.0
     picture = draw_confusion_matrix(matrix, "title").astype(int)
@@ -121,7 +125,7 @@ def test_a_confusion_matrix_has_a_row_for_each_skill_played() -> None:
     assert columns.mean() > 0.6 * picture.shape[1]
 
 
-def test_the_headline_is_of_all_skills() -> None:
+def test_the_headline_has_the_means_over_skills() -> None:
     rows = [
         {"episodes": 5, "discriminator_accuracy": accuracy, "mutual_information_bound": bound}
         for accuracy, bound in ((0.2, -1.0), (0.7, 2.0))
@@ -129,25 +133,24 @@ def test_the_headline_is_of_all_skills() -> None:
     assert headline(rows, 120) == "frame 120, episodes a skill: 5\n% of steps, accuracy 0.45, bound 0.50 nats"
 
 
-def test_distances_are_of_states_from_the_whole_episode() -> None:
-    """Of a long one too: here the skills part after half of it, more than the compared states later."""
-    still, parted = ([[max(step - 250.0, 0.0) * moves] for step in range(501)] for moves in (0, 1))
-    played: Any = {skill: [episode([0] * 501, states, [])] for skill, states in enumerate((still, parted))}
-    for row in rows_of_skills(played):
+def test_distances_use_states_of_the_whole_episode() -> None:
+    """The skills of these long episodes behave alike for the first half."""
+    still, moving = ([[max(step - 250.0, 0.0) * moves] for step in range(501)] for moves in (0, 1))
+    played: Any = {skill: [episode([0] * 501, states, [])] for skill, states in enumerate((still, moving))}
+    for row in skill_rows(played):
         assert row["state_distance_between"] > 0.5
 
 
-def test_traces_of_real_episodes() -> None:
-    """Physics, pictures and the discriminator's words of each step; equal starts, so nothing can leak at the start."""
-    dmc.choose_renderer()
+def test_traces_of_real_episodes(renderer: RendererInfo) -> None:
+    """States, pictures and predictions of each step. The starts are equal, so the first prediction is at chance."""
     torch.manual_seed(0)
     agent = DIAYNAgent(
         (9, 84, 84), 6, num_skills=3, skill_embedding_dim=4, lr_discriminator=1e-3, device="cpu", seed=0, hidden_dim=16
     )
-    lanes = make_lanes(lambda: dmc.DMCEnv("walker_walk", action_repeat=10, time_limit=200), 3, 0)
     starts = [Start(skill, 5, None, Trace(picture_every=3)) for skill in agent.skills()]
-    results = play(agent, lanes, starts)
-    env = dmc.DMCEnv("walker_walk", action_repeat=10, time_limit=200)
+    with open_eval_envs(lambda: DMCEnv("walker_walk", action_repeat=10, time_limit=200), 3) as eval_envs:
+        episodes = play(agent, eval_envs, starts)
+    env = DMCEnv("walker_walk", action_repeat=10, time_limit=200)
     obs, _ = env.reset(seed=5)
     trace = starts[1].trace
     assert trace is not None
@@ -161,8 +164,7 @@ def test_traces_of_real_episodes() -> None:
         if step % 3 == 0:
             np.testing.assert_array_equal(trace.pictures[step // 3], obs[-3:])
         obs, *_ = env.step(agent.assess(obs[None], np.array([1])).action[0])
-    assert abs(trace.centres[-1][2] - trace.centres[0][2]) > 0.1, "a random walker falls"
-    rows = rows_of_skills(by_skill(starts, results))
+    assert abs(trace.centres[-1][2] - trace.centres[0][2]) > 0.1, "an untrained walker falls"
+    rows = skill_rows(group_by_skill(starts, episodes))
     assert np.mean([row["accuracy_at_start"] for row in rows]) == pytest.approx(1 / 3)
-    lanes.close()
     env.close()

@@ -1,4 +1,4 @@
-"""Any gymnasium environment as pixels; on two of gymnasium's own, drawn by MuJoCo."""
+"""Gymnasium environments as pixels, on one that MuJoCo draws."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from conftest import ROOT
 
-import dmc
-from gym_env import GymPixelEnv
+from envs.gym_env import GymPixelEnv
+from errors import RenderingError, TaskError
+from tests.support.paths import ROOT
 
 TASK = "InvertedPendulum-v5"
 
 MakeEnv = Callable[..., GymPixelEnv]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def renderer() -> dmc.RendererInfo:
-    return dmc.choose_renderer()
+pytestmark = pytest.mark.usefixtures("renderer")
 
 
 @pytest.fixture
 def make_env() -> Iterator[MakeEnv]:
+    """Make environments, and close them after the test."""
     made: list[GymPixelEnv] = []
 
     def make(name: str = TASK, **settings: int) -> GymPixelEnv:
@@ -46,14 +44,14 @@ def test_spaces_and_stack(make_env: MakeEnv) -> None:
     assert env.observation_space.contains(obs)
     assert obs.shape == (6, 40, 40)
     np.testing.assert_array_equal(obs[:3], obs[3:])
-    assert obs.std() > 5, "a picture of one colour"
+    assert obs.std() > 5, "the picture has only one color"
     following, *_ = env.step(np.ones(1, np.float32))
     np.testing.assert_array_equal(following[:3], obs[3:])
     assert env.render(100, 60).shape == (100, 60, 3)
 
 
 def test_actions_are_scaled_held_and_rewards_summed(make_env: MakeEnv) -> None:
-    """Against the environment driven by hand: bounds of 3 newtons, two steps an action."""
+    """Compared with Gymnasium's environment; its bounds are [-3, 3], and each action is held for two steps."""
     env, plain = make_env(action_repeat=2), gymnasium.make(TASK)
     env.reset(seed=3)
     plain.reset(seed=3)
@@ -71,6 +69,7 @@ def test_actions_are_scaled_held_and_rewards_summed(make_env: MakeEnv) -> None:
 
 
 def test_time_limits(make_env: MakeEnv) -> None:
+    """7 frames in repeats of 3 are three agent steps. The environment's own limit is 1000 frames."""
     env = make_env(action_repeat=3, time_limit=7)
     assert env.max_episode_steps == 3
     env.reset(seed=0)
@@ -80,7 +79,7 @@ def test_time_limits(make_env: MakeEnv) -> None:
 
 
 def test_a_fresh_environment_repeats_an_episode_from_the_state_before_it(make_env: MakeEnv) -> None:
-    """To the bit but for the pictures: gymnasium's camera follows the body and remembers where it was."""
+    """States are equal bit by bit, pictures nearly: Gymnasium's camera follows the body with a memory of its own."""
     played = make_env(action_repeat=2)
     played.reset(seed=3)
     played.step(np.ones(1, np.float32))
@@ -96,26 +95,26 @@ def test_a_fresh_environment_repeats_an_episode_from_the_state_before_it(make_en
 
 
 @pytest.mark.parametrize(("name", "word"), [("CartPole-v1", "Box"), ("Nothing-v0", "Nothing"), ("", "make")])
-def test_refused(make_env: MakeEnv, name: str, word: str) -> None:
-    with pytest.raises(dmc.TaskError, match=word):
+def test_unusable_environments_are_refused(make_env: MakeEnv, name: str, word: str) -> None:
+    with pytest.raises(TaskError, match=word):
         make_env(name)
 
 
-def test_what_a_package_lacks_shows_before_a_run_begins(make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some environments import what draws them when they are drawn first."""
+def test_an_environment_that_cannot_draw_is_refused_at_once(make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some environments import their renderer only when they draw. A process that may not draw does not try."""
 
     def render(_: object) -> None:
         raise gymnasium.error.DependencyNotInstalled("painter is not installed\nat all")
 
     monkeypatch.setattr(gymnasium.Wrapper, "render", render)
-    with pytest.raises(dmc.TaskError, match=r"can't draw itself: painter is not installed; pip install"):
+    with pytest.raises(TaskError, match=r"cannot draw itself: painter is not installed; pip install"):
         make_env()
-    monkeypatch.setenv("MUJOCO_GL", "disable")  # a sweep only looks whether there is such an environment
+    monkeypatch.setenv("MUJOCO_GL", "disable")
     assert make_env().action_space.shape == (1,)
 
 
 def test_drawing_is_tried_again(make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then it is an error that a run saves itself from."""
+    """A second failure, or an array that is not an RGB picture, is a RenderingError."""
     env = make_env()
     first, _ = env.reset(seed=0)
     draw, failures = env._env.render, [OSError("lost"), OSError("lost again")]
@@ -126,18 +125,18 @@ def test_drawing_is_tried_again(make_env: MakeEnv, monkeypatch: pytest.MonkeyPat
         return draw()
 
     monkeypatch.setattr(env._env, "render", render)
-    with pytest.raises(dmc.RenderingError, match="failed twice: lost again; tried anew: lost"):
+    with pytest.raises(RenderingError, match="failed twice: lost again; on the second attempt: lost"):
         env.render()
     failures.append(OSError("lost"))
     assert env.render().shape == (first.shape[1], first.shape[2], 3)
     monkeypatch.setattr(env._env, "render", lambda: None)
-    with pytest.raises(dmc.RenderingError, match="no RGB picture"):
+    with pytest.raises(RenderingError, match="not an RGB picture"):
         env.render()
 
 
 @pytest.mark.slow
 def test_a_run_and_its_evaluation(tmp_path: Path) -> None:
-    """The real programs on it: trained with skills, stopped by its budget, resumed, evaluated."""
+    """The real programs: train with skills up to a budget, resume with a larger one, evaluate."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def run(*command: str) -> str:
@@ -157,8 +156,8 @@ def test_a_run_and_its_evaluation(tmp_path: Path) -> None:
     assert (tmp_path / "evaluated" / "skills.mp4").stat().st_size > 1000
 
 
-def test_a_real_end_is_no_time_limit(make_env: MakeEnv) -> None:
-    """It is not bootstrapped through."""
+def test_a_real_end_is_not_a_time_limit(make_env: MakeEnv) -> None:
+    """The pole falls over."""
     env = make_env(action_repeat=2)
     env.reset(seed=0)
     for _ in range(200):
@@ -169,6 +168,7 @@ def test_a_real_end_is_no_time_limit(make_env: MakeEnv) -> None:
 
 
 def test_pixels_are_rgb_and_upright(make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of two colors, one above the other, scaled down from 64 x 64."""
     env = make_env(image_size=32)
     env.reset(seed=0)
     picture = np.zeros((64, 64, 3), np.uint8)
@@ -179,7 +179,8 @@ def test_pixels_are_rgb_and_upright(make_env: MakeEnv, monkeypatch: pytest.Monke
     assert obs[-3:, -1, 0].tolist() == [10, 20, 30]
 
 
-def test_videos_play_in_the_tasks_time(make_env: MakeEnv) -> None:
+def test_videos_play_in_real_time(make_env: MakeEnv) -> None:
+    """The environment's own frame rate, divided by the action repeat."""
     own = gymnasium.make(TASK, render_mode="rgb_array")
     assert make_env(action_repeat=2).metadata["render_fps"] == own.metadata["render_fps"] / 2 != 15
     own.close()

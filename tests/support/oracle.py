@@ -1,8 +1,8 @@
-"""The plain baseline: DrQ's update (and DIAYN's) in the simplest PyTorch, to hold our agents against.
+"""The plain baseline: the updates of DrQ and DIAYN in simple PyTorch, as a reference for the agents and for benchmarks.
 
-Float32 images in contiguous NCHW, a separate forward pass for each view, every metric read back at once, full stacks in
-the replay buffer. It shares no code with drq.py and diayn.py; only its parameters' names are theirs, so that weights
-can be copied. At the end stand the small agents and the random batches that the tests run on.
+It uses float32 images in contiguous NCHW, one forward pass per view, metrics that are read back at once, and a replay
+buffer of full stacks. It shares no code with the agents; only its parameters have the same names, so that weights can
+be copied. Small agents and random batches for tests are at the end.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
 
 class SkillCode(nn.Module):
-    """A learned table of skills, or their one-hot code where `embedding_dim` is 0."""
+    """A learned table of skills, or one-hot vectors if `embedding_dim` is 0."""
 
     def __init__(self, num_skills: int, embedding_dim: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class SkillCode(nn.Module):
 
 
 class Network(nn.Module):
-    """What actor, critic and discriminator have in common: the head, and maybe a skill beside its output."""
+    """Base of actor, critic and discriminator: the head and, with skills, a skill code next to its output."""
 
     def __init__(self, conv_dim: int, feature_dim: int, num_skills: int = 0, embedding_dim: int = 0) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Network(nn.Module):
 
 
 class Critic(Network):
-    """Q1 and Q2, with the encoder that belongs to them."""
+    """Q1 and Q2, and the encoder that they own."""
 
     def __init__(self, channels: int, action_dim: int, hidden: Sequence[int], *sizes: int) -> None:
         super().__init__(*sizes)
@@ -84,7 +84,7 @@ class Critic(Network):
 
 
 class Actor(Network):
-    """The squashed Gaussian policy: the action that `noise` selects, and its log-probability."""
+    """The squashed Gaussian policy. Returns the action that `noise` selects and its log-probability."""
 
     def __init__(
         self, action_dim: int, log_std_bounds: tuple[float, float], hidden: Sequence[int], *sizes: int
@@ -107,7 +107,7 @@ class Actor(Network):
 
 
 class Discriminator(Network):
-    """Logits over skills, with an encoder of its own or without."""
+    """Logits over skills, with or without an encoder of its own."""
 
     def __init__(self, channels: int, num_skills: int, hidden: Sequence[int], *sizes: int, separate: bool) -> None:
         super().__init__(*sizes)
@@ -126,9 +126,9 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
 
 
 class OracleAgent(nn.Module):
-    """DrQ, or DrQ with DIAYN where `num_skills` > 0. Arguments are our agents'; `load` one of them before use.
+    """DrQ, or DIAYN if `num_skills` > 0, with the arguments of the real agents. `load` one of those before use.
 
-    `update` augments a batch itself, with kornia; `learn` takes the augmented views and the noise of our `Views`.
+    `update` augments a batch itself, with kornia. `learn` takes the augmented views and the noise of a `Views`.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class OracleAgent(nn.Module):
             self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr_discriminator)
 
     def translate(self, agent: DrQAgent) -> dict[str, torch.Tensor]:
-        """Our agent's weights as this one's state: each head's columns go from (H, W, filter) order to NCHW."""
+        """Return an agent's weights as a state of this one: the heads' columns go from (H, W, filter) to NCHW order."""
         filters, height, width = self.conv_shape
         state = {"log_alpha": agent.log_alpha.detach().clone()}
         for network, module in {**agent.modules(), "critic_target": agent.critic_target}.items():
@@ -199,17 +199,17 @@ class OracleAgent(nn.Module):
         return state
 
     def load(self, agent: DrQAgent) -> OracleAgent:
-        """Take over our agent's weights."""
+        """Copy the weights of an agent."""
         self.load_state_dict(self.translate(agent))
         return self
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """One update on a batch as the replay buffer gives it."""
+        """Update on a batch as the replay buffer returns it."""
         obs, next_obs = batch.obs.float().contiguous(), batch.next_obs.float().contiguous()
         metrics = self._learn(
             obs=[self.augment(obs), self.augment(obs)],
             action=batch.action,
-            reward=self.extrinsic_coeff * batch.reward,
+            reward=batch.reward,
             next_obs=[self.augment(next_obs), self.augment(next_obs)],
             terminated=batch.terminated,
             skill=batch.skill,
@@ -219,7 +219,7 @@ class OracleAgent(nn.Module):
         return {"batch_reward": batch.reward.mean().item(), **metrics}
 
     def learn(self, views: Views) -> dict[str, float]:
-        """One update on the very views and noise that our agent uses."""
+        """Update on the views and the noise that an agent uses."""
         rows = len(views.reward)
         inputs: dict[str, Any] = views._asdict()
         inputs["obs"] = [view.contiguous() for view in views.obs.split(rows)]
@@ -239,6 +239,7 @@ class OracleAgent(nn.Module):
         noise: torch.Tensor,
     ) -> dict[str, float]:
         metrics: dict[str, float] = {}
+        reward = self.extrinsic_coeff * reward
         if self.discriminator is not None:
             metrics |= self._update_discriminator(next_obs[0], skill)
             with torch.no_grad():
@@ -311,7 +312,7 @@ class OracleAgent(nn.Module):
 
 
 class FullStackReplay:
-    """A ring of transitions that stores both stacked observations of each."""
+    """A ring buffer of transitions that stores both stacked observations of each."""
 
     def __init__(
         self,
@@ -353,7 +354,7 @@ class FullStackReplay:
         return Batch(*(torch.as_tensor(getattr(self, field)[rows], device=self.device) for field in Batch._fields))
 
 
-OBS_SHAPE, ACTION_DIM = (6, 24, 28), 2  # not square, so that a transposed image is noticed
+OBS_SHAPE, ACTION_DIM = (6, 24, 28), 2  # not square, to detect transposed images
 SMALL: dict[str, Any] = {"device": "cpu", "encoder_feature_dim": 8, "hidden_dim": 16}
 SMALL_DIAYN: dict[str, Any] = {
     "num_skills": 4,
@@ -365,13 +366,13 @@ SMALL_DIAYN: dict[str, Any] = {
 
 
 def small_drq(obs_shape: tuple[int, ...] = OBS_SHAPE, seed: int = 0, **settings: Any) -> DrQAgent:
-    """A DrQ agent with small networks."""
+    """Return a DrQ agent with small networks."""
     torch.manual_seed(seed)
     return DrQAgent(obs_shape, ACTION_DIM, seed=seed, **{**SMALL, **settings})
 
 
 def small_diayn(obs_shape: tuple[int, ...] = OBS_SHAPE, seed: int = 0, **settings: Any) -> DIAYNAgent:
-    """A DIAYN agent with small networks."""
+    """Return a DIAYN agent with small networks."""
     torch.manual_seed(seed)
     return DIAYNAgent(obs_shape, ACTION_DIM, seed=seed, **{**SMALL, **SMALL_DIAYN, **settings})
 
@@ -384,7 +385,7 @@ def random_batch(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Batch:
-    """A batch of noise, about a quarter of it terminated."""
+    """Return a batch of noise; about a quarter of the transitions are terminated."""
     rng = np.random.default_rng(seed)
     arrays = (
         rng.integers(256, size=(size, *obs_shape), dtype=np.uint8),

@@ -1,0 +1,319 @@
+"""The networks of the agents, and the actor-critic that owns, saves and loads them.
+
+The networks are conditioned on a skill z. Without DIAYN the skill has width 0: nothing is concatenated, and no
+parameter and no random number belongs to it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cuda_graphs import CudaGraphs, Launch, call
+from replay_buffer import NO_SKILL
+from utils import load_adam_state, make_adam
+
+NUM_FILTERS = 32
+STRIDES = (2, 1, 1, 1)
+
+
+# -- building blocks ---------------------------------------------------------------------------------------------------
+
+
+class Sizes(NamedTuple):
+    """Sizes of the networks behind the convolutions, and of the skill that joins them there."""
+
+    encoder_feature_dim: int
+    hidden_dim: int
+    hidden_depth: int
+    num_skills: int  # 0: no skill
+    skill_embedding_dim: int  # 0: one-hot vectors
+
+
+def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int) -> nn.Sequential:
+    """Return `hidden_depth` ReLU layers of `hidden_dim` units, followed by a linear layer to `out_dim`."""
+    layers: list[nn.Module] = []
+    for _ in range(hidden_depth):
+        layers += [nn.Linear(in_dim, hidden_dim), nn.ReLU()]
+        in_dim = hidden_dim
+    return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
+
+
+def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
+    """Return the bottleneck behind the convolutions: linear layer, LayerNorm, tanh. Every network has its own."""
+    return nn.Sequential(nn.Linear(conv_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
+
+
+def weight_init(module: nn.Module) -> None:
+    """Initialize with orthogonal weights (gain sqrt 2 for convolutions) and zero biases. Use with `Module.apply`."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        gain = nn.init.calculate_gain("relu") if isinstance(module, nn.Conv2d) else 1.0
+        nn.init.orthogonal_(module.weight, gain)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Store convolution weights as channels_last, in place: the convolutions run fastest in that memory format."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+
+
+@torch.no_grad()
+def soft_update(online: nn.Module, target: nn.Module, tau: float) -> None:
+    """Set target <- tau * online + (1 - tau) * target, for all parameters in one fused call."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Compute no gradients for the module's parameters within the block; its inputs still receive theirs."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+
+class SkillEmbedding(nn.Module):
+    """Map skill ids, int64 (N,), to vectors (N, width): a learned table, a one-hot code, or nothing.
+
+    `num_skills` 0 gives width 0 and no parameter; `embedding_dim` 0 gives one-hot vectors of width `num_skills`.
+    """
+
+    def __init__(self, num_skills: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.num_skills = num_skills
+        self.width = (embedding_dim or num_skills) if num_skills else 0
+        self.table = nn.Embedding(num_skills, embedding_dim) if num_skills and embedding_dim else None
+
+    def forward(self, skill: torch.Tensor) -> torch.Tensor:
+        if self.table is not None:
+            return self.table(skill)
+        if self.num_skills:
+            return F.one_hot(skill, self.num_skills).float()
+        return torch.empty(len(skill), 0, device=skill.device)
+
+
+class Encoder(nn.Module):
+    """Four 3x3 convolutions with 32 filters: images (N, C, H, W) to flat float32 features (N, feature_dim).
+
+    Image values are 0 to 255. The features are flattened in their memory order (height, width, filter), which needs no
+    copy; there are 39,200 of them for 84 x 84 pixels. With `precision` "bf16" the convolutions compute in bfloat16;
+    weights, features and gradients stay float32.
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...], precision: str = "fp32") -> None:
+        super().__init__()
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        channels, height, width = obs_shape
+        layers: list[nn.Module] = []
+        for stride in STRIDES:
+            layers += [nn.Conv2d(channels, NUM_FILTERS, kernel_size=3, stride=stride), nn.ReLU(inplace=True)]
+            channels = NUM_FILTERS
+            height, width = ((length - 3) // stride + 1 for length in (height, width))
+        self.convs = nn.Sequential(*layers)
+        self.feature_dim = NUM_FILTERS * height * width
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            x = images.to(self.dtype, memory_format=torch.channels_last, copy=True).div_(255.0)
+            return self.convs(x).permute(0, 2, 3, 1).flatten(1).float()
+
+
+class Critic(nn.Module):
+    """The convolutional encoder, which the critic owns, and two Q functions of (feature, skill, action).
+
+    The skill joins behind the bottleneck: next to 39,200 convolutional features it would have little influence.
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...], action_dim: int, sizes: Sizes, precision: str) -> None:
+        super().__init__()
+        self.encoder = Encoder(obs_shape, precision)
+        self.head = make_head(self.encoder.feature_dim, sizes.encoder_feature_dim)
+        self.skill = SkillEmbedding(sizes.num_skills, sizes.skill_embedding_dim)
+        width = sizes.encoder_feature_dim + self.skill.width + action_dim
+        self.q1 = mlp(width, sizes.hidden_dim, 1, sizes.hidden_depth)
+        self.q2 = mlp(width, sizes.hidden_dim, 1, sizes.hidden_depth)
+        self.apply(weight_init)
+
+    def forward(
+        self, features: torch.Tensor, skill: torch.Tensor, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return Q1 and Q2, each (N,), given the encoder's features (N, feature_dim)."""
+        x = torch.cat([self.head(features), self.skill(skill), action], dim=1)
+        return self.q1(x).squeeze(1), self.q2(x).squeeze(1)
+
+
+class SquashedGaussian(NamedTuple):
+    """A Gaussian followed by tanh: the policy's distribution over actions. Each field is (N, action_dim)."""
+
+    mean: torch.Tensor
+    log_std: torch.Tensor
+
+    def mode(self) -> torch.Tensor:
+        """Return the deterministic action: tanh of the mean."""
+        return self.mean.tanh()
+
+    def sample(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the action that standard normal `noise` selects and its log-probability (N,), both differentiable.
+
+        log |det| of tanh is computed as 2 (log 2 - x - softplus(-2x)), which is finite for every finite x.
+        """
+        x = self.mean + self.log_std.exp() * noise
+        gaussian = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        log_det = 2.0 * (math.log(2.0) - x - F.softplus(-2.0 * x))
+        return x.tanh(), (gaussian - log_det).sum(dim=1)
+
+
+class Actor(nn.Module):
+    """The policy. It receives the critic's convolutional features detached and never trains the encoder."""
+
+    def __init__(self, conv_dim: int, action_dim: int, sizes: Sizes, log_std_bounds: tuple[float, float]) -> None:
+        super().__init__()
+        self.log_std_bounds = log_std_bounds
+        self.head = make_head(conv_dim, sizes.encoder_feature_dim)
+        self.skill = SkillEmbedding(sizes.num_skills, sizes.skill_embedding_dim)
+        width = sizes.encoder_feature_dim + self.skill.width
+        self.policy = mlp(width, sizes.hidden_dim, 2 * action_dim, sizes.hidden_depth)
+        self.apply(weight_init)
+
+    def forward(self, features: torch.Tensor, skill: torch.Tensor) -> SquashedGaussian:
+        x = torch.cat([self.head(features), self.skill(skill)], dim=1)
+        mean, log_std = self.policy(x).chunk(2, dim=1)
+        low, high = self.log_std_bounds
+        return SquashedGaussian(mean, low + 0.5 * (high - low) * (log_std.tanh() + 1.0))
+
+
+# -- all of an agent's networks ----------------------------------------------------------------------------------------
+
+
+class ActorCritic:
+    """What a soft actor-critic agent learns: networks, temperature and optimizers. Saves, loads and inspects them.
+
+    The critic owns the convolutional encoder. The target critic is a deep copy of the critic, encoder included.
+    Subclasses that add a network extend `modules` and `optimizers`.
+
+    Args:
+        obs_shape: (C, H, W) of the stacked uint8 observation.
+        precision: "fp32" or "bf16", for the convolutions only.
+        learn_temperature: False keeps the temperature at `init_temperature`.
+        seed: seed of `generator`. The initial weights are drawn from torch's global generator.
+    """
+
+    def __init__(
+        self,
+        obs_shape: tuple[int, ...],
+        action_dim: int,
+        sizes: Sizes,
+        *,
+        device: torch.device | str,
+        seed: int,
+        lr: float,
+        precision: str,
+        log_std_bounds: tuple[float, float],
+        init_temperature: float,
+        learn_temperature: bool,
+    ) -> None:
+        self.device = torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.launch: Launch = call
+        self.num_updates = 0
+        self.skill = NO_SKILL  # the skill to act with, if the agent fine-tunes a single one
+
+        self.critic = Critic(obs_shape, action_dim, sizes, precision)
+        to_channels_last(self.critic.to(self.device))
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor = Actor(self.critic.encoder.feature_dim, action_dim, sizes, log_std_bounds).to(self.device)
+        self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
+        self.critic_optimizer = make_adam(self.critic.parameters(), lr)
+        self.actor_optimizer = make_adam(self.actor.parameters(), lr)
+        self.alpha_optimizer = make_adam([self.log_alpha], lr) if learn_temperature else None
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the trained networks by name."""
+        return {"actor": self.actor, "critic": self.critic}
+
+    def optimizers(self) -> dict[str, torch.optim.Adam]:
+        """Return the optimizers by name."""
+        optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
+        return optimizers | ({"alpha": self.alpha_optimizer} if self.alpha_optimizer is not None else {})
+
+    def use_cuda_graphs(self) -> None:
+        """From now on run updates, actions and assessments from CUDA graphs: the same kernels in a single launch."""
+        self.launch = CudaGraphs(self._all_modules().values(), self.optimizers().values(), [self.log_alpha])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that learning changes: the tensors themselves (no copies) and plain data."""
+        return {
+            "device": self.device.type,
+            "num_updates": self.num_updates,
+            "skill": self.skill,
+            "log_alpha": self.log_alpha.detach(),
+            "generator": self.generator.get_state(),
+            "modules": {name: module.state_dict() for name, module in self._all_modules().items()},
+            "optimizers": {name: optimizer.state_dict()["state"] for name, optimizer in self.optimizers().items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy the `state_dict` of an agent with the same settings into this one, in place.
+
+        A generator's state cannot be moved to another kind of device; this agent then keeps its own. The optimizers
+        keep their own hyperparameters.
+        """
+        self.load_weights(state)
+        self.num_updates = state["num_updates"]
+        if state["device"] == self.device.type:
+            self.generator.set_state(state["generator"])
+        for name, optimizer in self.optimizers().items():
+            load_adam_state(optimizer, state["optimizers"][name])
+
+    @torch.no_grad()
+    def load_weights(self, state: Mapping[str, Any]) -> None:
+        """Copy networks, temperature and skill from the `state_dict` of an agent with the same settings, in place."""
+        self.skill = state["skill"]
+        self.log_alpha.copy_(state["log_alpha"])
+        for name, module in self._all_modules().items():
+            module.load_state_dict(state["modules"][name])
+
+    def load_pretrained(self, state: Mapping[str, Any], *, critic: bool) -> None:
+        """Copy actor, encoder and skill embeddings from a `state_dict`; with `critic` also the Q functions and head.
+
+        Optimizers and temperature keep their initial state. The target critic becomes a copy of the critic.
+        """
+        self.actor.load_state_dict(state["modules"]["actor"])
+        pretrained = state["modules"]["critic"]
+        if not critic:
+            pretrained = {k: v for k, v in pretrained.items() if k.startswith(("encoder.", "skill."))}
+        self.critic.load_state_dict({**self.critic.state_dict(), **pretrained})
+        self.critic_target.load_state_dict(self.critic.state_dict())
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Return whether every weight is finite. This synchronizes with the device."""
+        weights = [p for module in self._all_modules().values() for p in module.parameters()]
+        return bool(torch.stack(torch._foreach_norm([*weights, self.log_alpha])).isfinite().all())
+
+    def histograms(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the name and value of every trained weight and, if there is one, of its newest gradient."""
+        for name, module in self.modules().items():
+            for parameter_name, parameter in module.named_parameters():
+                path = f"{name}/{parameter_name.replace('.', '_')}"
+                yield path, parameter.detach()
+                if parameter.grad is not None:
+                    yield f"{path}_grad", parameter.grad
+
+    def _all_modules(self) -> dict[str, nn.Module]:
+        return {**self.modules(), "critic_target": self.critic_target}

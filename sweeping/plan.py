@@ -1,0 +1,115 @@
+"""The plan of a sweep: every combination of the values given for train.py's flags, named and checked before any starts.
+
+Standard library only, except in the process that `check_environments` starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from config import TYPES, Config, Role, flags_with, shown_value
+from errors import UserError
+from running.stored_config import config_from, with_template
+from sweeping.record import Sweep, Trial
+
+CHECKED = ("env", *flags_with(Role.ENVIRONMENT), "replay_buffer_capacity", "finetune_from")  # by check_environments
+PROCESS_MEMORY = 2.0  # GB, of a run's process beside its replay buffer
+MAX_NAME_LENGTH = 100  # characters, of a run's folder
+
+
+def new_sweep(values: Mapping[str, Sequence[Any]], folder: Path, options: Mapping[str, Any]) -> Sweep:
+    """Return the sweep over these values, checked. Writes nothing. Raises UserError.
+
+    Args:
+        values: of train.py's flags, by name.
+        folder: of the sweep.
+        options: the sweep's own flags that were given.
+    """
+    planned = plan(values)
+    folder = folder.resolve()
+    if folder.exists():
+        raise UserError(f"--sweep_name {folder.name}: {folder} exists; choose another, or resume it: --resume {folder}")
+    needed = check_environments([config for _, config in planned])
+    return Sweep(folder, [trial for trial, _ in planned], round(needed / 1e9 + PROCESS_MEMORY, 2), **options)
+
+
+def plan(values: Mapping[str, Any]) -> list[tuple[Trial, Config]]:
+    """Return every combination of the values as a run and its Config. Raises UserError."""
+    template = {"config": values["config"]} if "config" in values else {}
+    choices = {name: distinct_values(name, given) for name, given in values.items() if name != "config"}
+    varied = [name for name, options in choices.items() if len(options) > 1 and name != "env"]
+    planned: dict[tuple[str, str], tuple[Trial, Config]] = {}
+    for number, combination in enumerate(itertools.product(*choices.values())):
+        chosen = dict(zip(choices, combination, strict=True))
+        config = config_from({**chosen, **template})
+        if config.device not in (None, "cpu", "cuda"):
+            raise UserError(f"--device {config.device}: give cpu or cuda; a run only sees the GPUs assigned to it")
+        flags = with_template({**chosen, **template})
+        if config.finetune_from is not None:
+            flags["finetune_from"] = config.finetune_from  # absolute
+        name = run_name({flag: chosen[flag] for flag in varied})
+        if len(name) > MAX_NAME_LENGTH or (config.env, name) in planned:  # names can be equal if the values are not
+            name = f"{name[:MAX_NAME_LENGTH]}_{number}"
+        settings = {flag: " ".join(as_words(value)) for flag, value in chosen.items()}
+        arguments = [word for flag, value in flags.items() for word in as_arguments(flag, value)]
+        planned[config.env, name] = Trial(name, config.env, settings, arguments, config.num_train_frames), config
+    return list(planned.values())
+
+
+def distinct_values(name: str, given: Sequence[Any]) -> list[Any]:
+    """Return the values of a flag. Raises UserError if one is repeated."""
+    values = list(given) or [True]  # a switch without a value
+    if typing.get_origin(TYPES[name]) is tuple:  # two numbers are one value
+        if len(values) % 2:
+            raise UserError(f"--{name} takes pairs of numbers; got {len(values)}")
+        values = list(zip(values[::2], values[1::2], strict=True))
+    if name == "env":
+        values = [value.removeprefix("dmc_") for value in values]
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"--{name} names {shown_value(value)} twice; each combination is run once")
+    return values
+
+
+def as_words(value: Any) -> list[str]:
+    """Return a flag's value as the words of a command line."""
+    if isinstance(value, tuple):
+        return [str(part) for part in value]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def as_arguments(flag: str, value: Any) -> list[str]:
+    """Return a flag and its value as the words of a command line."""
+    if isinstance(value, str) and value.startswith("-"):  # otherwise it would be read as another flag
+        return [f"--{flag}={value}"]
+    return [f"--{flag}", *as_words(value)]
+
+
+def run_name(varied: Mapping[str, Any]) -> str:
+    """Return a folder name that shows the values of the flags that vary."""
+    words = "_".join(f"{name}={'+'.join(as_words(value))}" for name, value in varied.items())
+    return re.sub(r"[^\w.+=-]+", "-", words, flags=re.ASCII) or "run"
+
+
+def check_environments(configs: Sequence[Config]) -> int:
+    """Make each distinct environment once and check each source of fine-tuning, in one separate process.
+
+    Returns the memory of the largest replay buffer, in bytes. Raises UserError.
+    """
+    distinct = {tuple(getattr(config, name) for name in CHECKED): config for config in configs}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return max(pool.map(replay_buffer_bytes, distinct.values()))
+
+
+def replay_buffer_bytes(config: Config) -> int:
+    """Call `preflight.replay_buffer_bytes`, whose imports take seconds, in the separate process."""
+    from sweeping import preflight
+
+    return preflight.replay_buffer_bytes(config)

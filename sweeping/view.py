@@ -1,0 +1,112 @@
+"""What sweep.py shows while it runs: a live table on a terminal, otherwise a line for each event."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from sweeping.record import STATES, Sweep, Trial, shown_number
+
+STATUS_EVERY = 300.0  # seconds between lines on the whole sweep, if the output is not a terminal
+LINES_AROUND_ROWS = 8  # of the terminal: the table's title, header and borders
+
+
+@contextmanager
+def open_view(sweep: Sweep) -> Iterator[View]:
+    """Yield the view that fits standard output."""
+    if not sys.stdout.isatty():
+        yield View(sweep, None)
+        return
+    with Live(auto_refresh=False) as live:
+        yield View(sweep, live)
+
+
+class View:
+    """The view of a sweep.
+
+    Args:
+        live: draws the table; None for lines of text.
+    """
+
+    def __init__(self, sweep: Sweep, live: Live | None) -> None:
+        self.live = live
+        self._last_status = time.monotonic()
+        for trial in sweep.trials:
+            if trial.state == "finished":
+                self.event(trial, "finished before")
+
+    def event(self, trial: Trial, text: str) -> None:
+        """Report what happened to a run. The table shows it by the run's state."""
+        if self.live is None:
+            self._print(f"{trial.path}: {text}")
+
+    def update(self, sweep: Sweep) -> None:
+        """Show the current state of the sweep."""
+        if self.live is not None:
+            self.live.update(table(sweep, self.live.console.height), refresh=True)
+        elif time.monotonic() - self._last_status > STATUS_EVERY:
+            self._last_status = time.monotonic()
+            self._print(status(sweep))
+
+    @staticmethod
+    def _print(text: str) -> None:
+        with suppress(OSError):  # a closed terminal or pipe must not stop the runs
+            print(f"{datetime.now():%H:%M:%S} {text}", flush=True)
+
+
+def status(sweep: Sweep) -> str:
+    """Return one line on the whole sweep: runs by state, speed, time left."""
+    states = [trial.state for trial in sweep.trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
+    text = f"{len(states)} runs: {counts}"
+    running = [trial.progress.fps for trial in sweep.trials if trial.state == "running"]
+    speed = sum(fps for fps in running if not math.isnan(fps))
+    if not speed:
+        return text
+    left = sum(
+        max(0, trial.frames - trial.progress.frame) for trial in sweep.trials if trial.state in ("waiting", "running")
+    )
+    return f"{text}; {speed:.0f} frames/s, {duration(left / speed)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in at most two units: 40 s, 3 min, 2 h 5 min, 3 d 4 h."""
+    minutes = int(seconds // 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def table(sweep: Sweep, height: int) -> Table:
+    """Return the runs as a table, running ones first, with as many rows as fit.
+
+    Args:
+        height: of the terminal, in lines.
+    """
+    drawn = Table(title=escape(f"{sweep.folder}\n{status(sweep)}"), title_justify="left")
+    for column in ("run", "state", "host"):
+        drawn.add_column(column, overflow="fold")
+    for column in ("frames", "of", "frames/s", "left", "return", "best", "MI"):
+        drawn.add_column(column, justify="right")
+    ordered = sorted(sweep.trials, key=lambda trial: STATES.index(trial.state))
+    for trial in ordered[: max(1, height - LINES_AROUND_ROWS)]:
+        progress = trial.progress
+        measured = trial.state == "running" and progress.fps > 0
+        speed = f"{progress.fps:.0f}" if measured else ""
+        left = duration(max(0, trial.frames - progress.frame) / progress.fps) if measured else ""
+        state = f"{trial.state} ({trial.failures} failed)" if trial.failures else trial.state
+        results = (shown_number(value) for value in (progress.last_return, progress.best_return, progress.bound))
+        frames = (f"{progress.frame:,}", f"{trial.frames:,}")
+        drawn.add_row(escape(trial.path), state, trial.host, *frames, speed, left, *results)
+    return drawn

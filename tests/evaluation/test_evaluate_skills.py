@@ -1,0 +1,96 @@
+"""The evaluation of skills that training and evaluate.py share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diayn import DIAYNAgent
+from envs.parallel import open_eval_envs
+from evaluation.evaluate_skills import Evaluation, evaluate_skills
+from evaluation.skill_report import SHEET_COLUMNS, picture_interval
+from tests.support.fake_env import IMAGE_SIZE, UnevenEnv
+from video import read_video
+
+
+def evaluate(names: dict[int, str], seeds: list[int], folder: Path | None, **settings: Any) -> Evaluation:
+    torch.manual_seed(0)
+    agent = DIAYNAgent(
+        (9, IMAGE_SIZE, IMAGE_SIZE),
+        2,
+        num_skills=3,
+        skill_embedding_dim=4,
+        lr_discriminator=1e-3,
+        device="cpu",
+        seed=0,
+        hidden_dim=16,
+    )
+    with open_eval_envs(UnevenEnv, 4) as eval_envs:
+        return evaluate_skills(
+            agent, eval_envs, names, seeds, fps=10.0, max_episode_steps=32, video_folder=folder, **settings
+        )
+
+
+def test_videos_and_traces(tmp_path: Path) -> None:
+    """A video of each skill's first episode, one of all skills, and a trace of every episode."""
+    evaluation = evaluate({0: "zero", 2: "two"}, [5, 4], tmp_path, grid_name="all", video_size=48)
+    assert [(start.skill, start.seed) for start in evaluation.starts] == [(0, 5), (2, 5), (0, 4), (2, 4)]
+    assert [episode.length for episode in evaluation.episodes] == [8, 8, 7, 7]
+    assert evaluation.videos == {0: tmp_path / "zero.mp4", 2: tmp_path / "two.mp4"}
+    assert evaluation.grid == tmp_path / "all.mp4"
+    assert [frame.shape for frame in read_video(tmp_path / "two.mp4")] == [(48, 48, 3)] * 8
+    assert [frame.shape for frame in read_video(tmp_path / "all.mp4")] == [(48, 96, 3)] * 8
+    traces = [start.trace for start in evaluation.starts if start.trace is not None]
+    assert picture_interval(32) == 4
+    assert [(len(t.actions), len(t.rewards), len(t.predicted), len(t.pictures)) for t in traces] == [
+        *[(8, 8, 9, 3)] * 2,
+        *[(7, 7, 8, 2)] * 2,
+    ]
+
+
+def test_without_a_folder_there_are_no_videos() -> None:
+    evaluation = evaluate({0: "zero", 2: "two"}, [5], None)
+    assert (evaluation.videos, evaluation.grid) == ({}, None)
+
+
+def test_one_skill_has_no_grid(tmp_path: Path) -> None:
+    evaluation = evaluate({1: "one"}, [5], tmp_path)
+    assert evaluation.grid is None
+    assert [path.name for path in tmp_path.iterdir()] == ["one.mp4"]
+
+
+def test_all_pictures_can_be_kept() -> None:
+    evaluation = evaluate({1: "one"}, [5], None, keep_all_pictures=True)
+    assert evaluation.starts[0].trace is not None
+    assert len(evaluation.starts[0].trace.pictures) == 1 + 8
+
+
+def test_rows_and_pictures() -> None:
+    evaluation = evaluate({0: "a", 1: "b", 2: "c"}, [5, 4], None)
+    assert [row["skill_id"] for row in evaluation.rows] == [0, 1, 2]
+    for row in evaluation.rows:
+        own = [episode for episode in evaluation.episodes if episode.skill == row["skill_id"]]
+        assert row["episode_extrinsic_reward"] == pytest.approx(np.mean([one.extrinsic_reward for one in own]))
+    pictures = evaluation.pictures(frame=120)
+    assert pictures.keys() == {"confusion_matrix", "contact_sheet"}
+    assert pictures["contact_sheet"].shape[1] % SHEET_COLUMNS == 44 % SHEET_COLUMNS
+    assert all(picture.dtype == np.uint8 and picture.std() > 10 for picture in pictures.values())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_evaluation_leaves_no_video(tmp_path: Path, error: type[BaseException]) -> None:
+    steps = 0
+
+    def between_steps() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise error
+
+    with pytest.raises(error):
+        evaluate({0: "zero", 2: "two"}, [5], tmp_path, between_steps=between_steps)
+    assert not list(tmp_path.iterdir())

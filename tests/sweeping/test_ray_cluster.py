@@ -1,0 +1,106 @@
+"""Resources of a run, and an attempt at a run outside Ray."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import UserError
+from running.atomic_files import in_use
+from sweeping.ray_cluster import attempt, environment_variables, resources
+from tests.support.processes import ROOT, SMALL, wait_for
+from tests.support.sweeps import sweep_of_seeds
+
+
+def test_a_run_gets_the_threads_and_the_gpu_assigned_to_it() -> None:
+    inherited = {"OMP_NUM_THREADS": "64", "HOME": "h", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    variables = environment_variables(inherited, 3.0, ["2"])
+    assert variables["HOME"] == "h"
+    assert [variables[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS", "LP")] == ["3"] * 4
+    assert (variables["CUDA_VISIBLE_DEVICES"], variables["MUJOCO_EGL_DEVICE_ID"]) == ("2", "2")
+    assert environment_variables(inherited, 0.5, [])["OMP_NUM_THREADS"] == "1"
+    without_gpu = environment_variables(inherited, 1.0, [])
+    assert without_gpu["CUDA_VISIBLE_DEVICES"] == ""
+    assert "MUJOCO_EGL_DEVICE_ID" not in without_gpu
+
+
+def test_the_users_gpu_for_drawing_is_kept() -> None:
+    assert environment_variables({"MUJOCO_EGL_DEVICE_ID": "5"}, 1.0, ["2"])["MUJOCO_EGL_DEVICE_ID"] == "5"
+    assert "MUJOCO_EGL_DEVICE_ID" not in environment_variables({}, 1.0, ["GPU-0a1b"])
+
+
+def node(**amounts: float) -> dict[str, Any]:
+    return {"Alive": True, "Resources": {"memory": 64e9, **amounts}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "expected"),
+    [
+        ([node(CPU=4)], {}, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9}),
+        ([node(CPU=4), node(CPU=2, GPU=2)], {}, {"CPU": 1.0, "GPU": 1.0, "memory": 1e9}),
+        ([node(CPU=4, GPU=1)], {"gpus_per_run": 0.25, "memory_per_run": 3.0}, {"CPU": 1, "GPU": 0.25, "memory": 3e9}),
+        ([node(CPU=4, GPU=1)], {"device": "cpu"}, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9}),
+        ([node(CPU=4)], {"device": "cuda"}, "--device cuda: the runs get no GPU"),
+        ([node(CPU=4)], {"cpus_per_run": 8.0}, "--cpus_per_run 8 is more than any node has (4)"),
+        ([node(CPU=4)], {"gpus_per_run": 1.0}, "--gpus_per_run 1 is more than any node has (0)"),
+        ([node(CPU=4)], {"memory_per_run": 100.0}, "--memory_per_run 100 is more than any node has (64)"),
+        (
+            [node(CPU=8), node(CPU=1, GPU=1)],
+            {"cpus_per_run": 4.0},
+            "no node has all of --cpus_per_run 4, --gpus_per_run 1, --memory_per_run 1 together",
+        ),
+    ],
+)
+def test_resources_of_a_run(nodes: list[Any], options: dict[str, Any], expected: Any, tmp_path: Path) -> None:
+    sweep = sweep_of_seeds(tmp_path, **options)
+    dead = {"Alive": False, "Resources": {"CPU": 99.0}}
+    if isinstance(expected, dict):
+        assert resources(sweep, [*nodes, dead]) == expected
+        return
+    with pytest.raises(UserError) as caught:
+        resources(sweep, [*nodes, dead])
+    assert expected in str(caught.value)
+
+
+def test_a_run_without_a_config_starts_again_and_one_with_it_is_resumed(tmp_path: Path) -> None:
+    folder, log = tmp_path / "cartpole_swingup" / "x", tmp_path / "logs" / "x.log"
+    folder.mkdir(parents=True)
+    (folder / "train.csv").touch()  # left by a kill at the start
+    command = ["train.py", *shlex.split(f"{SMALL} --num_train_steps 30 --work_dir {tmp_path} --run_name x")]
+    assert attempt(folder, log, command, 1.0, []) == 0
+    assert (folder / "config.json").exists()
+    assert not folder.with_name("x-run2").exists()
+    assert log.read_text().splitlines()[1].startswith("$ python train.py --device cpu")
+    assert attempt(folder, log, command, 1.0, []) == 0
+    assert "--resume" in log.read_text()
+
+
+def test_a_checkpoint_without_a_config_is_not_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "cartpole_swingup" / "x"
+    (folder / "checkpoint").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"restore it, or remove the folder"):
+        attempt(folder, tmp_path / "logs" / "x.log", ["train.py"], 1.0, [])
+    assert (folder / "checkpoint").exists()
+
+
+def test_a_run_dies_with_its_worker(tmp_path: Path) -> None:
+    """When the process that started it is killed, its folder is free."""
+    folder, log = tmp_path / "cartpole_swingup" / "x", tmp_path / "logs" / "x.log"
+    code = (
+        "import sys; from pathlib import Path; root, folder, log, *command = sys.argv[1:]; sys.path.insert(0, root)\n"
+        "from sweeping.ray_cluster import attempt; attempt(Path(folder), Path(log), command, 1.0, [])"
+    )
+    command = f"train.py {SMALL} --num_train_steps 100000 --work_dir {tmp_path} --run_name x"
+    worker = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(folder), str(log), *shlex.split(command)])
+    try:
+        wait_for(lambda: (folder / "config.json").exists())
+        assert in_use(folder)
+    finally:
+        worker.kill()
+        worker.wait()
+    wait_for(lambda: not in_use(folder))

@@ -1,0 +1,303 @@
+"""Networks and their building blocks, the policy's distribution, and what an `ActorCritic` saves and loads."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal, TransformedDistribution
+from torch.distributions.transforms import TanhTransform
+
+from drq import DrQAgent
+from networks import Encoder, SkillEmbedding, SquashedGaussian, frozen, mlp, soft_update
+from tests.support.oracle import ACTION_DIM, random_batch, small_diayn, small_drq
+
+# -- building blocks ---------------------------------------------------------------------------------------------------
+
+
+def test_mlp_has_a_relu_after_each_hidden_layer_and_none_at_the_end() -> None:
+    layers = list(mlp(in_dim=3, hidden_dim=5, out_dim=2, hidden_depth=2))
+    assert [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+    shapes = [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Linear)]
+    assert shapes == [(5, 3), (5, 5), (2, 5)]
+
+
+def test_initial_weights_are_orthogonal_and_biases_zero() -> None:
+    """Rows or columns, whichever are fewer, are orthonormal: their products are the identity, for convolutions twice
+    the identity because of the gain sqrt 2.
+    """
+    layers = [
+        layer
+        for module in small_diayn(discriminator_encoder="separate").modules().values()
+        for layer in module.modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+    critic, actor, discriminator = 4 + 1 + 3 + 3, 1 + 3, 4 + 1 + 3  # convolutions, head, MLPs
+    assert len(layers) == critic + actor + discriminator
+    for layer in layers:
+        weight = layer.weight.detach().flatten(1)
+        products = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+        scale = 2.0 if isinstance(layer, nn.Conv2d) else 1.0
+        torch.testing.assert_close(products, scale * torch.eye(len(products)), atol=1e-4, rtol=0)
+        assert layer.bias is not None
+        assert not layer.bias.any()
+
+
+def test_soft_update() -> None:
+    online, target = nn.Linear(1, 1), nn.Linear(1, 1)
+    for layer, weight, bias in ((online, 1.0, 8.0), (target, 3.0, 0.0)):
+        nn.init.constant_(layer.weight, weight)
+        nn.init.constant_(layer.bias, bias)
+    soft_update(online, target, tau=0.25)
+    assert target.weight.item() == 0.25 * 1.0 + 0.75 * 3.0
+    assert target.bias.item() == 0.25 * 8.0 + 0.75 * 0.0
+    assert [online.weight.item(), online.bias.item()] == [1.0, 8.0]
+
+
+def test_frozen_passes_gradients_to_its_inputs_and_ends_after_an_exception() -> None:
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    x = torch.ones(1, 2, requires_grad=True)
+
+    def fail() -> None:
+        with frozen(layer):
+            layer(x).sum().backward()
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    assert layer.weight.requires_grad
+    assert not layer.bias.requires_grad, "it did not require gradients before"
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_skills", "embedding_dim", "width", "num_parameters"),
+    [(0, 0, 0, 0), (0, 3, 0, 0), (4, 3, 3, 12), (4, 0, 4, 0)],
+)
+def test_skill_embedding(num_skills: int, embedding_dim: int, width: int, num_parameters: int) -> None:
+    """Nothing without skills, a table of 4 x 3 weights, or the one-hot code of 4 skills without any weight."""
+    embedding = SkillEmbedding(num_skills, embedding_dim)
+    skill = torch.tensor([2, 0]) if num_skills else torch.tensor([-1, -1])
+    vectors = embedding(skill)
+    assert embedding.width == width
+    assert vectors.shape == (2, width)
+    assert vectors.dtype == torch.float32
+    assert sum(parameter.numel() for parameter in embedding.parameters()) == num_parameters
+    if num_skills and not embedding_dim:
+        assert vectors.tolist() == [[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
+
+
+def test_encoder_has_39200_features_at_84_pixels() -> None:
+    encoder = Encoder((9, 84, 84))
+    features = encoder(torch.zeros(1, 9, 84, 84, dtype=torch.uint8))
+    assert encoder.feature_dim == 39_200
+    assert features.shape == (1, 39_200)
+
+
+@pytest.mark.parametrize("name", ["shift", "cutout", "intensity"])
+def test_encoder_does_not_modify_its_images(name: str) -> None:
+    """An update encodes its views more than once. Augmentations return different dtypes and memory formats."""
+    agent, batch = small_drq(augmentation=name), random_batch()
+    batch = batch._replace(obs=batch.obs.contiguous(memory_format=torch.channels_last))
+    views = agent.make_views(batch)
+    before = views.obs.clone()
+    agent.critic.encoder(views.obs)
+    assert torch.equal(views.obs, before)
+
+
+def test_bf16_encoder_is_float32_outside_of_the_convolutions() -> None:
+    """Features and gradients are float32; features are close to those of the float32 encoder with the same weights."""
+    images = random_batch().obs
+    agent = small_drq(precision="bf16")
+    exact = small_drq().critic.encoder
+    features = agent.critic.encoder(images)
+    assert features.dtype == torch.float32
+    expected = exact(images)
+    assert not torch.equal(features, expected)
+    assert (features - expected).norm() < 0.02 * expected.norm()
+    agent.update(random_batch())
+    for value in agent.critic.parameters():
+        assert value.grad is not None
+        assert value.dtype == value.grad.dtype == torch.float32
+
+
+def test_without_skills_networks_have_no_skill_input() -> None:
+    """The inputs are the 8 features of the small agents, and for Q also the action."""
+    agent = small_drq()
+    assert not [name for module in agent.modules().values() for name, _ in module.named_parameters() if "skill" in name]
+    assert agent.critic.q1[0].in_features == 8 + ACTION_DIM
+    assert agent.actor.policy[0].in_features == 8
+
+
+# -- the policy's distribution -----------------------------------------------------------------------------------------
+
+
+def test_log_prob_equals_that_of_a_tanh_transformed_normal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, log_std, noise = (torch.randn(64, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    action, log_prob = SquashedGaussian(mean, log_std).sample(noise)
+    reference = TransformedDistribution(Normal(mean, log_std.exp()), [TanhTransform()])
+    precise = action.abs().amax(dim=1) < 0.999  # closer to 1 the reference's atanh loses precision
+    assert precise.sum() > 32
+    torch.testing.assert_close(action, (mean + log_std.exp() * noise).tanh())
+    torch.testing.assert_close(log_prob[precise], reference.log_prob(action).sum(dim=1)[precise])
+    assert torch.equal(SquashedGaussian(mean, log_std).mode(), mean.tanh())
+
+
+@pytest.mark.parametrize("x", [-100.0, -30.0, 30.0, 100.0])
+def test_log_prob_and_its_gradient_are_finite_where_tanh_is_saturated(x: float) -> None:
+    """From |x| = 30 on, tanh is 1 in float32 and the log determinant is 2 (log 2 - |x|)."""
+    mean = torch.tensor([[x]], requires_grad=True)
+    action, log_prob = SquashedGaussian(mean, torch.zeros(1, 1)).sample(torch.zeros(1, 1))
+    log_prob.sum().backward()
+    assert action.abs() == 1
+    gaussian, log_det = -0.5 * math.log(2 * math.pi), 2 * (math.log(2) - abs(x))
+    assert log_prob.item() == pytest.approx(gaussian - log_det)
+    assert mean.grad is not None
+    assert mean.grad.item() == pytest.approx(math.copysign(2.0, x))
+
+
+def test_log_std_is_squashed_into_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tanh of the network's log-std outputs is -1 and 1 in the first row, and 0 and 0.5 in the second."""
+    agent = small_drq(log_std_bounds=(-7.0, 1.0))
+    mean = [[0.5, -0.5], [2.0, 3.0]]
+    raw_log_std = [[-1000.0, 1000.0], [0.0, math.atanh(0.5)]]
+    output = torch.cat([torch.tensor(mean), torch.tensor(raw_log_std)], dim=1)
+    monkeypatch.setattr(agent.actor.policy, "forward", lambda _: output)
+    policy = agent.actor(torch.zeros(2, agent.critic.encoder.feature_dim), torch.tensor([-1, -1]))
+    torch.testing.assert_close(policy.mean, torch.tensor(mean))
+    middle, half_range = -3.0, 4.0
+    expected = [[-7.0, 1.0], [middle, middle + 0.5 * half_range]]
+    torch.testing.assert_close(policy.log_std, torch.tensor(expected))
+
+
+# -- actor-critic ------------------------------------------------------------------------------------------------------
+
+
+def learned(agent: DrQAgent) -> dict[str, Any]:
+    state = agent.state_dict()
+    return {name: state[name] for name in ("modules", "optimizers", "log_alpha", "generator", "num_updates")}
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_target_critic_starts_as_a_separate_copy() -> None:
+    agent = small_drq()
+    for online, target in zip(agent.critic.parameters(), agent.critic_target.parameters(), strict=True):
+        assert torch.equal(online, target)
+        assert online.data_ptr() != target.data_ptr()
+        assert not target.requires_grad
+
+
+def test_seed_argument_seeds_the_generator() -> None:
+    first, same, other = (small_drq(seed=seed).generator.get_state() for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_histograms_contain_every_trained_weight_and_its_gradient() -> None:
+    agent = small_drq()
+    weights = {
+        f"{network}/{name.replace('.', '_')}": value
+        for network, module in agent.modules().items()
+        for name, value in module.named_parameters()
+    }
+    assert dict(agent.histograms()).keys() == weights.keys(), "no gradients before the first update"
+    agent.update(random_batch())
+    histograms = dict(agent.histograms())
+    assert histograms.keys() == weights.keys() | {f"{path}_grad" for path in weights}
+    for path, value in weights.items():
+        assert torch.equal(histograms[path], value)
+        assert not histograms[path].requires_grad
+        assert value.grad is not None
+        assert torch.equal(histograms[f"{path}_grad"], value.grad)
+
+
+@pytest.mark.parametrize("make_agent", [small_drq, small_diayn])
+def test_load_state_dict_continues_another_agents_training(make_agent: Callable[..., DrQAgent]) -> None:
+    """The next update and the next action are the same, bit for bit."""
+    agent, other = make_agent(), make_agent(seed=9)
+    for update in range(3):
+        agent.update(random_batch(num_skills=4, seed=update))
+    other.load_state_dict(copy.deepcopy(agent.state_dict()))
+    for one in (agent, other):
+        one.update(random_batch(num_skills=4, seed=3))
+    obs = random_batch(1).obs[0].numpy()
+    assert (agent.act(obs, 1, sample=True) == other.act(obs, 1, sample=True)).all()
+    assert_equal(learned(other), learned(agent))
+
+
+def test_loaded_agents_share_no_memory() -> None:
+    agent, other = small_diayn(), small_diayn(seed=9)
+    agent.update(random_batch(num_skills=4))
+    other.load_state_dict(agent.state_dict())
+    before = copy.deepcopy(learned(agent))
+    other.update(random_batch(num_skills=4))
+    assert_equal(learned(agent), before)
+
+
+def test_load_state_dict_keeps_the_optimizers_hyperparameters() -> None:
+    agent, other = small_drq(lr=1e-3), small_drq(lr=1e-4)
+    agent.update(random_batch())
+    other.load_state_dict(agent.state_dict())
+    assert [optimizer.param_groups[0]["lr"] for optimizer in other.optimizers().values()] == [1e-4] * 3
+
+
+@pytest.mark.parametrize("critic", [False, True])
+def test_load_pretrained(critic: bool) -> None:
+    """Actor, encoder and skill table are copied; the critic's head and Q functions only if asked for."""
+    agent, pretrained = small_diayn(seed=1), small_diayn(seed=2)
+    pretrained.update(random_batch(num_skills=4))
+    before = copy.deepcopy(agent.critic.state_dict())
+    agent.load_pretrained(pretrained.state_dict(), critic=critic)
+    assert_equal(agent.actor.state_dict(), pretrained.actor.state_dict())
+    for name, value in agent.critic.state_dict().items():
+        copied = critic or name.startswith(("encoder.", "skill."))
+        assert torch.equal(value, (pretrained.critic.state_dict() if copied else before)[name]), name
+    assert_equal(agent.critic_target.state_dict(), agent.critic.state_dict())
+    assert not agent.optimizers()["actor"].state
+
+
+def test_names_in_a_state_dict() -> None:
+    """Checkpoints of earlier versions contain these names."""
+    state = small_diayn(discriminator_encoder="separate", learn_temperature=True).state_dict()
+    assert set(state) == {"device", "num_updates", "skill", "log_alpha", "generator", "modules", "optimizers"}
+    assert set(state["modules"]) == {"actor", "critic", "critic_target", "discriminator"}
+    assert set(state["optimizers"]) == {"actor", "critic", "alpha", "discriminator"}
+    convs = {f"encoder.convs.{index}" for index in (0, 2, 4, 6)}
+    head = {"head.0", "head.1"}
+    layers = {
+        "actor": head | {"policy.0", "policy.2", "policy.4"},
+        "critic": convs | head | {f"{q}.{index}" for q in ("q1", "q2") for index in (0, 2, 4)},
+        "discriminator": convs | head | {"classifier.0", "classifier.2", "classifier.4"},
+    }
+    for network, names in layers.items():
+        expected = {f"{name}.{parameter}" for name in names for parameter in ("weight", "bias")}
+        assert set(state["modules"][network]) - {"skill.table.weight"} == expected
+        assert ("skill.table.weight" in state["modules"][network]) == (network != "discriminator")
+    assert set(state["modules"]["critic_target"]) == set(state["modules"]["critic"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_is_finite_checks_every_weight(value: float) -> None:
+    agent = small_diayn()
+    assert agent.is_finite()
+    weights = [*agent.discriminator.parameters(), *agent.critic_target.parameters(), agent.log_alpha]
+    for weight in (weights[0], weights[-2], weights[-1]):
+        before = weight.detach().clone()
+        weight.data[(0,) * weight.dim()] = value
+        assert not agent.is_finite()
+        weight.data.copy_(before)
+    assert agent.is_finite()
