@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Files that are replaced atomically, and the lock of a folder."""
 
 from __future__ import annotations
@@ -50,8 +49,10 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
 
 
 def test_a_locked_folder_names_its_owner(tmp_path: Path) -> None:
+    assert not in_use(tmp_path)
     with locked(tmp_path):
         assert in_use(tmp_path)
+        assert (tmp_path / LOCK_FILE).exists()
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         with pytest.raises(UserError, match=f"{tmp_path} is in use by {owner}"), locked(tmp_path):
             pass
@@ -93,20 +94,3 @@ def test_a_disk_without_locks(
     with locked(tmp_path) as folder:
         assert folder == tmp_path
     assert "cannot be locked (No locks available): run only one process on it" in capsys.readouterr().err
-=======
-"""Locks of folders."""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-from running.atomic_files import LOCK_FILE, in_use, locked
-
-
-def test_a_folder_is_in_use_while_it_is_locked(tmp_path: Path) -> None:
-    assert not in_use(tmp_path)
-    with locked(tmp_path):
-        assert in_use(tmp_path)
-    assert (tmp_path / LOCK_FILE).exists()
-    assert not in_use(tmp_path)
->>>>>>> main

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """A run's folder and its config.json."""
 
 from __future__ import annotations
@@ -6,22 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
-=======
-"""The folder of a run: its name and the link to the latest run."""
-
-from __future__ import annotations
-
-import json
-import shlex
->>>>>>> main
 from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD
+import train
 from config import Config
 from envs.renderer import RendererInfo
 from running.folder import git_commit, link_latest, new_run_folder, write_config
@@ -30,7 +22,7 @@ from tests.support.disk import copy_of, failing, no_space, read_json, snapshot
 from tests.support.labs import TINY, Prepare
 from tests.support.paths import ROOT
 from tests.support.program import call, parse, resume
-from tests.support.runs import RENDERER
+from tests.support.runs import RENDERER, SMALL_RUN
 
 GIT = ["-c", "user.name=a", "-c", "user.email=a@b"]
 
@@ -44,6 +36,26 @@ def test_run_folder(prepare: Prepare, tmp_path: Path) -> None:
     for lab in (first, second):
         assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_seed7(-run2)?", lab.folder.name)
     assert first.folder != second.folder
+
+
+@pytest.mark.usefixtures("fake_envs")
+def test_name_notes_and_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is taken gets a number; `latest` leads to the newest run."""
+    line = f"{SMALL_RUN} --num_train_steps 5 --eval_frequency 0 --work_dir {tmp_path}"
+    for name in ("first", "first"):
+        assert train.main(shlex.split(f"{line} --run_name {name} --notes 'a thought'")) == 0
+    assert capsys.readouterr().err.count("warning: --run_name first is taken; this run is first-run2\n") == 1
+    folder = tmp_path / "cartpole_swingup"
+    assert sorted(path.name for path in folder.iterdir()) == ["first", "first-run2", "latest"]
+    assert (folder / "latest").resolve() == (folder / "first-run2").resolve()
+    assert read_json(folder / "latest" / CONFIG_FILE)["flags"]["notes"] == "a thought"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "x\ny"])
+def test_names_that_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.parse_args(["--run_name", name])
+    assert "--run_name" in capsys.readouterr().err
 
 
 def test_a_folder_whose_run_fails_to_start_is_removed(tmp_path: Path) -> None:
@@ -160,27 +172,3 @@ def test_a_full_disk_leaves_config_json(finished: Path) -> None:
                 assert read_json(folder / CONFIG_FILE)["flags"]["num_train_steps"] == 40
                 before[CONFIG_FILE] = (folder / CONFIG_FILE).read_bytes()
             assert snapshot(folder) == before
-=======
-import train
-from tests.support.runs import SMALL_RUN
-
-
-@pytest.mark.usefixtures("fake_envs")
-def test_name_notes_and_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that is taken gets a number; `latest` leads to the newest run."""
-    line = f"{SMALL_RUN} --num_train_steps 5 --eval_frequency 0 --work_dir {tmp_path}"
-    for name in ("first", "first"):
-        assert train.main(shlex.split(f"{line} --run_name {name} --notes 'a thought'")) == 0
-    assert capsys.readouterr().err.count("warning: --run_name first is taken; this run is first-run2\n") == 1
-    folder = tmp_path / "cartpole_swingup"
-    assert sorted(path.name for path in folder.iterdir()) == ["first", "first-run2", "latest"]
-    assert (folder / "latest").resolve() == (folder / "first-run2").resolve()
-    assert json.loads((folder / "latest" / "config.json").read_text())["flags"]["notes"] == "a thought"
-
-
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "x\ny"])
-def test_names_that_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        train.parse_args(["--run_name", name])
-    assert "--run_name" in capsys.readouterr().err
->>>>>>> main

@@ -6,21 +6,36 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diayn import DIAYNAgent
-from drq import DrQAgent
-from errors import SimulationError
+from drq import DrQAgent, Views
+from errors import RunError, SimulationError
 from replay_buffer import Batch
+from running import loop
+from running.columns import SKILL_COLUMNS
+from running.run import Run
+from running.state import save_checkpoint
 from tests.support.labs import Prepare, numbers
 from tests.support.runs import RecordingEnv, without_clock
 
 NEWEST = -3  # the channel of a stack that holds its newest frame's first channel: the number of the fake's episode
+
+
+def log_q(agent: DrQAgent, observations: list[np.ndarray]) -> torch.Tensor:
+    """Return log q_phi(z | s') of every skill, (N, K), computed from the networks alone."""
+    assert isinstance(agent, DIAYNAgent)
+    images = torch.from_numpy(np.stack(observations))
+    encoder = agent.discriminator.encoder or agent.critic.encoder
+    with torch.no_grad():
+        return agent.discriminator(encoder(images)).log_softmax(dim=1)
+
 
 # -- when it evaluates -------------------------------------------------------------------------------------------------
 
@@ -39,7 +54,7 @@ NEWEST = -3  # the channel of a stack that holds its newest frame's first channe
 def test_evaluates_when_due(
     prepare: Prepare, action_repeat: int, length: int, frequency: int, budget: int, expected: list[int]
 ) -> None:
-    """Before training, at the first episode end after each multiple of the frequency (agent steps), and at the end."""
+    """Before training, at the first episode end at or after each multiple of the frequency, and at the end."""
     flags = f"--num_skills 0 --eval_frequency {frequency} --num_train_steps {budget} --num_seed_steps {budget}"
     lab = prepare(f"{flags} --action_repeat {action_repeat}", episode_length=length).play()
     assert lab.steps("eval") == [step * action_repeat for step in expected]
@@ -48,7 +63,7 @@ def test_evaluates_when_due(
 
 @pytest.mark.parametrize("num_skills", [0, 2])
 def test_evaluation_leaves_training_alone(prepare: Prepare, num_skills: int) -> None:
-    """Often, seldom or never: the weights are the same to the bit, and so is train.csv."""
+    """However often it comes, the weights are the same to the bit, and so is train.csv."""
     often, seldom, never = (
         prepare(f"--num_skills {num_skills} --eval_frequency {frequency}", episode_length=7).play()
         for frequency in (5, 25, 0)
@@ -64,7 +79,7 @@ def test_evaluation_leaves_training_alone(prepare: Prepare, num_skills: int) -> 
 
 @pytest.mark.parametrize("num_skills", [0, 3])
 def test_every_skill_is_evaluated_from_the_same_starts(prepare: Prepare, num_skills: int) -> None:
-    """`num_eval_episodes` for each skill, with seeds in common; an environment that ignores actions then pays alike."""
+    """Each skill plays `num_eval_episodes` from the same seeds, so an environment that ignores actions pays the same."""
     lab = prepare(f"--num_skills {num_skills} --eval_frequency 10 --num_eval_episodes 4", blind=True, ragged=True)
     lab.play()
     returns: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -79,8 +94,8 @@ def test_every_skill_is_evaluated_from_the_same_starts(prepare: Prepare, num_ski
         assert all(returns[step, skill] == returns[step, skills[0]] for skill in skills)
 
 
-def test_evaluation_has_seeds_of_its_own(prepare: Prepare) -> None:
-    """Training's stream is seeded once; no start of it is evaluated."""
+def test_evaluation_has_its_own_seeds(prepare: Prepare) -> None:
+    """Training is seeded once, and none of its starts is evaluated."""
     lab = prepare("--eval_frequency 10 --num_eval_episodes 3 --seed 5").play()
     assert lab.env.seeds == [5, None, None]
     seeds = {played.seed for played in lab.evaluated()}
@@ -99,10 +114,10 @@ def test_same_seed_same_numbers(prepare: Prepare) -> None:
         assert not {row[column] for row in rows if row[column]} & {row[column] for row in others if row[column]}
 
 
-# -- what is written down ----------------------------------------------------------------------------------------------
+# -- what is written ---------------------------------------------------------------------------------------------------
 
 
-def test_returns_stand_on_their_own_rows(prepare: Prepare) -> None:
+def test_returns_are_in_their_own_rows(prepare: Prepare) -> None:
     lab = prepare("--num_train_steps 60 --eval_frequency 20 --num_eval_episodes 2", ragged=True).play()
     finished = [played for played in lab.env.played if len(played.rewards) == 3 + played.observations[0][-1, 0, 0] % 6]
     expected = [sum(played.rewards) for played in finished]
@@ -126,9 +141,7 @@ def test_unfinished_episode_has_no_row(prepare: Prepare) -> None:
 
 
 def test_every_step_counts_frames(prepare: Prepare) -> None:
-    """CSV files, TensorBoard and the videos' names: agent steps times the action repeat, here 3."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    """In CSV files, TensorBoard and the names of videos: agent steps times the action repeat, here 3."""
     flags = "--action_repeat 3 --eval_frequency 15 --log_frequency_step 8 --save_video --log_save_tb"
     lab = prepare(flags, episode_length=10).play()
     assert lab.steps("train") == [30, 60, 90]
@@ -151,12 +164,7 @@ def test_every_step_counts_frames(prepare: Prepare) -> None:
 def test_skills_of_a_run(prepare: Prepare) -> None:
     """skills.csv has a row for each skill and evaluation, and the pictures are named after the frame."""
     lab = prepare("--eval_frequency 10 --action_repeat 3").play()
-    columns = (
-        "step,skill_id,episodes,episode_extrinsic_reward,episode_intrinsic_reward_sum,discriminator_accuracy,"
-        "accuracy_at_start,mutual_information_bound,displacement_x,displacement_y,state_distance_within,"
-        "state_distance_between"
-    )
-    assert (lab.folder / "skills.csv").read_text().splitlines()[0] == columns
+    assert (lab.folder / "skills.csv").read_text().splitlines()[0] == ",".join(SKILL_COLUMNS)
     assert [(row["step"], row["skill_id"]) for row in lab.rows("skills")] == [
         (frame, skill) for frame in ("0", "30", "60", "90") for skill in ("0", "1")
     ]
@@ -165,21 +173,21 @@ def test_skills_of_a_run(prepare: Prepare) -> None:
     assert not (lab.folder / "video").exists(), "--save_video false"
 
 
-def test_a_clip_is_the_tags(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard has each skill's own video under its name."""
+def test_clips_have_their_tags(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard has each skill's own video under its name, at the environment's frame rate."""
     lab = prepare("--eval_frequency 100 --save_video --log_save_tb")
     clips: list[tuple[str, str]] = []
-    monkeypatch.setattr("video.gif_clip", lambda path, fps: (path.stem,) if fps == 20 else None)
+    monkeypatch.setattr(loop, "gif_clip", lambda path, fps: (path.stem,) if fps == 20 else None)
     monkeypatch.setattr(lab.run.logger, "clip", lambda tag, stem, *, step: clips.append((stem, f"{step}_{tag}")))
     lab.play()
     assert len(clips) == 2 * 3
     assert all(stem == tag for stem, tag in clips)
     for path in (lab.folder / "video").iterdir():
-        assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == pytest.approx(20), "the environment's"
+        assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == pytest.approx(20)
 
 
 def test_clock_of_a_run(prepare: Prepare, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Durations are seconds of this run and no two overlap; shares add up to one; progress counts frames."""
+    """Durations are seconds of this run that do not overlap; shares add up to one; progress counts frames."""
     lab, began = prepare("--eval_frequency 30"), time.perf_counter()
     frames: list[int] = []
     monkeypatch.setattr(lab.run.logger, "progress", frames.append)
@@ -189,42 +197,42 @@ def test_clock_of_a_run(prepare: Prepare, capsys: pytest.CaptureFixture[str], mo
     durations = numbers(lab.rows("episodes"), "duration")
     assert 0 < min(durations) <= sum(durations) < elapsed
     assert frames == [4 * step for step in range(1, 31)]
-    shares = train.time_shares(lab.run)
+    shares = lab.run.time_shares()
     assert sum(shares.values()) == pytest.approx(1.0)
     assert all(0 <= share <= 1 for share in shares.values())
-    assert shares["environment"] == 0, "all of its time went into pictures"
+    assert shares["environment"] == 0, "all of its time was spent rendering"
     assert "done: 120 frames in " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("encoder", ["shared", "separate"])
 def test_discriminator_figures_of_an_evaluation(prepare: Prepare, encoder: str) -> None:
-    """Accuracy, E[log q] + log K and the intrinsic sums, by hand from the final networks and the final rollouts."""
+    """Accuracy, E[log q] + log K and intrinsic sums equal those of the final networks on the final episodes."""
     flags = f"--num_skills 3 --eval_frequency 100 --num_eval_episodes 2 --discriminator_encoder {encoder}"
     lab = prepare(f"{flags} --num_train_steps 60 --lr_discriminator 1e-2", ragged=True).play()
     rows, last = lab.episodes("eval")[-6:], lab.rows("eval")[-1]
     by_return = {round(sum(played.rewards), 9): played for played in lab.evaluated()}
-    intrinsic, recognised = [], []  # of each episode, by step
+    intrinsic, recognized = [], []  # of each episode, by step
     for row in rows:
         played, skill = by_return[round(float(row["episode_extrinsic_reward"]), 9)], int(row["skill_id"])
-        log_probs = log_q(cast(DIAYNAgent, lab.run.agent), played.observations[1:])
+        log_probs = log_q(lab.run.agent, played.observations[1:])
         intrinsic.append(log_probs[:, skill].numpy() + math.log(3))
-        recognised.append((log_probs.argmax(dim=1) == skill).numpy())
-    assert len({len(steps) for steps in intrinsic}) > 1  # or a mean over episodes would pass for one over steps
+        recognized.append((log_probs.argmax(dim=1) == skill).numpy())
+    assert len({len(steps) for steps in intrinsic}) > 1  # else a mean over episodes would equal one over steps
     sums, rewards = [steps.sum() for steps in intrinsic], np.concatenate(intrinsic)
     assert numbers(rows, "episode_intrinsic_reward_sum") == pytest.approx(sums, abs=1e-4)
     assert float(last["episode_intrinsic_reward_sum"]) == pytest.approx(np.mean(sums), abs=1e-4)
     assert float(last["mutual_information_bound"]) == pytest.approx(rewards.mean(), abs=1e-5)
-    assert float(last["discriminator_accuracy"]) == pytest.approx(np.concatenate(recognised).mean())
+    assert float(last["discriminator_accuracy"]) == pytest.approx(np.concatenate(recognized).mean())
     assert np.abs(rewards).max() > 0.05
 
 
 @pytest.mark.parametrize("encoder", ["shared", "separate"])
 def test_intrinsic_sum_of_a_training_episode(prepare: Prepare, encoder: str) -> None:
-    """By hand, from the networks at the episode's end (the last one's are still there); batches needn't divide it."""
+    """It equals that of the networks at the episode's end; the episode is no multiple of the batch."""
     flags = f"--num_skills 3 --lr_discriminator 1e-2 --discriminator_encoder {encoder}"
     lab = prepare(f"{flags} --num_train_steps 33", episode_length=11).play()
     last = lab.rows("train")[-1]
-    log_probs = log_q(cast(DIAYNAgent, lab.run.agent), lab.env.played[-1].observations[1:])
+    log_probs = log_q(lab.run.agent, lab.env.played[-1].observations[1:])
     expected = float((log_probs[:, int(last["skill_id"])] + math.log(3)).sum())
     assert abs(expected) > 0.05
     assert float(last["episode_intrinsic_reward_sum"]) == pytest.approx(expected, abs=1e-4)
@@ -237,7 +245,7 @@ def test_intrinsic_sum_of_a_training_episode(prepare: Prepare, encoder: str) -> 
 @pytest.mark.parametrize("num_skills", [0, 2])
 @pytest.mark.parametrize(
     ("budget", "seed_steps", "iterations", "expected"),
-    [(30, 10, 1, 20), (30, 10, 3, 60), (12, 30, 1, 0), (20, 0, 1, 19)],  # with nothing stored there is no update
+    [(30, 10, 1, 20), (30, 10, 3, 60), (12, 30, 1, 0), (20, 0, 1, 19)],  # an empty buffer allows no update
 )
 def test_number_of_updates(
     prepare: Prepare,
@@ -248,7 +256,7 @@ def test_number_of_updates(
     iterations: int,
     expected: int,
 ) -> None:
-    """`num_train_iters` for each agent step after `num_seed_steps`; each network and each tensor of it is trained."""
+    """`num_train_iters` for each agent step after `num_seed_steps`; they change every tensor of every network."""
     flags = f"--num_train_steps {budget} --num_seed_steps {seed_steps} --num_train_iters {iterations}"
     lab = prepare(f"{flags} --num_skills {num_skills} --temperature learned")
     before, update, sizes = lab.weights(), lab.run.agent.update, []
@@ -264,7 +272,7 @@ def test_number_of_updates(
     assert unchanged == (set() if expected else set(before))
 
 
-def test_every_update_has_a_batch_of_its_own(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_update_has_its_own_batch(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     lab, batches = prepare("--num_train_iters 3"), []
     update = lab.run.agent.update
 
@@ -303,7 +311,7 @@ def test_random_actions_are_uniform(prepare: Prepare) -> None:
 
 
 def test_act_then_update_then_step(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So an update never depends on the step beside it: it sees as many transitions as steps were finished."""
+    """An update sees the transitions of finished steps only, so it can run beside the environment's step."""
     lab = prepare("--num_train_iters 2 --num_train_steps 16 --num_seed_steps 5", episode_length=6)
     events: list[str] = []
 
@@ -322,8 +330,8 @@ def test_act_then_update_then_step(prepare: Prepare, monkeypatch: pytest.MonkeyP
     assert events == ["step"] * 5 + ["act", "update", "update", "step"] * 11
 
 
-def test_stored_is_what_happened(prepare: Prepare) -> None:
-    """Each transition joins the two observations around its action, within one episode, and that action's reward."""
+def test_transitions_are_what_was_played(prepare: Prepare) -> None:
+    """A transition has the observations before and after its action, within one episode, and that action's reward."""
     lab = prepare(episode_length=7).play()
     stored, played = lab.stored(), lab.env.played
     obs = np.concatenate([episode.observations[:-1] for episode in played])
@@ -341,7 +349,7 @@ def test_a_time_limit_is_no_termination(prepare: Prepare, settings: dict[str, in
 
 
 def test_an_episode_keeps_its_skill(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One skill from start to end: acted with, stored with each transition, and written to both files."""
+    """One skill acts from start to end, is stored with each transition, and is written to both files."""
     lab = prepare("--num_train_steps 60 --num_seed_steps 0", episode_length=6)
     act, acted = lab.run.agent.act, set()
 
@@ -362,7 +370,7 @@ def test_an_episode_keeps_its_skill(prepare: Prepare, monkeypatch: pytest.Monkey
 
 
 def test_no_skills_is_plain_drq(prepare: Prepare) -> None:
-    """The base agent, no parameter for a skill, no draw for one, and -1 in every file."""
+    """The base agent, without parameters or random numbers for skills, and skill -1 in every file."""
     lab = prepare("--num_skills 0 --eval_frequency 10")
     drawn = lab.run.skill_rng.bit_generator.state
     lab.play()
@@ -377,17 +385,17 @@ def test_no_skills_is_plain_drq(prepare: Prepare) -> None:
 def test_by_default_skills_learn_from_the_discriminator_alone(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reward DrQ learns from is log q + log K and nothing of the task's; the temperature stays at 0.1."""
+    """The reward is log q + log K without the task's, and the temperature stays at 0.1."""
     lab, rewards = prepare(), []
-    learn = DrQAgent.learn_from
+    update_critic = DrQAgent.update_critic
 
-    def spy(agent: DIAYNAgent, views: Views, next_features: torch.Tensor) -> dict[str, torch.Tensor]:
+    def spy(agent: DIAYNAgent, views: Views, reward: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            logits = agent.classify(views.next_obs[: len(views.reward)])
-        rewards.append((views.reward, agent.intrinsic_reward(logits, views.skill)))
-        return learn(agent, views, next_features)
+            logits = agent.classify(views.next_obs[: len(reward)])
+        rewards.append((reward, agent.intrinsic_reward(logits, views.skill)))
+        return update_critic(agent, views, reward, features)
 
-    monkeypatch.setattr(DrQAgent, "learn_from", spy)
+    monkeypatch.setattr(DrQAgent, "update_critic", spy)
     lab.play()
     assert len(rewards) == 20
     for reward, intrinsic in rewards:
@@ -406,7 +414,7 @@ def test_skills_are_drawn_from_their_own_stream(prepare: Prepare) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["no folder", "no picture"])
-def test_a_video_that_fails_stops_nothing(
+def test_training_continues_when_a_video_fails(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> np.ndarray:
@@ -424,7 +432,7 @@ def test_a_video_that_fails_stops_nothing(
     assert not list(lab.folder.rglob("*.mp4"))
 
 
-def test_other_errors_of_an_update_stay(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_an_update_are_raised(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(agent: DrQAgent, batch: Batch) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -437,7 +445,7 @@ def test_other_errors_of_an_update_stay(prepare: Prepare, monkeypatch: pytest.Mo
 def test_an_unstable_training_episode(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: int
 ) -> None:
-    """It ends before the step that did it, with a row, and the budget is used up all the same; a first step ends it."""
+    """It ends before the failing step, with a row, and the run continues; in a first step the run ends."""
     step = RecordingEnv.step
 
     def break_down(env: RecordingEnv, action: np.ndarray) -> Any:
@@ -448,7 +456,7 @@ def test_an_unstable_training_episode(
     lab = prepare(episode_length=10)
     monkeypatch.setattr(RecordingEnv, "step", break_down)
     if failing == 1:
-        with pytest.raises(runs.RunError, match=r"unstable .* first step, by frame 40; .* start a new run"):
+        with pytest.raises(RunError, match=r"unstable .* first step, by frame 40; .* start a new run"):
             lab.play()
         return
     lab.play()
@@ -456,3 +464,27 @@ def test_an_unstable_training_episode(
     assert [len(episode.actions) for episode in lab.env.played] == [10, 5, 10, 5]
     assert len(lab.run.buffer) == 30
     assert capsys.readouterr().err.count("warning: a training episode ends early, by frame 60: the physics") == 1
+
+
+def test_actions_that_are_not_finite_end_the_run(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the last good checkpoint, and none is written after it."""
+    lab = prepare("--checkpoint_frequency 10")
+    monkeypatch.setattr(lab.run.agent, "act", lambda *_, **__: np.array([np.nan, 0], np.float32))
+    message = r"the policy's action became infinite or not a number by frame 40; last good checkpoint of frame 40: "
+    with pytest.raises(RunError, match=message):
+        lab.play()
+    assert lab.run.checkpoints.step == 10
+
+
+@pytest.mark.parametrize("steps", [13, 20])
+def test_the_last_state_is_saved_once(prepare: Prepare, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Whether the budget ends within an episode or with it."""
+    saved: list[int] = []
+
+    def remember(run: Run) -> None:
+        saved.append(run.step)
+        save_checkpoint(run)
+
+    monkeypatch.setattr(loop, "save_checkpoint", remember)
+    prepare(f"--num_train_steps {steps} --checkpoint_frequency 10").play()
+    assert saved == sorted({0, 10, steps})

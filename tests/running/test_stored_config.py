@@ -176,7 +176,7 @@ def test_any_command_line_beside_resume(finished: Path, words: list[str]) -> Non
         assert differing(before, config) <= RESUMABLE
 
 
-# -- what decides beside a template or a source run -------------------------------------------------------------------------------------
+# -- what decides beside a template or a source run --------------------------------------------------------------------
 
 
 def test_a_fine_tuned_run_inherits_its_source(tmp_path: Path) -> None:
