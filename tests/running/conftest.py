@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -12,38 +11,16 @@ import numpy as np
 import pytest
 
 from evaluation.evaluate_skills import Evaluation
-from running.checkpoint import FOLDER
 from running.run import Run
 from tests.support.labs import (
-    FINISHED_FILES,
-    FINISHED_STEPS,
     START_FLAGS,
     TINY,
     Fakes,
     Lab,
     Prepare,
     Start,
-    StrictEnv,
 )
-from tests.support.program import call
 from tests.support.runs import RecordingEnv, SeededEnv, start_run, use_fake_environments
-
-
-@pytest.fixture
-def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    """`fakes(**settings)` replaces dm_control by fake environments, and returns the list in which they will appear."""
-
-    def install(**settings: Any) -> list[RecordingEnv]:
-        made: list[RecordingEnv] = []
-
-        def make() -> RecordingEnv:
-            made.append(RecordingEnv(**settings))
-            return made[-1]
-
-        use_fake_environments(monkeypatch, make)
-        return made
-
-    return install
 
 
 @pytest.fixture
@@ -82,23 +59,3 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
     yield begin
     for run in runs:
         run.close()
-
-
-@pytest.fixture(scope="module")
-def fake_program() -> Iterator[None]:
-    """train.py with fake environments and a fake renderer, and a disk that syncs at once."""
-    with pytest.MonkeyPatch.context() as patch:
-        use_fake_environments(patch, StrictEnv)
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(fake_program: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run whose budget is used up. Tests work on copies of it."""
-    work_dir = tmp_path_factory.mktemp("finished")
-    words = shlex.split(f"{TINY} --num_train_steps {FINISHED_STEPS} --checkpoint_frequency 8")
-    assert call([*words, "--work_dir", str(work_dir)]).code == 0
-    (folder,) = work_dir.glob("*/2*")
-    assert tuple(sorted(path.name for path in (folder / FOLDER).iterdir())) == FINISHED_FILES
-    return folder

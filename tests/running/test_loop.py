@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diayn import DIAYNAgent
 from drq import DrQAgent, Views
-from errors import RunError, SimulationError
+from errors import RenderingError, RunError, SimulationError
 from replay_buffer import Batch
 from running import loop
 from running.columns import SKILL_COLUMNS
@@ -79,7 +79,7 @@ def test_evaluation_leaves_training_alone(prepare: Prepare, num_skills: int) -> 
 
 @pytest.mark.parametrize("num_skills", [0, 3])
 def test_every_skill_is_evaluated_from_the_same_starts(prepare: Prepare, num_skills: int) -> None:
-    """Each skill plays `num_eval_episodes` from the same seeds, so an environment that ignores actions pays the same."""
+    """They have the same seeds, so if actions are ignored, every skill gets the same rewards."""
     lab = prepare(f"--num_skills {num_skills} --eval_frequency 10 --num_eval_episodes 4", blind=True, ragged=True)
     lab.play()
     returns: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -418,7 +418,7 @@ def test_training_continues_when_a_video_fails(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> np.ndarray:
-        raise RuntimeError("the renderer is gone")
+        raise RenderingError("the renderer is gone")
 
     lab = prepare("--save_video --log_save_tb --eval_frequency 10")
     if trouble == "no folder":
