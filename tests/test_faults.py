@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,7 +153,6 @@ def in_evaluation(child: Child, work_dir: Path, frame: int) -> None:
 def test_stop_in_training(number: signal.Signals, launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
     child = launch(f"{SMALL} --work_dir {tmp_path}")
     child.until_episode(4)
-    time.sleep(0.1)
     os.kill(child.pid, number)
     folder = run_folder(tmp_path)
     assert 4 * EPISODE_STEPS <= assert_stopped(child, number, folder) < 84
@@ -293,7 +291,9 @@ def test_disk_fills_up_at_a_checkpoint(mount: Mount, launch: Launch, tmp_path: P
     disk = mount("size=6m")
     child = launch(f"{SMALL} --log_save_tb false --work_dir {disk}")
     child.until_episode(4)
+    child.halt()
     filler = fill(disk, spare=100 << 10)
+    child.go_on()
     folder = run_folder(disk)
     assert_disk_full(child, folder, "/checkpoint/.+")
     assert checkpoint_step(folder) in (24, 40)
@@ -309,7 +309,9 @@ def test_disk_fills_up_at_a_csv(mount: Mount, launch: Launch, tmp_path: Path, un
     line = "--time_limit 4 --num_train_steps 130 --eval_frequency 1000 --checkpoint_frequency 60"
     child = launch(f"{SMALL} {line} --work_dir {disk}")
     child.until_says("| S: 124 ")  # 2 agent steps after the checkpoint
+    child.halt()
     fill(disk)
+    child.go_on()
     folder = run_folder(disk)
     assert_disk_full(child, folder, r"(/\w+\.csv)?")
     assert "no more TensorBoard logs" in child.stderr
