@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import math
 import operator
+import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ DREAMER_ACTION_REPEAT = 2
 BENCHMARK_BATCH_SIZE = 512
 MAX_SEED = 2**64 - 1  # the largest seed that torch accepts
 MAX_INTEGER = 2**63 - 1  # of every other integer flag
+LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and more may be appended
 DEFAULT_CHECKPOINT_FREQUENCY = 5000  # agent steps, when the run never evaluates
 
 
@@ -289,7 +291,7 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     values["env"] = values["env"].removeprefix("dmc_")
     values["log_std_bounds"] = tuple(values["log_std_bounds"])
     for name, value in values.items():
-        _check_range(name, value)
+        check_value(name, value)
     with_skills = values["num_skills"] > 0 and values["finetune_from"] is None
     _check_fine_tuning(values)
     _derive_defaults(values, with_skills)
@@ -328,8 +330,12 @@ def shown_value(value: Any) -> str:
 
 def check_name(flag: str, name: str | None) -> None:
     """Raise UserError if `name` cannot be the name of a folder."""
-    if name is not None and not re.fullmatch(r"\w[\w.+=-]*", name):
+    if name is None:
+        return
+    if not re.fullmatch(r"\w[\w.+=-]*", name):
         raise UserError(f"--{flag} must be letters, digits and _ . + = -; got {name!r}")
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"--{flag} must be at most {LONGEST_NAME} bytes long; got {len(name.encode())}")
 
 
 def _derive_defaults(values: dict[str, Any], with_skills: bool) -> None:
@@ -356,11 +362,18 @@ def _derive_budget(values: dict[str, Any], given: Mapping[str, Any]) -> None:
     values["num_train_frames"] = values["num_train_steps"] * repeat
 
 
-def _check_range(name: str, value: Any) -> None:
-    """Raise UserError if a value is out of its flag's range."""
+def check_value(name: str, value: Any) -> None:
+    """Raise UserError if a value is out of its flag's range, or a text that no file name can hold."""
     if value is None:
         return
     metadata = FIELDS[name].metadata
+    if isinstance(value, str):
+        try:
+            valid = b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            valid = False
+        if not valid:
+            raise UserError(f"--{name} has a character that no name can have; got {value!r}")
     bounds = (("low", "at least", operator.ge), ("above", "above", operator.gt), ("high", "at most", operator.le))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):

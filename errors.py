@@ -5,6 +5,10 @@ The message of each is one line that says what is wrong, names the flag or file,
 
 from __future__ import annotations
 
+import re
+
+LONGEST_WORD = 300  # characters of a word, such as a path, that a message shows
+
 
 class UserError(Exception):
     """Bad input that the user can fix: a flag, a file, a missing resource. Programs print the message and return 2."""
@@ -43,5 +47,6 @@ class WorkerError(RuntimeError):
 
 
 def one_line(message: str) -> str:
-    """Escape characters that would break the line or act on a terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    """Escape characters that would break the line or act on a terminal, and shorten very long words."""
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    return re.sub(rf"(\S{{{LONGEST_WORD // 2}}})\S{{{LONGEST_WORD // 2},}}", r"\1[...]", line)

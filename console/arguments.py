@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import re
+import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,22 @@ UNITS = (
 )
 
 
+# What other programs call a flag of ours.
+SYNONYMS = {
+    **dict.fromkeys(("total_timesteps", "total_steps", "num_timesteps", "timesteps", "num_frames"), "num_train_frames"),
+    **dict.fromkeys(("learning_rate", "actor_lr", "critic_lr", "policy_lr", "q_lr"), "lr"),
+    **dict.fromkeys(("env_id", "env_name", "task_name", "domain", "domain_name", "environment"), "env"),
+    **dict.fromkeys(("buffer_size", "replay_size", "buffer_capacity", "replay_capacity"), "replay_buffer_capacity"),
+    **dict.fromkeys(("learning_starts", "start_steps", "init_steps", "warmup_steps"), "num_seed_steps"),
+    **dict.fromkeys(("alpha", "ent_coef", "entropy_coef"), "init_temperature"),
+    **dict.fromkeys(("skill_dim", "n_skills", "latent_dim"), "num_skills"),
+    **dict.fromkeys(("eval_freq", "eval_every", "eval_interval"), "eval_frequency"),
+    **dict.fromkeys(("frame_skip", "frameskip"), "action_repeat"),
+    **{"gamma": "discount", "tau": "critic_tau", "capture_video": "save_video", "output_dir": "work_dir"},
+    **{"logdir": "work_dir", "log_dir": "work_dir", "exp_name": "run_name", "cuda": "device", "use_tb": "log_save_tb"},
+}
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line and which reads -1e1 as a number."""
 
@@ -28,12 +45,29 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> typing.NoReturn:
-        unknown = re.match(r"unrecognized arguments: --?([\w-]+)", message)
+        unknown = re.match(r"unrecognized arguments: (-{0,2})([\w.-]+)(=?)", message)
         if unknown:
-            known = [name.lstrip("-") for name in self._option_string_actions]
-            nearest = difflib.get_close_matches(unknown.group(1), known, n=1)
-            message += f"; did you mean --{nearest[0]}?" if nearest else "; see --help"
+            dashes, name, assigned = unknown.groups()
+            meant = self._known_flag(name)
+            if meant is None:
+                message += "; see --help"
+            else:
+                message += f"; write --{meant} VALUE" if assigned and not dashes else f"; did you mean --{meant}?"
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words:  # argparse would pass on an empty list as the value
+            if re.fullmatch(r"--?[\w-]+=--", word):
+                self.error(f"argument {word.removesuffix('=--')}: -- is not a value")
+        return super().parse_known_args(words, namespace)
+
+    def _known_flag(self, name: str) -> str | None:
+        """Return the flag that an unknown name most likely means."""
+        known = [option.lstrip("-") for option in self._option_string_actions]
+        plain = name.rpartition(".")[2].replace("-", "_").lower()  # such as Hydra's agent.lr
+        candidates = [plain, SYNONYMS.get(plain, ""), *difflib.get_close_matches(name, known, n=1)]
+        return next((candidate for candidate in candidates if candidate in known), None)
 
 
 def add_flags(parser: argparse.ArgumentParser, *, several: bool = False, without: Sequence[str] = ()) -> None:

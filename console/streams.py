@@ -1,4 +1,4 @@
-"""Output streams that outlive their reader: a closed terminal, or a pipe whose other end has exited."""
+"""Output streams that never end a program: closed, unread, or unable to encode a character."""
 
 from __future__ import annotations
 
@@ -9,20 +9,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+DESCRIPTORS = (0, 1, 2)  # standard input, output and error
+
 
 @contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Within the block, output to a closed terminal or pipe is discarded instead of raising OSError."""
+    """Within the block, no output fails: it is discarded if nobody can read it, and escaped if it cannot be encoded."""
+    _open_descriptors()
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_TolerantStream(stream) for stream in before)
+    sys.stdout, sys.stderr = (_TolerantStream(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
 
 
+def _open_descriptors() -> None:
+    """Open the null device on closed standard descriptors. The next file would get their number, and their output."""
+    for descriptor in DESCRIPTORS:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+
+
 class _TolerantStream:
-    """An output stream that discards output once the terminal or pipe is closed."""
+    """A text stream that discards what it cannot write and escapes what it cannot encode."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -33,6 +45,8 @@ class _TolerantStream:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError as error:
+            return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except OSError as error:
             self._discard_buffer(error)
         return len(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,7 +102,7 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
 
     A run that was killed before its first checkpoint starts again, without logs.
     """
-    folder = resources.enter_context(locked(Path(config.resume).resolve()))
+    folder = resources.enter_context(locked(Path(os.path.realpath(config.resume))))
     checkpoints = Checkpoints(folder)
     try:
         state = checkpoints.read()

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from config import Config
 from errors import CheckpointError, RenderingError, RunError
 from logger import check_state
 from running.checkpoint import State
 from running.run import EpisodeInProgress, Run
 from utils import plain, random_states, set_random_states
 
+UNUSUAL = 100.0  # times the usual value
 INVALID_STATE = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError)
 
 
@@ -161,7 +163,17 @@ def check_losses(run: Run) -> None:
 def not_finite(run: Run, names: Sequence[str]) -> str:
     """Return the message for losses, weights or actions that are not finite."""
     what = f"{', '.join(names)} became infinite or not a number by frame {run.frame}"
-    return f"{what}; {last_good_checkpoint(run)}; start a new run with a smaller --lr"
+    return f"{what}; {last_good_checkpoint(run)}; start a new run with a smaller {likely_cause(run.config, names)}"
+
+
+def likely_cause(config: Config, names: Sequence[str]) -> str:
+    """Return the flags that most likely made the losses diverge: unusually large ones, else a learning rate."""
+    unusual = {"extrinsic_reward_coeff": 1.0, "diayn_intrinsic_reward_coeff": 1.0, "init_temperature": 0.1}
+    unusual |= {"lr": 1e-3, **({"lr_discriminator": 1e-3} if config.learns_skills else {})}
+    large = [f"--{name}" for name, usual in unusual.items() if getattr(config, name) > UNUSUAL * usual]
+    if large:
+        return " or ".join(large)
+    return "--lr_discriminator" if names[0].startswith("discriminator") else "--lr"
 
 
 def last_good_checkpoint(run: Run) -> str:

@@ -6,15 +6,28 @@ Standard library only.
 from __future__ import annotations
 
 import json
+import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from config import FIELDS, MAX_INTEGER, TYPES, Config, Role, benchmark_settings, flags_with, make_config, shown_value
+from config import (
+    FIELDS,
+    MAX_INTEGER,
+    TYPES,
+    Config,
+    Role,
+    benchmark_settings,
+    check_value,
+    flags_with,
+    make_config,
+    shown_value,
+)
 from errors import UserError
 
 CONFIG_FILE = "config.json"  # in a run's folder
+NAMED_RUNS = 5  # runs that a message names
 RESUMABLE = frozenset(flags_with(Role.RESUMABLE))
 
 
@@ -31,7 +44,7 @@ def config_from(given: Mapping[str, Any]) -> Config:
     if given.get("finetune_from") is None:
         return make_config(given)
     inherited = inherited_flags(given)
-    return make_config({**given, "finetune_from": str(Path(given["finetune_from"]).resolve())}, inherited)
+    return make_config({**given, "finetune_from": os.path.realpath(given["finetune_from"])}, inherited)
 
 
 def resumed_config(given: Mapping[str, Any]) -> Config:
@@ -137,7 +150,7 @@ def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, 
     try:
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"--{source}: there is no {path}; name a run's") from None
+        raise UserError(f"--{source}: there is no {path}; {name_a_run(folder)}") from None
     except OSError as error:
         raise UserError(f"--{source}: {path} cannot be read: {error.strerror}; name a run's") from error
     except (ValueError, RecursionError):
@@ -147,13 +160,44 @@ def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, 
     flags = record.get("flags") if isinstance(record, dict) else None
     if not isinstance(flags, dict):
         raise UserError(f"--{source}: {path} has no flags; restore its text, or start a new run")
-    return {key: _stored_value(path, source, key, value) for key, value in flags.items()}
+    return checked_flags(flags, f"--{source}: {path}")
 
 
-def _stored_value(path: Path, source: str, name: str, value: Any) -> Any:
+def name_a_run(folder: Path) -> str:
+    """Return what to do if the folder is not a run's, naming the runs in it."""
+    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}") if not path.parent.is_symlink())
+    if not runs:
+        return "name a run's folder"
+    more = f" or {len(runs) - NAMED_RUNS} more" if len(runs) > NAMED_RUNS else ""
+    return f"name one of the runs in it: {', '.join(map(str, runs[-NAMED_RUNS:]))}{more}"
+
+
+def checked_config(flags: Mapping[str, Any], place: str) -> Config:
+    """Return the Config of flags that another run stored. Raises UserError if a value is impossible.
+
+    Args:
+        flags: by name; those that are missing have their defaults.
+        place: where they were stored, for the message.
+    """
+    values: dict[str, Any] = {name: field.default for name, field in FIELDS.items()}
+    values |= checked_flags(flags, place)
+    try:
+        for name, value in values.items():
+            check_value(name, value)
+    except UserError as error:
+        raise UserError(f"{place} is damaged: {error}") from error
+    return Config(**values)
+
+
+def checked_flags(flags: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return flags that another run stored, with their types checked. Raises UserError."""
+    return {name: _stored_value(place, name, value) for name, value in flags.items()}
+
+
+def _stored_value(place: str, name: str, value: Any) -> Any:
     """Return a flag's value as read from JSON, after checking its type."""
     if name not in TYPES:
-        raise UserError(f"--{source}: {path} has a flag {name!r} that this version does not know; use its version")
+        raise UserError(f"{place} has a flag {name!r} that this version does not know; use its version")
     kind = TYPES[name]
     if value is None and FIELDS[name].metadata["derived"]:
         return None
@@ -162,7 +206,7 @@ def _stored_value(path: Path, source: str, name: str, value: Any) -> Any:
     numbers = {int: type(value) is int, float: _is_number(value)}
     fits = numbers[kind] if kind in numbers else isinstance(value, typing.get_origin(kind) or kind)
     if not fits:
-        raise UserError(f"--{source}: {path} is damaged: {name} is {value!r}; restore its text, or start a new run")
+        raise UserError(f"{place} is damaged: {name} is {value!r}; restore its text, or start a new run")
     return float(value) if kind is float else value
 
 
