@@ -317,3 +317,16 @@ def test_good_run_name(name: str) -> None:
 )
 def test_contradictions(given: dict[str, Any], named: tuple[str, ...]) -> None:
     assert_refused(given, *named)
+
+
+def test_a_run_name_fits_a_file_system() -> None:
+    assert make_config({"run_name": "x" * 200}).run_name == "x" * 200
+    with pytest.raises(UserError, match="--run_name must be at most 200 bytes"):
+        make_config({"run_name": "x" * 201})
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("name", ["work_dir", "notes", "env"])
+def test_texts_that_no_file_name_can_hold(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--{name}"):
+        make_config({name: value})

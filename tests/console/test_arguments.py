@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+import train
 from console.arguments import Parser, add_flags, boolean, integer
 from tests.support.command_lines import command_lines, parsed
 from tests.support.flags import (
@@ -281,3 +282,32 @@ def test_unknown_word(line: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_contradictions(line: str, named: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """config.py refuses them; the command line shows the message in the same way."""
     assert_refused(line, capsys, *named)
+
+
+@pytest.mark.parametrize("name", [*FLAGS, "task", "resume", "config"])
+def test_two_dashes_are_not_a_value(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse would hand out an empty list as the value."""
+    assert_refused(f"--{name}=--", capsys, f"--{name}", "not a value")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--total_timesteps 5", "--num_train_frames"),
+        ("--learning_rate=3e-4", "--lr"),
+        ("--gamma 0.9", "--discount"),
+        ("--num-skills 3", "--num_skills"),
+        ("--env-id walker_walk", "--env"),
+        ("task=walker_run", "--task VALUE"),
+        ("agent.lr=3e-4", "--lr VALUE"),
+    ],
+)
+def test_flags_of_other_programs_are_translated(word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(word, capsys, meant)
+
+
+@pytest.mark.parametrize("line", ["--seed {}", "--{}", "--temperature {}", "--run_name {}", "--resume {}", "{}"])
+def test_a_long_value_is_shortened(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.parse_args(line.format("x" * 5000).split())
+    assert len(capsys.readouterr().err) < 600

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from console.streams import tolerant_output
+from tests.support.paths import ROOT
 
 
 class Broken(io.StringIO):
@@ -76,3 +80,33 @@ def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Closed())
     with tolerant_output(), pytest.raises(ValueError, match="closed file"):
         print("text")
+
+
+CHILD = """
+import pathlib, sys
+sys.path.insert(0, {root!r})
+from console.streams import tolerant_output
+with tolerant_output():
+    print("é \u2028 out", flush=True)
+    print("err", file=sys.stderr)
+    path = pathlib.Path({path!r})
+    with path.open("w") as file:
+        file.write(str(file.fileno()))
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_descriptors(closed: str, tmp_path: Path) -> None:
+    """The output is discarded, and no file that is opened later gets the number of a standard stream."""
+    path = tmp_path / "file"
+    script = shlex.join([sys.executable, "-c", CHILD.format(root=str(ROOT), path=str(path))])
+    child = subprocess.run(["sh", "-c", f"exec {script} {closed}"], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert int(path.read_text()) > 2
+
+
+def test_what_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
+    script = CHILD.format(root=str(ROOT), path=str(tmp_path / "file"))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    child = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (child.returncode, child.stdout) == (0, "\\xe9 \\u2028 out\n")

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import replay_buffer
+import train
 from errors import RunError
 from replay_buffer import Batch, ReplayBuffer
 from running.checkpoint import FOLDER, Checkpoints
-from running.state import save_checkpoint
+from running.state import likely_cause, save_checkpoint
 from tests.support.disk import copy_of, load_piece, put_file, saved, snapshot
 from tests.support.fuzz import fuzz
 from tests.support.labs import FINISHED_FILES, Prepare, same
@@ -229,3 +230,18 @@ def test_the_ring_wraps_several_times(tmp_path: Path) -> None:
     restored = ReplayBuffer(20, SHAPE, 3, 2, seed=2)
     restored_from(tmp_path, restored)
     assert_equal_buffers(buffer, restored)
+
+
+@pytest.mark.parametrize(
+    ("line", "names", "flag"),
+    [
+        ("", ["critic_loss"], "--lr"),
+        ("", ["discriminator_loss", "critic_loss"], "--lr_discriminator"),
+        ("--lr_discriminator 1e30", ["critic_loss"], "--lr_discriminator"),
+        ("--init_temperature 1e30", ["critic_loss"], "--init_temperature"),
+        ("--diayn_intrinsic_reward_coeff 1e9 --lr 1", ["critic_loss"], "--diayn_intrinsic_reward_coeff or --lr"),
+        ("--num_skills 0 --lr_discriminator 1e30", ["critic_loss"], "--lr"),
+    ],
+)
+def test_the_likely_cause_of_a_loss_that_is_not_finite(line: str, names: list[str], flag: str) -> None:
+    assert likely_cause(train.parse_args(line.split()), names) == flag

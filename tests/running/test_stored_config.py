@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from hypothesis.strategies import DrawFn
 
 import train
 from config import TYPES, Config
+from errors import UserError
 from running.checkpoint import MANIFEST
-from running.stored_config import CONFIG_FILE, RESUMABLE
+from running.stored_config import CONFIG_FILE, RESUMABLE, checked_config
 from tests.support.command_lines import command_lines, parsed
 from tests.support.disk import checkpoint_files, copy_of, read_json, snapshot
 from tests.support.flags import FLAGS
@@ -416,3 +418,23 @@ def test_rest_of_the_config(finished: Path, name: str, value: Any) -> None:
         (folder / CONFIG_FILE).write_text(json.dumps(record))
         assert resume(folder).code == 0
         assert read_json(folder / CONFIG_FILE)["resumed"][-1]["frame"] == 4 * FINISHED_STEPS
+
+
+def test_a_folder_of_runs_names_its_runs(tmp_path: Path) -> None:
+    for number in range(7):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        (folder / CONFIG_FILE).write_text("{}")
+    refused = call(["--resume", str(tmp_path)], train.parse_args)
+    assert_refused(refused, "--resume", str(tmp_path / "run6"), "or 2 more")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("action_repeat", 0), ("action_repeat", -4), ("image_size", 10**30), ("lr", math.nan), ("env", 3), ("seed", None)],
+)
+def test_stored_flags_are_checked_as_given_ones(flag: str, value: Any) -> None:
+    flags = {**dataclasses.asdict(parse("")), flag: value}
+    with pytest.raises(UserError, match=f"^state_1.pt is damaged: .*{flag}"):
+        checked_config(flags, "state_1.pt")
+    assert checked_config(dataclasses.asdict(parse("--lr 0.5")), "state_1.pt") == parse("--lr 0.5")
