@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
-from evaluation.play import Start, Trace
+from evaluation.play import Trace
 from logger import Episode, Row
 from replay_buffer import NO_SKILL
 
@@ -25,15 +25,6 @@ SHEET_COLUMNS = 8  # pictures of an episode on the contact sheet
 SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: smallest tile, header's height, labels' width
 
 EpisodesBySkill = Mapping[int, Sequence[tuple[Episode, Trace]]]
-
-
-def group_by_skill(starts: Sequence[Start], episodes: Sequence[Episode]) -> EpisodesBySkill:
-    """Return the episodes with their traces, by skill. Every start must have a trace."""
-    played: dict[int, list[tuple[Episode, Trace]]] = {}
-    for start, episode in zip(starts, episodes, strict=True):
-        assert start.trace is not None
-        played.setdefault(start.skill, []).append((episode, start.trace))
-    return played
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
