@@ -55,12 +55,12 @@ def run_evaluation(args: argparse.Namespace) -> None:
 
 def output_name(args: argparse.Namespace) -> str:
     """Return the name of the output folder: what is played, and from which starts."""
+    played = f"schedule_{args.skill_schedule}" if args.skill_schedule else f"skills_{args.skills}"
     if args.imitate is not None:
         played = f"imitate_{args.imitate.stem}"
-    else:
-        played = f"schedule_{args.skill_schedule}" if args.skill_schedule else f"skills_{args.skills}"
     episodes = f"_episodes_{args.episodes}" if args.episodes != 1 else ""
-    return folder_name(f"{played}{episodes}{f'_seed_{args.seed}' if args.seed else ''}")
+    seed = f"_seed_{args.seed}" if args.seed else ""
+    return folder_name(f"{played}{episodes}{seed}")
 
 
 def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
@@ -133,13 +133,12 @@ def save_trajectory(path: Path, start: Start, env: str) -> None:
 
     It has actions `(T, A)`, rewards `(T,)`, states `(T + 1, D)`, frames `(T + 1, 3, H, W)`, skill, seed and env.
     """
-    trace = start.trace
     np.savez_compressed(
         path,
-        actions=np.array(trace.actions),
-        rewards=np.array(trace.rewards),
-        states=np.array(trace.states),
-        frames=np.array(trace.pictures),
+        actions=start.trace.actions,
+        rewards=start.trace.rewards,
+        states=start.trace.states,
+        frames=start.trace.pictures,
         skill=start.skill,
         seed=start.seed,
         env=env,

@@ -43,15 +43,10 @@ def scheduled_skills(schedule: Schedule, known: Sequence[int], rng: np.random.Ge
 def play_schedule(
     loaded: LoadedRun, text: str, *, episodes: int, seed: int, video_folder: Path | None, video_size: int
 ) -> None:
-    """Play episodes on a schedule, which starts again in each episode, and print their returns.
+    """Play episodes on a schedule (the text that `parse_schedule` reads) and print their returns.
 
-    The first episode's video is schedule.mp4. Raises UserError, SimulationError, RenderingError.
-
-    Args:
-        text: the schedule, as for `parse_schedule`.
-        seed: decides the starts and the random skills.
-        video_folder: where the video is written; None writes none.
-        video_size: height and width of the video in pixels.
+    The schedule starts again in each episode. `seed` decides the starts and the random skills. The first episode's
+    video is schedule.mp4, `video_size` pixels high and wide. Raises UserError, SimulationError, RenderingError.
     """
     agent, rng = loaded.agent, np.random.default_rng(seed)
     schedule = parse_schedule(text, agent.skills())

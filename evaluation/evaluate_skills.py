@@ -80,14 +80,11 @@ def evaluate_skills(
         between_steps: as for `play`, which also says what is raised.
     """
     picture_every = 1 if keep_all_pictures else skill_report.picture_interval(max_episode_steps)
+    starts = [Start(skill, seed, trace=Trace(picture_every)) for seed in seeds for skill in names]
     recorders = {skill: VideoRecorder(video_folder, fps, size=video_size) for skill in names}
-    for skill, recorder in recorders.items():
-        recorder.start(names[skill])
-    starts = [
-        Start(skill, seed, recorder if number == 0 else None, Trace(picture_every))
-        for number, seed in enumerate(seeds)
-        for skill, recorder in recorders.items()
-    ]
+    for start in starts[: len(names)]:  # the first episode of each skill
+        start.recorder = recorders[start.skill]
+        start.recorder.start(names[start.skill])
     try:
         episodes = play(agent, eval_envs, starts, between_steps=between_steps)
     except BaseException:

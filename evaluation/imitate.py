@@ -58,12 +58,9 @@ def skill_likelihoods(agent: DIAYNAgent, frames: np.ndarray, frame_stack: int) -
 
 
 def record_imitation(loaded: LoadedRun, frames: np.ndarray, skill: int, seed: int, folder: Path, size: int) -> None:
-    """Write given.mp4, the skill's video, and imitation.mp4 with both side by side.
+    """Write given.mp4 of frames `(T + 1, 3, H, W)`, the skill's video, and imitation.mp4 with both side by side.
 
-    Args:
-        frames: the given trajectory, uint8 `(T + 1, 3, H, W)`.
-        seed: of the start from which the skill is played.
-        size: height and width of a video in pixels.
+    The skill is played from the start with this seed. `size` is the height and width of a video in pixels.
     """
     recorder = VideoRecorder(folder, loaded.fps, size=size)
     with recorder.recorded("given"):

@@ -45,11 +45,9 @@ class LoadedRun:
 
 
 def load(place: Path, device: str | None) -> LoadedRun:
-    """Load an agent. Raises UserError if there is no checkpoint, or if it cannot be used.
+    """Load an agent from a run's folder, its checkpoint folder, or a checkpoint file, to cuda, cuda:N or cpu.
 
-    Args:
-        place: a run's folder, its checkpoint folder, or a checkpoint file.
-        device: cuda, cuda:N or cpu; None chooses.
+    With None as the device, one is chosen. Raises UserError if there is no checkpoint, or if it cannot be used.
     """
     place = place.resolve()
     folder = place.parent if place.is_file() else place
