@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from drq import DrQAgent, Metrics, Views
-from networks import Encoder, Sizes, make_head, mlp, to_channels_last, weight_init
+from networks import Architecture, Encoder, make_head, mlp, weight_init
 from replay_buffer import Batch
 from utils import make_adam, minimize
 
@@ -23,17 +23,14 @@ from utils import make_adam, minimize
 class Discriminator(nn.Module):
     """q_phi(z | s'): which skill led to this stacked next observation. It never sees an action.
 
-    Args:
-        conv_dim: number of convolutional features.
-        encoder: convolutions of its own, trained by the discriminator's loss. None: it receives the critic's features,
-            detached.
+    If `separate`, it has convolutions of its own. Otherwise it receives the critic's features, detached.
     """
 
-    def __init__(self, conv_dim: int, sizes: Sizes, encoder: Encoder | None = None) -> None:
+    def __init__(self, arch: Architecture, conv_dim: int, *, separate: bool) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.head = make_head(conv_dim, sizes.encoder_feature_dim)
-        self.classifier = mlp(sizes.encoder_feature_dim, sizes.hidden_dim, sizes.num_skills, sizes.hidden_depth)
+        self.encoder = Encoder(arch.obs_shape, arch.precision) if separate else None
+        self.head = make_head(conv_dim, arch.encoder_feature_dim)
+        self.classifier = mlp(arch.encoder_feature_dim, arch.hidden_dim, arch.num_skills, arch.hidden_depth)
         self.apply(weight_init)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -64,18 +61,12 @@ class DIAYNAgent(DrQAgent):
         lr_discriminator: float,
         discriminator_encoder: str = "separate",
         diayn_intrinsic_reward_coeff: float = 1.0,
-        encoder_feature_dim: int = 50,
-        hidden_dim: int = 1024,
-        hidden_depth: int = 2,
-        precision: str = "fp32",
         **drq: Any,
     ) -> None:
-        sizes = Sizes(encoder_feature_dim, hidden_dim, hidden_depth, num_skills, skill_embedding_dim)
-        super().__init__(obs_shape, action_dim, precision=precision, **sizes._asdict(), **drq)
+        super().__init__(obs_shape, action_dim, num_skills=num_skills, skill_embedding_dim=skill_embedding_dim, **drq)
         self.num_skills, self.intrinsic_coeff = num_skills, diayn_intrinsic_reward_coeff
-        own_encoder = Encoder(obs_shape, precision) if discriminator_encoder == "separate" else None
-        self.discriminator = Discriminator(self.critic.encoder.feature_dim, sizes, own_encoder)
-        to_channels_last(self.discriminator.to(self.device))
+        conv_dim, separate = self.critic.encoder.feature_dim, discriminator_encoder == "separate"
+        self.discriminator = Discriminator(self.arch, conv_dim, separate=separate).to(self.device)
         self.discriminator_optimizer = make_adam(self.discriminator.parameters(), lr_discriminator)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -123,8 +114,8 @@ class DIAYNAgent(DrQAgent):
     @torch.no_grad()
     def log_likelihood(self, obs: np.ndarray, batch_size: int = 128) -> np.ndarray:
         """Return log q_phi(z | s') of every skill, float32 (N, K), for observations uint8 (N, C, H, W)."""
-        parts = (self.classify(self._to_device(obs[i : i + batch_size])) for i in range(0, len(obs), batch_size))
-        return torch.cat([logits.log_softmax(dim=1) for logits in parts]).cpu().numpy()
+        parts = torch.from_numpy(obs).split(batch_size)
+        return torch.cat([self.classify(part.to(self.device)).log_softmax(dim=1) for part in parts]).cpu().numpy()
 
     # -- learning -------------------------------------------------------------------------------------------------
 
