@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -20,15 +20,8 @@ from utils import load_adam_state
 WARM_UP_RUNS = 3  # cuDNN, cuBLAS and the optimizers allocate their memory before the recording
 
 Outputs = TypeVar("Outputs")
-
-
-class Recording(NamedTuple):
-    """A recorded graph and the memory that it reads and writes."""
-
-    graph: torch.cuda.CUDAGraph
-    inputs: list[torch.Tensor]
-    outputs: Any
-    gradients: list[tuple[torch.Tensor, torch.Tensor]]  # parameters and the gradients that the graph writes
+# a graph, the inputs that it reads, the outputs that it writes, and parameters with the gradients that it writes
+Recording = tuple[torch.cuda.CUDAGraph, list[torch.Tensor], Any, list[tuple[torch.Tensor, torch.Tensor]]]
 
 
 class CudaGraphs:
@@ -57,13 +50,13 @@ class CudaGraphs:
         key = (function.__name__, kind, tuple((tensor.shape, tensor.dtype) for tensor in tensors))
         if key not in self._recordings:
             self._recordings[key] = self._record(function, inputs)
-        recording = self._recordings[key]
-        for recorded, tensor in zip(recording.inputs, tensors, strict=True):
+        graph, recorded_inputs, outputs, gradients = self._recordings[key]
+        for recorded, tensor in zip(recorded_inputs, tensors, strict=True):
             recorded.copy_(tensor, non_blocking=True)
-        recording.graph.replay()
-        for parameter, gradient in recording.gradients:
+        graph.replay()
+        for parameter, gradient in gradients:
             parameter.grad = gradient  # the gradients of the newest replay are the ones to inspect
-        return recording.outputs
+        return outputs
 
     def _record(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Recording:
         inputs = tree_map(lambda tensor: tensor.detach().clone(), inputs)  # clone() keeps channels_last
@@ -78,7 +71,7 @@ class CudaGraphs:
         for parameter, gradient in previous:
             if parameter.grad is None:  # this graph does not compute it: keep the one of another graph
                 parameter.grad = gradient
-        return Recording(graph, tree_leaves(inputs), outputs, gradients)
+        return graph, tree_leaves(inputs), outputs, gradients
 
     @torch.no_grad()
     def _warm_up(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:

@@ -44,7 +44,6 @@ class DIAYNAgent(DrQAgent):
     Args:
         num_skills: K. The prior p(z) is uniform and fixed.
         skill_embedding_dim: width of the learned embedding; 0 uses one-hot vectors.
-        lr_discriminator: Adam's learning rate for the discriminator.
         discriminator_encoder: "separate" has convolutions of its own; "shared" uses the critic's, which become less
             and less informative when the only reward is a small intrinsic one (results/skills).
         diayn_intrinsic_reward_coeff: weight of the intrinsic reward, which is added to the weighted extrinsic reward.
@@ -121,14 +120,13 @@ class DIAYNAgent(DrQAgent):
 
     def rewards(self, views: Views, next_features: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
         """Update the discriminator on the first view of next_obs, and add the intrinsic reward that it gives then."""
-        first = slice(len(views.reward))
-        next_obs, features = views.next_obs[first], next_features[first]
+        rows = len(views.reward)
+        next_obs, features = views.next_obs[:rows], next_features[:rows]
         metrics = self.update_discriminator(self.classify(next_obs, features), views.skill)
         with torch.no_grad():
             intrinsic_reward = self.intrinsic_reward(self.classify(next_obs, features), views.skill)
         metrics["intrinsic_reward"] = intrinsic_reward.mean()
-        extrinsic_reward, _ = super().rewards(views, next_features)
-        return extrinsic_reward + self.intrinsic_coeff * intrinsic_reward, metrics
+        return self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic_reward, metrics
 
     def update_discriminator(self, logits: torch.Tensor, skill: torch.Tensor) -> Metrics:
         """Take one step on the cross-entropy of q_phi(z | s'). The accuracy is that before the step."""

@@ -23,11 +23,10 @@ from utils import make_adam, minimize, to_device
 Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device; reading one synchronizes
 
 NUM_VIEWS = 2  # the paper's M (views of obs) and K (views of next_obs)
-ROWS_MULTIPLE = 4  # `evaluate` pads its rows to a multiple of this
 
 
 class Views(NamedTuple):
-    """The augmented batch of one update, together with all of the update's random numbers. B is the batch size.
+    """The augmented batch of one update, B transitions, together with all of the update's random numbers.
 
     Views are concatenated: rows 0 to B - 1 are the first view of each transition, rows B to 2B - 1 the second.
     """
@@ -91,10 +90,8 @@ class DrQAgent(ActorCritic):
     ) -> None:
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        sizes = (encoder_feature_dim, hidden_dim, hidden_depth)
-        self.arch = Architecture(
-            obs_shape, action_dim, *sizes, log_std_bounds, num_skills, skill_embedding_dim, precision
-        )
+        sizes = (encoder_feature_dim, hidden_dim, hidden_depth, num_skills, skill_embedding_dim)
+        self.arch = Architecture(obs_shape, action_dim, *sizes, log_std_bounds, precision)
         self.critic = Critic(self.arch).to(self.device)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor = Actor(self.arch, self.critic.encoder.feature_dim).to(self.device)
@@ -143,8 +140,7 @@ class DrQAgent(ActorCritic):
         bits would depend on how many episodes are played at once.
         """
         count = len(obs)
-        padded = -(-count // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        rows = torch.arange(padded, device=self.device).clamp_max(count - 1)  # repeats the last row
+        rows = torch.arange(count + -count % 4, device=self.device).clamp_max(count - 1)  # repeats the last row
         obs, skill = obs[rows], skill[rows]
         features = self.critic.encoder(obs)
         outputs = (self.actor(features, skill).mode(), *self.discriminate(obs, features, skill))

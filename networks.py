@@ -33,9 +33,9 @@ class Architecture(NamedTuple):
     encoder_feature_dim: int
     hidden_dim: int
     hidden_depth: int
-    log_std_bounds: tuple[float, float]
     num_skills: int  # 0: no skill
     skill_embedding_dim: int  # 0: one-hot vectors
+    log_std_bounds: tuple[float, float]
     precision: str  # of the convolutions, "fp32" or "bf16"
 
 

@@ -114,8 +114,7 @@ class ReplayBuffer:
     def recent(self, count: int, batch_size: int) -> Iterator[Batch]:
         """Yield the newest `count` transitions, oldest first, in batches of at most `batch_size`. Not random.
 
-        Raises:
-            ValueError: fewer than `count` transitions are held.
+        Raises ValueError if fewer are held.
         """
         if count > self._size:
             raise ValueError(f"{count} transitions asked for, {self._size} held")
