@@ -14,19 +14,14 @@ class RandomShift:
 
     Takes and returns uint8 images (N, C, H, W); the result is channels_last in memory. Output pixel (i, j) is input
     pixel (i + dy - pad, j + dx - pad), with both coordinates clamped to the image. Pad and crop are a single gather of
-    whole pixels without interpolation.
-
-    Args:
-        pad: largest shift in pixels.
-        generator: random stream of the offsets, on the device of the images.
+    whole pixels without interpolation. The offsets are drawn from `generator`, which is on the device of the images.
     """
 
     def __init__(self, pad: int, generator: torch.Generator) -> None:
         self.pad, self._generator = pad, generator
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        size = (len(images), 2)
-        offsets = torch.randint(2 * self.pad + 1, size, generator=self._generator, device=images.device)
+        offsets = torch.randint(2 * self.pad + 1, (len(images), 2), generator=self._generator, device=images.device)
         return self.crop(images, offsets)
 
     def crop(self, images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -46,10 +41,7 @@ def make_augmentation(name: str, pad: int, generator: torch.Generator) -> Augmen
     """Return the augmentation that --augmentation calls `name`: a function of images (N, C, H, W), values 0 to 255.
 
     "shift" is implemented here. The others are the paper's alternatives (appendix E), computed by kornia with the
-    paper's settings; they return float32 and draw from torch's global generator.
-
-    Raises:
-        KeyError: there is no augmentation of that name.
+    paper's settings; they return float32 and draw from torch's global generator. Raises KeyError for another name.
     """
     if name == "shift":
         return RandomShift(pad, generator)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from drq import DrQAgent, Metrics, Views
-from networks import Encoder, Sizes, make_head, mlp, to_channels_last, weight_init
+from networks import Architecture, Encoder, make_head, mlp, weight_init
 from replay_buffer import Batch
 from utils import make_adam, minimize
 
@@ -23,17 +23,14 @@ from utils import make_adam, minimize
 class Discriminator(nn.Module):
     """q_phi(z | s'): which skill led to this stacked next observation. It never sees an action.
 
-    Args:
-        conv_dim: number of convolutional features.
-        encoder: convolutions of its own, trained by the discriminator's loss. None: it receives the critic's features,
-            detached.
+    If `separate`, it has convolutions of its own. Otherwise it receives the critic's features, detached.
     """
 
-    def __init__(self, conv_dim: int, sizes: Sizes, encoder: Encoder | None = None) -> None:
+    def __init__(self, arch: Architecture, conv_dim: int, *, separate: bool) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.head = make_head(conv_dim, sizes.encoder_feature_dim)
-        self.classifier = mlp(sizes.encoder_feature_dim, sizes.hidden_dim, sizes.num_skills, sizes.hidden_depth)
+        self.encoder = Encoder(arch.obs_shape, arch.precision) if separate else None
+        self.head = make_head(conv_dim, arch.encoder_feature_dim)
+        self.classifier = mlp(arch.encoder_feature_dim, arch.hidden_dim, arch.num_skills, arch.hidden_depth)
         self.apply(weight_init)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -47,7 +44,6 @@ class DIAYNAgent(DrQAgent):
     Args:
         num_skills: K. The prior p(z) is uniform and fixed.
         skill_embedding_dim: width of the learned embedding; 0 uses one-hot vectors.
-        lr_discriminator: Adam's learning rate for the discriminator.
         discriminator_encoder: "separate" has convolutions of its own; "shared" uses the critic's, which become less
             and less informative when the only reward is a small intrinsic one (results/skills).
         diayn_intrinsic_reward_coeff: weight of the intrinsic reward, which is added to the weighted extrinsic reward.
@@ -64,18 +60,12 @@ class DIAYNAgent(DrQAgent):
         lr_discriminator: float,
         discriminator_encoder: str = "separate",
         diayn_intrinsic_reward_coeff: float = 1.0,
-        encoder_feature_dim: int = 50,
-        hidden_dim: int = 1024,
-        hidden_depth: int = 2,
-        precision: str = "fp32",
         **drq: Any,
     ) -> None:
-        sizes = Sizes(encoder_feature_dim, hidden_dim, hidden_depth, num_skills, skill_embedding_dim)
-        super().__init__(obs_shape, action_dim, precision=precision, **sizes._asdict(), **drq)
+        super().__init__(obs_shape, action_dim, num_skills=num_skills, skill_embedding_dim=skill_embedding_dim, **drq)
         self.num_skills, self.intrinsic_coeff = num_skills, diayn_intrinsic_reward_coeff
-        own_encoder = Encoder(obs_shape, precision) if discriminator_encoder == "separate" else None
-        self.discriminator = Discriminator(self.critic.encoder.feature_dim, sizes, own_encoder)
-        to_channels_last(self.discriminator.to(self.device))
+        conv_dim, separate = self.critic.encoder.feature_dim, discriminator_encoder == "separate"
+        self.discriminator = Discriminator(self.arch, conv_dim, separate=separate).to(self.device)
         self.discriminator_optimizer = make_adam(self.discriminator.parameters(), lr_discriminator)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -123,21 +113,20 @@ class DIAYNAgent(DrQAgent):
     @torch.no_grad()
     def log_likelihood(self, obs: np.ndarray, batch_size: int = 128) -> np.ndarray:
         """Return log q_phi(z | s') of every skill, float32 (N, K), for observations uint8 (N, C, H, W)."""
-        parts = (self.classify(self._to_device(obs[i : i + batch_size])) for i in range(0, len(obs), batch_size))
-        return torch.cat([logits.log_softmax(dim=1) for logits in parts]).cpu().numpy()
+        parts = torch.from_numpy(obs).split(batch_size)
+        return torch.cat([self.classify(part.to(self.device)).log_softmax(dim=1) for part in parts]).cpu().numpy()
 
     # -- learning -------------------------------------------------------------------------------------------------
 
     def rewards(self, views: Views, next_features: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
         """Update the discriminator on the first view of next_obs, and add the intrinsic reward that it gives then."""
-        first = slice(len(views.reward))
-        next_obs, features = views.next_obs[first], next_features[first]
+        rows = len(views.reward)
+        next_obs, features = views.next_obs[:rows], next_features[:rows]
         metrics = self.update_discriminator(self.classify(next_obs, features), views.skill)
         with torch.no_grad():
             intrinsic_reward = self.intrinsic_reward(self.classify(next_obs, features), views.skill)
         metrics["intrinsic_reward"] = intrinsic_reward.mean()
-        extrinsic_reward, _ = super().rewards(views, next_features)
-        return extrinsic_reward + self.intrinsic_coeff * intrinsic_reward, metrics
+        return self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic_reward, metrics
 
     def update_discriminator(self, logits: torch.Tensor, skill: torch.Tensor) -> Metrics:
         """Take one step on the cross-entropy of q_phi(z | s'). The accuracy is that before the step."""

@@ -14,7 +14,6 @@ import difflib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -42,15 +41,9 @@ def resolve_task(name: str) -> tuple[str, str]:
 
 def suite_tasks() -> dict[str, tuple[str, str]]:
     """Return (domain, task) of every task of the suite, by the name that `--env` takes."""
-    suite, _ = _dm_control()
+    from dm_control import suite
+
     return {f"{domain}_{task}": (domain, task) for domain, task in suite.ALL_TASKS}
-
-
-def _dm_control() -> tuple[ModuleType, ModuleType]:
-    """Return the modules dm_control.suite and dm_control.mujoco. The first call binds the renderer."""
-    from dm_control import mujoco, suite
-
-    return suite, mujoco
 
 
 class DMCEnv(PixelEnv):
@@ -58,34 +51,25 @@ class DMCEnv(PixelEnv):
 
     Args:
         name: the task; see `resolve_task`.
-        image_size, frame_stack, action_repeat: see `PixelEnv`.
         time_limit: frames (control steps) per episode; None keeps the task's own limit.
         camera: index of the model's camera; None selects 0, or 2 for quadruped (the camera that follows it).
+        pixels: image_size, frame_stack and action_repeat; see `PixelEnv`.
 
     Raises:
         TaskError: there is no such task.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        image_size: int = 84,
-        frame_stack: int = 3,
-        action_repeat: int = 1,
-        time_limit: int | None = None,
-        camera: int | None = None,
-    ) -> None:
+    def __init__(self, name: str, *, time_limit: int | None = None, camera: int | None = None, **pixels: int) -> None:
+        from dm_control import mujoco, suite
+
+        self._new_camera = mujoco.Camera
         domain, task = resolve_task(name)
-        suite, self._mujoco = _dm_control()
         # The task draws from this stream; reset(seed=...) restarts it. LQR draws its model here, hence a fixed seed.
         self._random = np.random.RandomState(0)
-        task_kwargs: dict[str, Any] = {"random": self._random}
-        if time_limit is not None:
-            task_kwargs["time_limit"] = math.inf  # counted by this class, so that it may exceed the task's own limit
-        self._env = suite.load(domain, task, task_kwargs=task_kwargs)
-        self._frame_limit = time_limit or math.inf
-        self._frame_count = 0
+        # A given limit is checked by this class: at its own limit, dm_control ignores that the task has ended.
+        own_limit = {} if time_limit is None else {"time_limit": math.inf}
+        self._env = suite.load(domain, task, task_kwargs={"random": self._random, **own_limit})
+        self._frame_limit = self._env._step_limit if time_limit is None else time_limit  # may be infinity
         self._camera_id = (2 if domain == "quadruped" else 0) if camera is None else camera
         self._cameras: dict[tuple[int, int], Any] = {}
         spec = self._env.action_spec()
@@ -93,12 +77,9 @@ class DMCEnv(PixelEnv):
         super().__init__(
             np.where(bounded, spec.minimum, -1.0),
             np.where(bounded, spec.maximum, 1.0),
-            # dm_control's limit is a number of control steps, or infinity
-            frame_limit=self._frame_limit if time_limit is not None else self._env._step_limit,
+            frame_limit=self._frame_limit,
             frame_rate=1 / self._env.control_timestep(),
-            image_size=image_size,
-            frame_stack=frame_stack,
-            action_repeat=action_repeat,
+            **pixels,
         )
 
     @property
@@ -107,8 +88,7 @@ class DMCEnv(PixelEnv):
         return self._env.physics
 
     def measure(self) -> tuple[np.ndarray, np.ndarray]:
-        physics = self._env.physics
-        return physics.get_state().copy(), np.array(physics.data.subtree_com[0])
+        return self.physics.get_state().copy(), np.array(self.physics.data.subtree_com[0])
 
     def state(self) -> dict[str, Any]:
         state = self._random.get_state(legacy=False)
@@ -125,39 +105,29 @@ class DMCEnv(PixelEnv):
         if seed is not None:
             self._random.seed(seed % 2**32)
         self._env.reset()
-        self._frame_count = 0
 
     def _advance(self, control: np.ndarray) -> tuple[float, bool, bool]:
         try:
             time_step = self._env.step(control)
         except PhysicsError as error:
             raise SimulationError(f"the physics became unstable ({str(error).splitlines()[0]})") from error
-        self._frame_count += 1
         over = time_step.last()
-        limit = over or self._frame_count >= self._frame_limit
+        limit = over or self._env._step_count >= self._frame_limit
         return time_step.reward or 0.0, over and time_step.discount == 0.0, limit
 
     def _draw(self, height: int, width: int) -> np.ndarray:
-        if (height, width) not in self._cameras:
-            self._cameras[height, width] = self._new_camera(height, width)
+        buffer = self.physics.model.vis.global_
+        if height > buffer.offheight or width > buffer.offwidth:  # the model's offscreen buffer, usually 640 x 480
+            buffer.offheight, buffer.offwidth = max(height, buffer.offheight), max(width, buffer.offwidth)
+            self._free_contexts()  # the next ones have the new size
+        if (height, width) not in self._cameras:  # `Physics.render` would make a new camera for every picture
+            self._cameras[height, width] = self._new_camera(self.physics, height, width, self._camera_id)
         return np.array(self._cameras[height, width].render())  # a copy: the camera reuses its buffer
 
     def _free_contexts(self) -> None:
         self._cameras.clear()
-        physics = self._env.physics
-        with physics._contexts_lock:
-            if physics._contexts:
-                physics._free_rendering_contexts()
-
-    def _new_camera(self, height: int, width: int) -> Any:
-        """Return a camera to keep. `Physics.render` gives the same pixels, but builds a new camera for every frame."""
-        physics, buffer = self._env.physics, self._env.physics.model.vis.global_
-        if height > buffer.offheight or width > buffer.offwidth:  # the model's offscreen buffer, usually 640 x 480
-            buffer.offheight, buffer.offwidth = max(height, buffer.offheight), max(width, buffer.offwidth)
-            contexts, resize = physics.contexts, self._mujoco.mjr_resizeOffscreen
-            with contexts.gl.make_current() as gl:
-                gl.call(resize, buffer.offwidth, buffer.offheight, contexts.mujoco.ptr)
-        return self._mujoco.Camera(physics, height, width, self._camera_id)
+        if self.physics._contexts:
+            self.physics._free_rendering_contexts()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

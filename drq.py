@@ -6,6 +6,8 @@ SAC:   Soft Actor-Critic Algorithms and Applications (Haarnoja et al., 2018), ht
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,18 +16,17 @@ import torch
 import torch.nn.functional as F
 
 from augmentations import make_augmentation
-from networks import ActorCritic, Sizes, frozen, soft_update
+from networks import Actor, ActorCritic, Architecture, Critic, soft_update
 from replay_buffer import NO_SKILL, Batch
-from utils import minimize, to_device
+from utils import make_adam, minimize, to_device
 
 Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device; reading one synchronizes
 
 NUM_VIEWS = 2  # the paper's M (views of obs) and K (views of next_obs)
-ROWS_MULTIPLE = 4  # `evaluate` pads its rows to a multiple of this
 
 
 class Views(NamedTuple):
-    """The augmented batch of one update, together with all of the update's random numbers. B is the batch size.
+    """The augmented batch of one update, B transitions, together with all of the update's random numbers.
 
     Views are concatenated: rows 0 to B - 1 are the first view of each transition, rows B to 2B - 1 the second.
     """
@@ -40,21 +41,6 @@ class Views(NamedTuple):
     noise: torch.Tensor  # (B, action_dim), standard normal: selects the actions of the actor's loss
 
 
-class PolicyInputs(NamedTuple):
-    """Images uint8 (N, C, H, W), skills (N,) and standard normal noise (N, action_dim)."""
-
-    obs: torch.Tensor
-    skill: torch.Tensor
-    noise: torch.Tensor
-
-
-class Observations(NamedTuple):
-    """Images uint8 (N, C, H, W) and the skills (N,) that led to them."""
-
-    obs: torch.Tensor
-    skill: torch.Tensor
-
-
 class Assessment(NamedTuple):
     """An agent's answer to N observations in evaluation."""
 
@@ -66,11 +52,11 @@ class Assessment(NamedTuple):
 class DrQAgent(ActorCritic):
     """DrQ. `update` takes one gradient step on a batch, `act` chooses one action.
 
-    All randomness comes from `generator` (and, for kornia's augmentations, from torch's global generator).
+    All randomness comes from a generator of its own, except for the initial weights and kornia's augmentations, which
+    draw from torch's global generator.
 
     Args:
         obs_shape: (C, H, W) of the stacked uint8 observation.
-        seed: seed of the agent's generator. The initial weights are drawn from torch's global generator.
         extrinsic_reward_coeff: weight of the environment's reward.
         learn_temperature: False keeps the temperature at `init_temperature`.
         num_skills, skill_embedding_dim: width of the skill input, 0 without DIAYN.
@@ -102,18 +88,17 @@ class DrQAgent(ActorCritic):
         skill_embedding_dim: int = 0,
         precision: str = "fp32",
     ) -> None:
-        super().__init__(
-            obs_shape,
-            action_dim,
-            Sizes(encoder_feature_dim, hidden_dim, hidden_depth, num_skills, skill_embedding_dim),
-            device=device,
-            seed=seed,
-            lr=lr,
-            precision=precision,
-            log_std_bounds=log_std_bounds,
-            init_temperature=init_temperature,
-            learn_temperature=learn_temperature,
-        )
+        self.device = torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        sizes = (encoder_feature_dim, hidden_dim, hidden_depth, num_skills, skill_embedding_dim)
+        self.arch = Architecture(obs_shape, action_dim, *sizes, log_std_bounds, precision)
+        self.critic = Critic(self.arch).to(self.device)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor = Actor(self.arch, self.critic.encoder.feature_dim).to(self.device)
+        self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
+        self.critic_optimizer = make_adam(self.critic.parameters(), lr)
+        self.actor_optimizer = make_adam(self.actor.parameters(), lr)
+        self.alpha_optimizer = make_adam([self.log_alpha], lr) if learn_temperature else None
         self.augment = make_augmentation(augmentation, image_pad, self.generator)
         self.discount, self.critic_tau = discount, critic_tau
         self.extrinsic_coeff = extrinsic_reward_coeff
@@ -134,32 +119,29 @@ class DrQAgent(ActorCritic):
     def act(self, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:
         """Return one action, float32 (action_dim,) in [-1, 1], for one observation: sampled, or the policy's mode."""
         noise = self._normal(1) if sample else torch.zeros(1, self.action_dim, device=self.device)
-        inputs = PolicyInputs(self._to_device(obs[None]), self._to_device(np.array([skill])), noise)
-        mode, sampled = self.launch(self.policy, inputs)
-        return (sampled if sample else mode)[0].cpu().numpy()
+        inputs = to_device(obs[None], self.device), to_device(np.array([skill]), self.device), noise
+        return self.launch(self.policy, *inputs)[0].cpu().numpy()
 
     @torch.no_grad()
-    def policy(self, inputs: PolicyInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the policy's mode and the actions that the noise selects, each (N, action_dim)."""
-        distribution = self.actor(self.critic.encoder(inputs.obs), inputs.skill)
-        return distribution.mode(), distribution.sample(inputs.noise)[0]
+    def policy(self, obs: torch.Tensor, skill: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return the actions (N, action_dim) that standard normal noise selects. Noise 0 selects the mode."""
+        return self.actor(self.critic.encoder(obs), skill).sample(noise)[0]
 
     def assess(self, obs: np.ndarray, skill: np.ndarray) -> Assessment:
         """Return deterministic actions, intrinsic rewards and predicted skills for observations (N, C, H, W)."""
-        outputs = self.launch(self.evaluate, Observations(self._to_device(obs), self._to_device(skill)))
+        outputs = self.launch(self.evaluate, to_device(obs, self.device), to_device(skill, self.device))
         return Assessment(*(value.cpu().numpy() for value in outputs))
 
     @torch.no_grad()
-    def evaluate(self, inputs: Observations) -> tuple[torch.Tensor, ...]:
+    def evaluate(self, obs: torch.Tensor, skill: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the fields of an `Assessment` as tensors. A row's results do not depend on the other rows.
 
         The networks get a multiple of 4 rows: with fewer, the CPU's matrix product sums in another order, and the last
         bits would depend on how many episodes are played at once.
         """
-        count = len(inputs.obs)
-        padded = -(-count // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        rows = torch.arange(padded, device=self.device).clamp_max(count - 1)  # repeats the last row
-        obs, skill = inputs.obs[rows], inputs.skill[rows]
+        count = len(obs)
+        rows = torch.arange(count + -count % 4, device=self.device).clamp_max(count - 1)  # repeats the last row
+        obs, skill = obs[rows], skill[rows]
         features = self.critic.encoder(obs)
         outputs = (self.actor(features, skill).mode(), *self.discriminate(obs, features, skill))
         return tuple(value[:count] for value in outputs)
@@ -187,16 +169,12 @@ class DrQAgent(ActorCritic):
 
         `cat` keeps channels_last; `repeat` would not.
         """
-        return Views(
+        batch = batch._replace(
             obs=self.augment(torch.cat([batch.obs] * NUM_VIEWS)),
-            action=batch.action,
-            reward=batch.reward,
             next_obs=self.augment(torch.cat([batch.next_obs] * NUM_VIEWS)),
-            terminated=batch.terminated,
-            skill=batch.skill,
-            next_noise=self._normal(NUM_VIEWS * len(batch.reward)),
-            noise=self._normal(len(batch.reward)),
         )
+        rows = len(batch.reward)
+        return Views(*batch, next_noise=self._normal(NUM_VIEWS * rows), noise=self._normal(rows))
 
     def learn(self, views: Views) -> Metrics:
         """Update the networks: a function of the weights and the views, without randomness of its own."""
@@ -252,8 +230,9 @@ class DrQAgent(ActorCritic):
         with torch.no_grad():  # after the critic's step; for both actor and critic
             features = self.critic.encoder(views.obs[: len(views.reward)])
         action, log_prob = self.actor(features, views.skill).sample(views.noise)
-        with frozen(self.critic):
-            q1, q2 = self.critic(features, views.skill, action)
+        self.critic.requires_grad_(False)
+        q1, q2 = self.critic(features, views.skill, action)
+        self.critic.requires_grad_(True)
         return (self.log_alpha.detach().exp() * log_prob - torch.min(q1, q2)).mean(), log_prob
 
     def alpha_loss(self, log_prob: torch.Tensor) -> torch.Tensor:
@@ -277,6 +256,3 @@ class DrQAgent(ActorCritic):
 
     def _normal(self, rows: int) -> torch.Tensor:
         return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return to_device(array, self.device)

@@ -6,19 +6,17 @@ parameter and no random number belongs to it.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cuda_graphs import CudaGraphs, Launch, call
+from cuda_graphs import CudaGraphs, Outputs
 from replay_buffer import NO_SKILL
-from utils import load_adam_state, make_adam
+from utils import load_adam_state
 
 NUM_FILTERS = 32
 STRIDES = (2, 1, 1, 1)
@@ -27,14 +25,18 @@ STRIDES = (2, 1, 1, 1)
 # -- building blocks ---------------------------------------------------------------------------------------------------
 
 
-class Sizes(NamedTuple):
-    """Sizes of the networks behind the convolutions, and of the skill that joins them there."""
+class Architecture(NamedTuple):
+    """What an agent's networks are built from."""
 
+    obs_shape: tuple[int, ...]  # (C, H, W) of the stacked observation
+    action_dim: int
     encoder_feature_dim: int
     hidden_dim: int
     hidden_depth: int
     num_skills: int  # 0: no skill
     skill_embedding_dim: int  # 0: one-hot vectors
+    log_std_bounds: tuple[float, float]
+    precision: str  # of the convolutions, "fp32" or "bf16"
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int) -> nn.Sequential:
@@ -52,36 +54,21 @@ def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
 
 
 def weight_init(module: nn.Module) -> None:
-    """Initialize with orthogonal weights (gain sqrt 2 for convolutions) and zero biases. Use with `Module.apply`."""
+    """Initialize with orthogonal weights (gain sqrt 2 for convolutions) and zero biases. Use with `Module.apply`.
+
+    Weights of convolutions become channels_last, the memory format in which convolutions run fastest.
+    """
     if isinstance(module, (nn.Conv2d, nn.Linear)):
-        gain = nn.init.calculate_gain("relu") if isinstance(module, nn.Conv2d) else 1.0
-        nn.init.orthogonal_(module.weight, gain)
+        nn.init.orthogonal_(module.weight, math.sqrt(2.0) if isinstance(module, nn.Conv2d) else 1.0)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def to_channels_last(module: nn.Module) -> None:
-    """Store convolution weights as channels_last, in place: the convolutions run fastest in that memory format."""
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 @torch.no_grad()
 def soft_update(online: nn.Module, target: nn.Module, tau: float) -> None:
     """Set target <- tau * online + (1 - tau) * target, for all parameters in one fused call."""
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Compute no gradients for the module's parameters within the block; its inputs still receive theirs."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    for p in trainable:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------
@@ -139,14 +126,14 @@ class Critic(nn.Module):
     The skill joins behind the bottleneck: next to 39,200 convolutional features it would have little influence.
     """
 
-    def __init__(self, obs_shape: tuple[int, ...], action_dim: int, sizes: Sizes, precision: str) -> None:
+    def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.encoder = Encoder(obs_shape, precision)
-        self.head = make_head(self.encoder.feature_dim, sizes.encoder_feature_dim)
-        self.skill = SkillEmbedding(sizes.num_skills, sizes.skill_embedding_dim)
-        width = sizes.encoder_feature_dim + self.skill.width + action_dim
-        self.q1 = mlp(width, sizes.hidden_dim, 1, sizes.hidden_depth)
-        self.q2 = mlp(width, sizes.hidden_dim, 1, sizes.hidden_depth)
+        self.encoder = Encoder(arch.obs_shape, arch.precision)
+        self.head = make_head(self.encoder.feature_dim, arch.encoder_feature_dim)
+        self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim)
+        width = arch.encoder_feature_dim + self.skill.width + arch.action_dim
+        self.q1 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth)
+        self.q2 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth)
         self.apply(weight_init)
 
     def forward(
@@ -181,13 +168,13 @@ class SquashedGaussian(NamedTuple):
 class Actor(nn.Module):
     """The policy. It receives the critic's convolutional features detached and never trains the encoder."""
 
-    def __init__(self, conv_dim: int, action_dim: int, sizes: Sizes, log_std_bounds: tuple[float, float]) -> None:
+    def __init__(self, arch: Architecture, conv_dim: int) -> None:
         super().__init__()
-        self.log_std_bounds = log_std_bounds
-        self.head = make_head(conv_dim, sizes.encoder_feature_dim)
-        self.skill = SkillEmbedding(sizes.num_skills, sizes.skill_embedding_dim)
-        width = sizes.encoder_feature_dim + self.skill.width
-        self.policy = mlp(width, sizes.hidden_dim, 2 * action_dim, sizes.hidden_depth)
+        self.log_std_bounds = arch.log_std_bounds
+        self.head = make_head(conv_dim, arch.encoder_feature_dim)
+        self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim)
+        width = arch.encoder_feature_dim + self.skill.width
+        self.policy = mlp(width, arch.hidden_dim, 2 * arch.action_dim, arch.hidden_depth)
         self.apply(weight_init)
 
     def forward(self, features: torch.Tensor, skill: torch.Tensor) -> SquashedGaussian:
@@ -201,46 +188,24 @@ class Actor(nn.Module):
 
 
 class ActorCritic:
-    """What a soft actor-critic agent learns: networks, temperature and optimizers. Saves, loads and inspects them.
+    """What a soft actor-critic agent learns, and how it is saved, loaded and inspected. Subclasses create it.
 
     The critic owns the convolutional encoder. The target critic is a deep copy of the critic, encoder included.
     Subclasses that add a network extend `modules` and `optimizers`.
-
-    Args:
-        obs_shape: (C, H, W) of the stacked uint8 observation.
-        precision: "fp32" or "bf16", for the convolutions only.
-        learn_temperature: False keeps the temperature at `init_temperature`.
-        seed: seed of `generator`. The initial weights are drawn from torch's global generator.
     """
 
-    def __init__(
-        self,
-        obs_shape: tuple[int, ...],
-        action_dim: int,
-        sizes: Sizes,
-        *,
-        device: torch.device | str,
-        seed: int,
-        lr: float,
-        precision: str,
-        log_std_bounds: tuple[float, float],
-        init_temperature: float,
-        learn_temperature: bool,
-    ) -> None:
-        self.device = torch.device(device)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.launch: Launch = call
-        self.num_updates = 0
-        self.skill = NO_SKILL  # the skill to act with, if the agent fine-tunes a single one
-
-        self.critic = Critic(obs_shape, action_dim, sizes, precision)
-        to_channels_last(self.critic.to(self.device))
-        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = Actor(self.critic.encoder.feature_dim, action_dim, sizes, log_std_bounds).to(self.device)
-        self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
-        self.critic_optimizer = make_adam(self.critic.parameters(), lr)
-        self.actor_optimizer = make_adam(self.actor.parameters(), lr)
-        self.alpha_optimizer = make_adam([self.log_alpha], lr) if learn_temperature else None
+    device: torch.device
+    generator: torch.Generator  # source of the agent's random numbers
+    critic: Critic
+    critic_target: Critic
+    actor: Actor
+    log_alpha: torch.Tensor
+    critic_optimizer: torch.optim.Adam
+    actor_optimizer: torch.optim.Adam
+    alpha_optimizer: torch.optim.Adam | None  # None if the temperature is fixed
+    graphs: CudaGraphs | None = None
+    num_updates = 0
+    skill = NO_SKILL  # the skill to act with, if the agent fine-tunes a single one
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the trained networks by name."""
@@ -253,7 +218,11 @@ class ActorCritic:
 
     def use_cuda_graphs(self) -> None:
         """From now on run updates, actions and assessments from CUDA graphs: the same kernels in a single launch."""
-        self.launch = CudaGraphs(self._all_modules().values(), self.optimizers().values(), [self.log_alpha])
+        self.graphs = CudaGraphs(self._weights(), self.optimizers().values())
+
+    def launch(self, function: Callable[..., Outputs], *inputs: Any, kind: Hashable = None) -> Outputs:
+        """Return `function(*inputs)`, with CUDA graphs if they are in use. For `kind` see `CudaGraphs`."""
+        return function(*inputs) if self.graphs is None else self.graphs(function, *inputs, kind=kind)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that learning changes: the tensors themselves (no copies) and plain data."""
@@ -303,8 +272,7 @@ class ActorCritic:
     @torch.no_grad()
     def is_finite(self) -> bool:
         """Return whether every weight is finite. This synchronizes with the device."""
-        weights = [p for module in self._all_modules().values() for p in module.parameters()]
-        return bool(torch.stack(torch._foreach_norm([*weights, self.log_alpha])).isfinite().all())
+        return bool(torch.stack(torch._foreach_norm(self._weights())).isfinite().all())
 
     def histograms(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and value of every trained weight and, if there is one, of its newest gradient."""
@@ -317,3 +285,6 @@ class ActorCritic:
 
     def _all_modules(self) -> dict[str, nn.Module]:
         return {**self.modules(), "critic_target": self.critic_target}
+
+    def _weights(self) -> list[torch.Tensor]:
+        return [*(p for module in self._all_modules().values() for p in module.parameters()), self.log_alpha]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,9 +39,7 @@ class ReplayBuffer:
 
     Args:
         capacity: maximum number of transitions.
-        frame_shape: (channels, H, W) of one uint8 frame.
-        frame_stack: frames per observation.
-        action_dim: length of an action.
+        frame_shape: (channels, H, W) of one uint8 frame; `frame_stack` of them are an observation.
         device: device of the sampled batches.
         storage: device of the stored frames: `device`, or the CPU if a CUDA device has too little memory.
         seed: seed of the random stream that samples the batches.
@@ -72,12 +69,14 @@ class ReplayBuffer:
         except RuntimeError as error:
             needed = self.bytes_needed(capacity, frame_shape, frame_stack, action_dim)
             raise MemoryError(f"the replay buffer needs {needed / 1e9:.2f} GB") from error
-        self._stacks = np.zeros((capacity, frame_stack + 1), np.int64)  # frame numbers, oldest first
-        self._action = np.zeros((capacity, action_dim), np.float32)
-        self._reward = np.zeros(capacity, np.float32)
-        self._terminated = np.zeros(capacity, np.float32)
-        self._skill = np.zeros(capacity, np.int64)
-        self._written = 0  # frames added over the whole run
+        self._rows: dict[str, np.ndarray] = {  # one row for each transition
+            "stacks": np.zeros((capacity, frame_stack + 1), np.int64),  # frame numbers, oldest first
+            "action": np.zeros((capacity, action_dim), np.float32),
+            "reward": np.zeros(capacity, np.float32),
+            "terminated": np.zeros(capacity, np.float32),
+            "skill": np.zeros(capacity, np.int64),
+        }
+        self.frames_written = 0  # over the whole run; also the number of the next frame
         self._added = 0  # transitions added over the whole run
         self._size = 0  # transitions held: those with numbers _added - _size to _added - 1
         self._current: list[int] = []  # frame numbers of the current episode's newest stack
@@ -101,10 +100,8 @@ class ReplayBuffer:
         """Store one transition of the current episode. Only the newest frame of `next_obs` is stored."""
         numbers = [*self._current, self._store_frame(next_obs)]
         self._current = numbers[1:]
-        row = self._added % self.capacity
-        self._stacks[row] = numbers
-        self._action[row], self._reward[row] = action, reward
-        self._terminated[row], self._skill[row] = terminated, skill
+        for array, value in zip(self._rows.values(), (numbers, action, reward, terminated, skill), strict=True):
+            array[self._added % self.capacity] = value
         self._added += 1
         self._size = min(self._size + 1, self.capacity)
 
@@ -117,8 +114,7 @@ class ReplayBuffer:
     def recent(self, count: int, batch_size: int) -> Iterator[Batch]:
         """Yield the newest `count` transitions, oldest first, in batches of at most `batch_size`. Not random.
 
-        Raises:
-            ValueError: fewer than `count` transitions are held.
+        Raises ValueError if fewer are held.
         """
         if count > self._size:
             raise ValueError(f"{count} transitions asked for, {self._size} held")
@@ -128,25 +124,20 @@ class ReplayBuffer:
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     @property
-    def frames_written(self) -> int:
-        """Number of frames added so far, which is also the number of the next frame."""
-        return self._written
-
-    @property
     def oldest_frame(self) -> int:
         """Number of the oldest frame held: those with lower numbers are overwritten."""
-        return max(0, self._written - self.frame_capacity)
+        return max(0, self.frames_written - self.frame_capacity)
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters and random state as plain data. `transitions_since` returns the transitions."""
-        counters = {"written": self._written, "added": self._added, "size": self._size}
+        counters = {"written": self.frames_written, "added": self._added, "size": self._size}
         return {**counters, "current": list(self._current), "rng": self._rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the `state_dict` of a buffer of the same sizes. Then call `load_transitions`, oldest part first."""
-        self._written, self._added, self._size = state["written"], state["added"], state["size"]
+        self.frames_written, self._added, self._size = state["written"], state["added"], state["size"]
         self._current = list(state["current"])
-        self._rng.bit_generator.state = state["rng"]
+        self.load_rng(state)
 
     def load_rng(self, state: Mapping[str, Any]) -> None:
         """Load only the random stream of a `state_dict`."""
@@ -155,17 +146,18 @@ class ReplayBuffer:
     def transitions_since(self, frame: int) -> dict[str, Any]:
         """Return the frames from number `frame` on, compressed, and the transitions whose last frame is one of them."""
         frame = max(frame, self.oldest_frame)
+        end = self.frames_written
         rows = np.arange(self._added - self._size, self._added) % self.capacity
-        rows = rows[self._stacks[rows, -1] >= frame]
-        arrays = {name: torch.from_numpy(array[rows]) for name, array in self._arrays().items()}
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # zlib releases the GIL
-            packed = list(pool.map(self._pack, self._slots(frame, self._written)))  # each copies its own block
-        return {**arrays, "first": self._added - len(rows), "frame": frame, "end": self._written, "frames": packed}
+        rows = rows[self._rows["stacks"][rows, -1] >= frame]
+        arrays = {name: torch.from_numpy(array[rows]) for name, array in self._rows.items()}
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # zlib releases the GIL; each copies its own block
+            packed = list(pool.map(lambda slots: _pack(self._frames[slots].cpu()), self._slots(frame, end)))
+        return {**arrays, "first": self._added - len(rows), "frame": frame, "end": end, "frames": packed}
 
     def load_transitions(self, part: Mapping[str, Any]) -> None:
         """Load what `transitions_since` returned. Raises ValueError if it does not fit this buffer."""
         count = len(part["reward"])
-        if not 0 <= part["frame"] <= part["end"] <= self._written:
+        if not 0 <= part["frame"] <= part["end"] <= self.frames_written:
             raise ValueError("frames that this buffer never held")
         if part["end"] - part["frame"] > PACKED_TOGETHER * len(part["frames"]):
             raise ValueError("frames are missing")
@@ -178,14 +170,11 @@ class ReplayBuffer:
                 self._frames[slots] = frames.to(self.storage)
         numbers = np.arange(part["first"], part["first"] + count)
         numbers = numbers[numbers >= self._added - self._size]
-        for name, array in self._arrays().items():
+        for name, array in self._rows.items():
             array[numbers % self.capacity] = part[name].numpy()[count - len(numbers) :]
-        stacks = self._stacks[numbers % self.capacity]
-        if stacks.size and not (self.oldest_frame <= stacks.min() <= stacks.max() < self._written):
+        stacks = self._rows["stacks"][numbers % self.capacity]
+        if stacks.size and not (self.oldest_frame <= stacks.min() <= stacks.max() < self.frames_written):
             raise ValueError("transitions whose frames this buffer does not hold")
-
-    def _pack(self, slots: torch.Tensor) -> torch.Tensor:
-        return _pack(self._frames[slots].cpu())
 
     def _slots(self, first: int, end: int) -> Iterator[torch.Tensor]:
         """Yield the slots of frames `first` to `end` - 1, PACKED_TOGETHER at a time."""
@@ -193,47 +182,30 @@ class ReplayBuffer:
             numbers = torch.arange(start, min(start + PACKED_TOGETHER, end))
             yield (numbers % self.frame_capacity).to(self.storage)
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays with one row per transition, by name."""
-        return {
-            "stacks": self._stacks,
-            "action": self._action,
-            "reward": self._reward,
-            "terminated": self._terminated,
-            "skill": self._skill,
-        }
-
     def _store_frame(self, obs: np.ndarray) -> int:
         channels = self._frames.shape[1]
-        self._frames[self._written % self.frame_capacity] = to_device(obs[-channels:], self.storage)
-        self._written += 1
+        self._frames[self.frames_written % self.frame_capacity] = to_device(obs[-channels:], self.storage)
+        self.frames_written += 1
         # Drop the transitions that need the overwritten frame.
-        while self._size and self._stacks[(self._added - self._size) % self.capacity, 0] < self.oldest_frame:
+        while self._size and self._rows["stacks"][(self._added - self._size) % self.capacity, 0] < self.oldest_frame:
             self._size -= 1
-        return self._written - 1
+        return self.frames_written - 1
 
     def _gather(self, numbers: np.ndarray) -> Batch:
         rows = numbers % self.capacity
-        slots = to_device(self._stacks[rows] % self.frame_capacity, self.storage)
+        slots = to_device(self._rows["stacks"][rows] % self.frame_capacity, self.storage)
         flat = self._frames.view(self.frame_capacity, -1).index_select(0, slots.flatten())
         if self.storage != self.device:  # pinned memory: the copy does not synchronize
             flat = flat.pin_memory().to(self.device, non_blocking=True)
         frames = flat.view(len(rows), self.frame_stack + 1, *self._frames.shape[1:])  # (B, S + 1, C, H, W)
 
-        def to(array: np.ndarray) -> torch.Tensor:
-            return to_device(array[rows], self.device)
-
-        def stack(part: torch.Tensor) -> torch.Tensor:
-            return part.flatten(1, 2).contiguous(memory_format=torch.channels_last)
-
-        return Batch(
-            obs=stack(frames[:, :-1]),
-            action=to(self._action),
-            reward=to(self._reward),
-            next_obs=stack(frames[:, 1:]),
-            terminated=to(self._terminated),
-            skill=to(self._skill),
+        obs, next_obs = (
+            part.flatten(1, 2).contiguous(memory_format=torch.channels_last) for part in (frames[:, :-1], frames[:, 1:])
         )
+        action, reward, terminated, skill = (
+            to_device(self._rows[name][rows], self.device) for name in ("action", "reward", "terminated", "skill")
+        )
+        return Batch(obs, action, reward, next_obs, terminated, skill)
 
 
 def _frame_capacity(capacity: int, frame_stack: int) -> int:
@@ -260,6 +232,6 @@ def _unpack(packed: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     if len(data) != size:
         raise ValueError(f"{len(data)} bytes of frames instead of {size}")
     frames = np.frombuffer(bytearray(data), np.uint8).reshape(shape)
-    for previous, frame in itertools.pairwise(frames):
-        frame += previous
+    for number in range(1, len(frames)):
+        frames[number] += frames[number - 1]
     return torch.from_numpy(frames)

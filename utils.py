@@ -138,56 +138,43 @@ def plain(state: Any) -> Any:
     return state.tolist() if isinstance(state, np.ndarray) else state
 
 
+CGROUPS = {  # by controller, "" in version 2: folder, files of limit and use, statistic of the inactive file cache
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
 def free_memory(root: Path = Path("/")) -> int:
     """Return how many bytes this process can still allocate: the system's free memory or a tighter cgroup limit.
 
-    Containers and cluster jobs limit memory by control groups (cgroups, version 1 or 2). As in the system's own figure,
-    a group's inactive file cache counts as free.
+    Containers and cluster jobs limit memory by control groups (cgroups, version 1 or 2); a limit also holds for the
+    groups below it. As in the system's own figure, a group's inactive file cache counts as free. Inside a container the
+    path of the group may be the host's, which does not exist; the top folder is then the container's group.
 
     Args:
         root: where /proc and /sys are found; another folder in tests.
     """
     free = int(psutil.virtual_memory().available)
-    for group, (limit, used, inactive) in _memory_groups(root):
-        with suppress(OSError, ValueError, KeyError):  # there is no such group, or no limit ("max")
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            total, taken = (int((group / name).read_text()) for name in (limit, used))
-            free = min(free, total - taken + int(statistics[inactive]))
-    return free
-
-
-def _memory_groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """Yield the folders of the control groups that limit this process, with the file and field names to read there.
-
-    Inside a container the path of the group may be the host's. That path does not exist then, and the top folder is the
-    container's group.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
-        if not controllers:
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        own = top / path.lstrip("/")
-        yield from ((group, names) for group in (own, *own.parents) if group.is_relative_to(top))
+        for controller in CGROUPS.keys() & controllers.split(","):
+            top, limit, used, inactive = CGROUPS[controller]
+            own = root / top / path.lstrip("/")
+            for group in (own, *own.parents):
+                with suppress(OSError, ValueError, KeyError):  # there is no such group, or no limit ("max")
+                    statistics = dict(entry.split() for entry in (group / "memory.stat").read_text().splitlines())
+                    total, taken = (int((group / name).read_text()) for name in (limit, used))
+                    free = min(free, total - taken + int(statistics[inactive]))
+    return free
 
 
 def keep_freed_memory(up_to: int = 1 << 30) -> None:
     """Let glibc keep freed blocks of up to `up_to` bytes for reuse instead of returning them to the system.
 
-    By default every allocation of a tensor over 32 MB costs a page fault per 4 KB. Does nothing unless on Linux with
-    glibc.
+    By default every allocation of a tensor over 32 MB costs a page fault per 4 KB. Does nothing without glibc.
     """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(m_mmap_threshold, up_to)
-            mallopt(m_trim_threshold, 2 * up_to - 1)
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, up_to)
+        ctypes.CDLL(None).mallopt(m_trim_threshold, 2 * up_to - 1)

@@ -24,60 +24,46 @@ class GymPixelEnv(PixelEnv):
 
     Args:
         name: Gymnasium's id, without the prefix "gym:".
-        image_size, frame_stack, action_repeat: see `PixelEnv`.
         time_limit: frames (steps of the Gymnasium environment) per episode; None keeps the environment's own limit.
+        pixels: image_size, frame_stack and action_repeat; see `PixelEnv`.
 
     Raises:
         TaskError: there is no such environment, its actions are not continuous and bounded, or it cannot draw itself.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        image_size: int = 84,
-        frame_stack: int = 3,
-        action_repeat: int = 1,
-        time_limit: int | None = None,
-    ) -> None:
+    def __init__(self, name: str, *, time_limit: int | None = None, **pixels: int) -> None:
         try:
             self._env = gymnasium.make(name, render_mode="rgb_array", max_episode_steps=time_limit)
         except Exception as error:  # importing an environment may raise anything
-            hint = "; pip install what it needs" if isinstance(error, ImportError) else ""
-            raise TaskError(f"gymnasium cannot make {name!r}: {_first_line(error)}{hint}") from error
+            raise TaskError(f"gymnasium cannot make {name!r}: {_reason(error)}") from error
         try:
-            self._check(name)
+            space = self._checked_actions(name)
         except TaskError:
             self._env.close()
             raise
-        space, spec = self._env.action_space, self._env.spec
-        limit = spec.max_episode_steps if spec is not None else None
-        assert isinstance(space, gymnasium.spaces.Box)
+        limit = self._env.spec.max_episode_steps if self._env.spec is not None else None
         super().__init__(
             space.low.astype(np.float64),
             space.high.astype(np.float64),
             frame_limit=math.inf if limit is None else limit,
             frame_rate=self._env.metadata.get("render_fps", 30),
-            image_size=image_size,
-            frame_stack=frame_stack,
-            action_repeat=action_repeat,
+            **pixels,
         )
 
-    def _check(self, name: str) -> None:
-        """Raise TaskError if the environment cannot be used."""
+    def _checked_actions(self, name: str) -> gymnasium.spaces.Box:
+        """Return the action space. Raises TaskError if the environment cannot be used."""
         if "rgb_array" not in self._env.metadata.get("render_modes", ()):
             raise TaskError(f"{name!r} cannot draw itself (it has no render mode rgb_array)")
         space = self._env.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
             raise TaskError(f"{name!r} has the actions {space}; they must be a bounded Box of one dimension")
-        if not may_draw():
-            return
-        try:  # some environments import their renderer only when they draw for the first time
-            self._env.reset(seed=0)
-            self._picture()
+        try:
+            if may_draw():  # some environments import their renderer only when they draw for the first time
+                self._env.reset(seed=0)
+                self._picture()
         except Exception as error:
-            hint = "; pip install what it needs" if isinstance(error, (ImportError, gymnasium.error.Error)) else ""
-            raise TaskError(f"{name!r} cannot draw itself: {_first_line(error)}{hint}") from error
+            raise TaskError(f"{name!r} cannot draw itself: {_reason(error)}") from error
+        return space
 
     def state(self) -> dict[str, Any]:
         return dict(self._env.unwrapped.np_random.bit_generator.state)
@@ -105,5 +91,7 @@ class GymPixelEnv(PixelEnv):
         return picture
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """Return the error's first line, and what to do about a missing package."""
+    missing = isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled))
+    return (str(error).splitlines() or [type(error).__name__])[0] + ("; pip install what it needs" if missing else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from config import Config, Role
 from dmc import DMCEnv
 from envs.gym_env import GymPixelEnv
@@ -16,13 +18,9 @@ def make_environment(config: Config) -> PixelEnv:
 
     The renderer must have been chosen before (see `envs.renderer`).
     """
-    settings = config.kwargs(Role.ENVIRONMENT)
-    env: PixelEnv
+    kind: Callable[..., PixelEnv] = GymPixelEnv if config.env.startswith(PREFIX) else DMCEnv
     try:
-        if config.env.startswith(PREFIX):
-            env = GymPixelEnv(config.env.removeprefix(PREFIX), **settings)
-        else:
-            env = DMCEnv(config.env, **settings)
+        env = kind(config.env.removeprefix(PREFIX), **config.kwargs(Role.ENVIRONMENT))
     except TaskError as error:
         raise UserError(f"--env: {error}") from error
     longest = env.max_episode_steps

@@ -29,18 +29,11 @@ class HoldAfterEnd(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndar
     `info["over"]` only, never as `terminated` or `truncated`, because a vector environment would reset. An episode
     also ends, with a warning, if its physics become unstable; the failed step is not counted and is marked by
     `info["unstable"]`.
-
-    Attributes:
-        recording: whether `picture` draws. A vector calls a method of all its environments or of none, so those that
-            are not recorded have it set to False.
     """
 
-    recording = False
-
-    def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray]) -> None:
-        super().__init__(env)
-        self._obs = np.empty(0, np.uint8)
-        self._over = False
+    recording = False  # whether `picture` draws: a vector calls a method of all its environments or of none
+    _obs: np.ndarray
+    _over: bool
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         self._over = False
@@ -57,10 +50,6 @@ class HoldAfterEnd(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndar
                 print(f"warning: an evaluation episode ends early: {error}", file=sys.stderr)
                 self._over = unstable = True
         return self._obs, reward, False, False, {"over": self._over, "unstable": unstable}
-
-    def measure(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the environment's `PixelEnv.measure()`."""
-        return self.env.measure()  # type: ignore[attr-defined]
 
     def picture(self, height: int, width: int) -> np.ndarray | str | None:
         """Return the current scene, uint8 RGB `(height, width, 3)`, or None unless `recording`.
@@ -80,7 +69,6 @@ def make_eval_envs(factory: Factory, episodes: int, workers: int) -> EvalEnvs:
 
     Args:
         factory: makes one environment; must be picklable if there are workers.
-        episodes: number of episodes that will be played.
         workers: 0 steps the environments one after the other in this process. Otherwise each environment gets its own
             process, which is spawned: a process forked with a rendering context would hang.
     """

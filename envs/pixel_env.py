@@ -28,16 +28,8 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
         low, high: the task's own action bounds, float64 `(action_dim,)`.
         frame_limit: frames per episode; `math.inf` for no limit.
         frame_rate: frames per second of simulated time.
-        image_size: height and width of an observation in pixels.
-        frame_stack: number of frames in an observation.
-        action_repeat: number of frames that an action is held for.
-
-    Attributes:
-        max_episode_steps: agent steps per episode, or None for no limit.
-        render_seconds: time spent drawing since the environment was made.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (declared like this by gymnasium)
     render_mode = "rgb_array"
     observation_space: gymnasium.spaces.Box
     action_space: gymnasium.spaces.Box
@@ -49,16 +41,17 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
         *,
         frame_limit: float,
         frame_rate: float,
-        image_size: int,
-        frame_stack: int,
-        action_repeat: int,
+        image_size: int = 84,
+        frame_stack: int = 3,
+        action_repeat: int = 1,
     ) -> None:
         self._low, self._high = low, high
         self._image_size, self._action_repeat = image_size, action_repeat
         self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
-        self.render_seconds = 0.0
+        self.render_seconds = 0.0  # spent drawing since the environment was made
+        # agent steps, or None for no limit
         self.max_episode_steps = None if math.isinf(frame_limit) else math.ceil(frame_limit / action_repeat)
-        self.metadata = {**self.metadata, "render_fps": frame_rate / action_repeat}
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": frame_rate / action_repeat}
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, low.shape, np.float32)
         self.observation_space = gymnasium.spaces.Box(0, 255, (3 * frame_stack, image_size, image_size), np.uint8)
 
@@ -83,7 +76,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
     def _advance(self, control: np.ndarray) -> tuple[float, bool, bool]:
         """Simulate one frame under `control`, float64 `(action_dim,)` within the task's bounds.
 
-        Returns the reward, whether the episode really ended, and whether the time limit was reached.
+        Return the reward, whether the episode really ended, and whether the time limit was reached.
         """
 
     @abc.abstractmethod
@@ -102,9 +95,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
 
     # -- for users -------------------------------------------------------------------------------------------------
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Start an episode. A seed restarts the random stream; without a seed the stream continues."""
         super().reset(seed=seed)
         self._restart(seed)
@@ -127,8 +118,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
     def render(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """Return the current scene, uint8 RGB `(height, width, 3)`; `image_size` is the default for both.
 
-        After a failure, drawing is tried once more with new rendering contexts. Raises RenderingError if that fails
-        too.
+        If drawing fails, it is tried once more with new rendering contexts. Raises RenderingError if that fails too.
         """
         size = (height or self._image_size, width or self._image_size)
         started = time.perf_counter()

@@ -38,15 +38,10 @@ print(json.dumps({"name": name.decode() if name else "unknown", "contrast": cont
 
 
 class RendererInfo(NamedTuple):
-    """A renderer that has drawn a picture on this machine.
+    """A renderer that has drawn a picture on this machine."""
 
-    Attributes:
-        backend: value of MUJOCO_GL.
-        name: OpenGL's name of the device, such as "llvmpipe (LLVM 15.0.6, 256 bits)".
-    """
-
-    backend: str
-    name: str
+    backend: str  # value of MUJOCO_GL
+    name: str  # OpenGL's name of the device, such as "llvmpipe (LLVM 15.0.6, 256 bits)"
 
     @property
     def is_software(self) -> bool:
@@ -64,11 +59,10 @@ def choose_renderer() -> RendererInfo:
     for backend in (wanted,) if wanted else BACKENDS:
         try:
             info = probe(backend)
-        except RenderingError as error:
-            failures.append(str(error))
-        else:
             os.environ["MUJOCO_GL"] = backend
             return info
+        except RenderingError as error:
+            failures.append(str(error))
     problem = "MUJOCO_GL, set by you, does not render" if wanted else "no OpenGL renderer works"
     hint = f"unset MUJOCO_GL, or {INSTALL_HINT}" if wanted else INSTALL_HINT
     raise RenderingError(f"{problem} [{'; '.join(failures)}]; try: {hint}")

@@ -179,14 +179,14 @@ class Pair(NamedTuple):
 
 
 def test_a_replay_overwrites_the_outputs_of_the_one_before(device: str) -> None:
-    def add(inputs: Pair) -> dict[str, torch.Tensor]:
-        return {"sum": inputs.x + inputs.y}
+    def add(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum": x + y}
 
     launch = CudaGraphs([], [])
     one, two = (torch.full((3,), value, device=device) for value in (1.0, 2.0))
-    first = launch(add, Pair(one, one))["sum"]
+    first = launch(add, one, one)["sum"]
     assert first.tolist() == [2.0] * 3
-    second = launch(add, Pair(one, two))["sum"]
+    second = launch(add, one, two)["sum"]
     assert second is first
     assert first.tolist() == [3.0] * 3
     assert one.tolist() == [1.0] * 3, "the inputs were copied"
@@ -206,7 +206,7 @@ def test_gradients_are_those_of_the_newest_replay(device: str) -> None:
 
     first, second = (torch.tensor(value, device=device, requires_grad=True) for value in (3.0, 5.0))
     optimizers = [make_adam([weight], lr=0.0) for weight in (first, second)]
-    launch = CudaGraphs([], optimizers, [first, second])
+    launch = CudaGraphs([first, second], optimizers)
     gradients = []
     for both, x, y in ((True, 1.0, 1.0), (False, 2.0, 1.0), (True, 1.0, 2.0), (False, 1.0, 7.0)):
         launch(train, Pair(torch.tensor(x, device=device), torch.tensor(y, device=device)), kind=both)
@@ -216,9 +216,9 @@ def test_gradients_are_those_of_the_newest_replay(device: str) -> None:
 
 
 def test_an_exception_in_the_function_reaches_the_caller(emulated: EmulatedCuda) -> None:
-    def fail(inputs: Pair) -> torch.Tensor:
+    def fail(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"):
-        CudaGraphs([], [])(fail, Pair(torch.zeros(1), torch.zeros(1)))
+        CudaGraphs([], [])(fail, torch.zeros(1))
     assert emulated.captures == 0

@@ -14,7 +14,7 @@ from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
 from drq import DrQAgent
-from networks import Encoder, SkillEmbedding, SquashedGaussian, frozen, mlp, soft_update
+from networks import Encoder, SkillEmbedding, SquashedGaussian, mlp, soft_update
 from tests.support.oracle import ACTION_DIM, random_batch, small_diayn, small_drq
 
 # -- building blocks ---------------------------------------------------------------------------------------------------
@@ -57,24 +57,6 @@ def test_soft_update() -> None:
     assert target.weight.item() == 0.25 * 1.0 + 0.75 * 3.0
     assert target.bias.item() == 0.25 * 8.0 + 0.75 * 0.0
     assert [online.weight.item(), online.bias.item()] == [1.0, 8.0]
-
-
-def test_frozen_passes_gradients_to_its_inputs_and_ends_after_an_exception() -> None:
-    layer = nn.Linear(2, 2)
-    layer.bias.requires_grad_(False)
-    x = torch.ones(1, 2, requires_grad=True)
-
-    def fail() -> None:
-        with frozen(layer):
-            layer(x).sum().backward()
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fail()
-    assert x.grad is not None
-    assert layer.weight.grad is None
-    assert layer.weight.requires_grad
-    assert not layer.bias.requires_grad, "it did not require gradients before"
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------

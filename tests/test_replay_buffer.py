@@ -160,7 +160,7 @@ def test_a_frame_is_stored_once() -> None:
 
 def test_bytes_needed_is_what_the_buffer_takes() -> None:
     buffer = ReplayBuffer(1000, FRAME_SHAPE, 3, ACTION_DIM)
-    taken = sum(value.nbytes for value in vars(buffer).values() if isinstance(value, (np.ndarray, torch.Tensor)))
+    taken = buffer._frames.nbytes + sum(array.nbytes for array in buffer._rows.values())
     assert ReplayBuffer.bytes_needed(1000, FRAME_SHAPE, 3, ACTION_DIM) == taken
 
 

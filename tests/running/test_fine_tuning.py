@@ -109,7 +109,7 @@ def test_it_trains_one_skill_on_the_task_reward(begin: Begin) -> None:
     played(run)
     assert {row["skill_id"] for row in rows(run.folder / "episodes.csv")} == {"3"}
     assert not (run.folder / "skills.csv").exists()
-    assert set(run.buffer._skill[: len(run.buffer)]) == {3}
+    assert set(run.buffer._rows["skill"][: len(run.buffer)]) == {3}
     assert any(not torch.equal(actor[key], value) for key, value in run.agent.actor.state_dict().items())
 
 
