@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from console.arguments import Parser
+from console.streams import tolerant_output
 from envs.renderer import choose_renderer
 from errors import RenderingError, TaskError, UserError
 
@@ -75,4 +76,5 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with tolerant_output():
+        sys.exit(main())

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from dm_control.rl.control import PhysicsError
 
+from console.streams import tolerant_output
 from envs.pixel_env import PixelEnv
 from envs.renderer import choose_renderer, do_without_renderer
 from errors import RenderingError, SimulationError, TaskError
@@ -148,4 +149,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with tolerant_output():
+        sys.exit(main())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from console.arguments import Parser
 from console.packages import check_packages, import_errors_reported
+from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
 from errors import RenderingError, RunError, SimulationError, UserError, one_line
 
@@ -84,4 +85,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with tolerant_output():
+        sys.exit(main())

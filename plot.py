@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from scipy import stats
 
 from config import FIELDS, Role, flags_with, folder_name
 from console.arguments import Parser
+from console.streams import tolerant_output
 from running.columns import SKILL_COLUMNS
 
 NOT_SETTINGS = flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT)
@@ -123,7 +125,7 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
     for place in places:
         if not place.is_dir():
             raise OSError(f"{place} is not a folder; name a run's folder, or one above it")
-        found += sorted(path.parent.resolve() for path in place.rglob("eval.csv"))
+        found += sorted(Path(os.path.realpath(path.parent)) for path in place.rglob("eval.csv"))
     return list(dict.fromkeys(found))
 
 
@@ -328,4 +330,5 @@ def _finish(axes: Axes, name: str, *, x: str = "frames", legend_columns: int = 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with tolerant_output():
+        sys.exit(main())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from config import Role, check_name, flags_with
 from console.arguments import UNITS, Parser, add_flags, complete
+from console.streams import tolerant_output
 from errors import UserError, one_line
 from running.signals import StopRequest
 from sweeping.plan import new_sweep
@@ -118,4 +119,5 @@ def run_on_ray(sweep: Sweep, address: str | None, stop: StopRequest) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with tolerant_output():
+        sys.exit(main())

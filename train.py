@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     config = parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch: idle threads must not block the renderer's
-    with tolerant_output(), StopRequest() as stop:
+    with StopRequest() as stop:
         try:
             check_packages()
             renderer = choose_renderer()  # before dm_control is imported
@@ -84,4 +84,5 @@ def _failed(message: str, exit_code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with tolerant_output():
+        sys.exit(main())

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from errors import RenderingError
+from errors import RenderingError, TaskError
 
 
 class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
@@ -45,6 +45,8 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
         frame_stack: int = 3,
         action_repeat: int = 1,
     ) -> None:
+        if action_repeat > frame_limit:
+            raise TaskError(f"an episode has {frame_limit:.0f} frames; give an --action_repeat of at most that")
         self._low, self._high = low, high
         self._image_size, self._action_repeat = image_size, action_repeat
         self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)

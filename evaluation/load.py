@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from config import FIELDS, Config
+from config import Config
 from drq import DrQAgent
 from envs.make import make_environment
 from envs.parallel import EvalEnvs, open_eval_envs
@@ -19,6 +20,7 @@ from evaluation.play import skill_name
 from running.build import choose_device, make_agent, out_of_memory_is_an_error
 from running.checkpoint import load_file, read_newest
 from running.state import INVALID_STATE
+from running.stored_config import checked_config, name_a_run
 
 
 @dataclasses.dataclass
@@ -49,7 +51,7 @@ def load(place: Path, device: str | None) -> LoadedRun:
 
     With None as the device, one is chosen. Raises UserError if there is no checkpoint, or if it cannot be used.
     """
-    place = place.resolve()
+    place = Path(os.path.realpath(place))
     folder = place.parent if place.is_file() else place
     run = folder.parent if folder.name == "checkpoint" else folder
     try:
@@ -57,8 +59,8 @@ def load(place: Path, device: str | None) -> LoadedRun:
             raise UserError(f"{run} is neither a run's folder nor a checkpoint; name one")
         state = load_file(place) if place.is_file() else read_newest(run)
         if state is None:
-            raise UserError(f"{run} has no checkpoint; name a run's folder, or wait for its first evaluation")
-        config = Config(**{name: value for name, value in state["flags"].items() if name in FIELDS})
+            raise UserError(f"{run} has no checkpoint; {name_a_run(run)}, or wait for its first evaluation")
+        config = checked_config(state["flags"], f"{place}: the checkpoint")
         config = dataclasses.replace(config, device=choose_device(device), cuda_graphs=False)
         env = make_environment(config)
         with closing(env), out_of_memory_is_an_error("the networks", "end other programs, or name another --device"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ MAX_NAME_LENGTH = 100  # characters, of a run's folder
 def new_sweep(values: Mapping[str, Sequence[Any]], folder: Path, options: Mapping[str, Any]) -> Sweep:
     """Return the sweep over these values of train.py's flags, checked. Writes nothing. Raises UserError."""
     planned = plan(values)
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     if folder.exists():
         raise UserError(f"--sweep_name {folder.name}: {folder} exists; choose another, or resume it: --resume {folder}")
     needed = check_environments([config for _, config in planned])
@@ -36,6 +37,8 @@ def new_sweep(values: Mapping[str, Sequence[Any]], folder: Path, options: Mappin
 
 def plan(values: Mapping[str, Any]) -> list[tuple[Trial, Config]]:
     """Return every combination of the values as a run and its Config. Raises UserError."""
+    if not values:
+        raise UserError("a sweep needs values to combine: give flags of train.py; for a single run, use train.py")
     template = {"config": values["config"]} if "config" in values else {}
     choices = {name: distinct_values(name, given) for name, given in values.items() if name != "config"}
     varied = [name for name, options in choices.items() if len(options) > 1 and name != "env"]

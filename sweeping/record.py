@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ class Sweep:
             record = json.loads(path.read_bytes())
             if record.pop("format") != FORMAT:
                 raise UserError(f"--resume {folder}: {path} is of another version of sweep.py; use that one")
-            sweep = cls(folder.resolve(), [Trial(**run) for run in record.pop("runs")], **record)
+            sweep = cls(Path(os.path.realpath(folder)), [Trial(**run) for run in record.pop("runs")], **record)
         except FileNotFoundError:
             raise UserError(f"--resume {folder}: there is no {SWEEP_FILE} in it; name a sweep's folder") from None
         except OSError as error:
