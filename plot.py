@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy import stats
 
 from config import FIELDS, Role, flags_with, folder_name
 from console.arguments import Parser
 from console.streams import tolerant_output
+from evaluation.figures import Axes, Figure
 from running.columns import SKILL_COLUMNS
 
 NOT_SETTINGS = flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT)

@@ -20,7 +20,7 @@ import imageio_ffmpeg
 import numpy as np
 
 VIDEO_SIZE = 256  # height and width of a recorded frame, pixels
-GRID_WIDTH = 1280  # largest width of the video of all skills, pixels
+GRID_WIDTH, GRID_TILES = 1280, 64  # largest width in pixels, and number of skills, of the video of all skills
 CLIP_SIZE, CLIP_FRAMES = 192, 64  # TensorBoard clips: size of a tile in pixels, and largest number of frames
 FAILURES = (OSError, RuntimeError, ValueError, ImportError, MemoryError, cv2.error)  # of a video; they only warn
 
@@ -61,6 +61,8 @@ class VideoRecorder:
                 raise ValueError(f"a frame of shape {frame.shape} after frames of shape {self._shape}")
             assert self._writer.stdin is not None
             self._writer.stdin.write((overlay(frame, text) if text else frame).tobytes())
+        except BrokenPipeError as error:
+            self.give_up(_complaint(self._writer) or error)
         except FAILURES as error:
             self.give_up(error)
 
@@ -71,10 +73,9 @@ class VideoRecorder:
             self._path = None
             return None
         try:
-            _, complaint = writer.communicate()
-            if writer.returncode:
-                lines = complaint.decode(errors="replace").strip().splitlines()
-                raise OSError(lines[-1] if lines else f"ffmpeg ended with code {writer.returncode}")
+            complaint = _complaint(writer)
+            if complaint:
+                raise OSError(complaint)
             os.replace(_partial(path), path)
             self._path = self._writer = None
             return path
@@ -96,8 +97,9 @@ class VideoRecorder:
     def tile(self, name: str, videos: Sequence[Path]) -> Path | None:
         """Write `<name>.mp4` with the videos side by side and return its path; None if there are none or it fails.
 
-        A video that ends early holds its last frame.
+        A video that ends early holds its last frame. Only the first GRID_TILES videos are shown.
         """
+        videos = videos[:GRID_TILES]
         if self.folder is None or not videos:
             return None
         columns = math.ceil(math.sqrt(len(videos)))
@@ -152,7 +154,7 @@ def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
 
 def read_video(path: Path) -> Iterator[np.ndarray]:
     """Yield the frames of a video, uint8 RGB `(H, W, 3)`. Raises OSError if it cannot be read."""
-    capture = cv2.VideoCapture(str(path))
+    capture = cv2.VideoCapture(str(path.absolute()))  # a relative name such as run:1.mp4 looks like a protocol
     try:
         if not capture.isOpened():
             raise OSError(f"{path} cannot be read")
@@ -193,9 +195,18 @@ def _open_writer(path: Path, shape: tuple[int, ...], fps: float) -> subprocess.P
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{shape[1]}x{shape[0]}", "-r", str(fps), "-i", "-"),
         *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "veryfast", "-crf", "25", "-movflags", "+faststart"),
         *("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"),  # yuv420p needs even sizes
-        str(path),
+        f"file:{path}",  # else a name such as run:1.mp4 would be taken for a protocol
     ]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def _complaint(writer: subprocess.Popen[bytes] | None) -> str:
+    """Wait for ffmpeg to end. Return its last line if it failed, else an empty text."""
+    if writer is None:
+        return ""
+    _, complaint = writer.communicate()
+    lines = complaint.decode(errors="replace").strip().splitlines()
+    return (lines[-1] if lines else f"ffmpeg ended with code {writer.returncode}") if writer.returncode else ""
 
 
 def _partial(path: Path) -> Path:

@@ -88,11 +88,12 @@ def evaluate_skills(
     try:
         episodes = play(agent, eval_envs, starts, between_steps=between_steps)
     except BaseException:
-        for recorder in recorders.values():
-            recorder.drop()
+        for start in starts[: len(names)]:
+            recorders[start.skill].drop()
+            if start.video is not None:
+                start.video.unlink(missing_ok=True)
         raise
-    stopped = {skill: recorder.stop() for skill, recorder in recorders.items()}
-    videos = {skill: path for skill, path in stopped.items() if path is not None}
+    videos = {start.skill: start.video for start in starts if start.video is not None}
     grid = None
     if len(names) > 1:
         grid = VideoRecorder(video_folder, fps, size=video_size).tile(grid_name, list(videos.values()))

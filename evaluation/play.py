@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -31,11 +32,12 @@ class Trace:
 
 @dataclass
 class Start:
-    """An episode to play. The caller starts the recorder before and stops it afterwards."""
+    """An episode to play. The caller starts the recorder before; `play` stops it when the episode is over."""
 
     skill: int
     seed: int  # of the environment's reset
-    recorder: VideoRecorder | None = None  # of the episode's video
+    recorder: VideoRecorder | None = None
+    video: Path | None = None  # what the recorder wrote
     trace: Trace = field(default_factory=Trace)
 
 
@@ -57,7 +59,11 @@ def play(
     episodes: list[Episode] = []
     try:
         for first in range(0, len(starts), eval_envs.num_envs):
-            episodes += _Round(agent, eval_envs, starts[first : first + eval_envs.num_envs]).play(between_steps)
+            together = starts[first : first + eval_envs.num_envs]
+            episodes += _Round(agent, eval_envs, together).play(between_steps)
+            for start in together:  # now, so that there are never more encoders than environments
+                if start.recorder is not None:
+                    start.video = start.recorder.stop()
     except (EOFError, ConnectionError) as error:
         raise WorkerError("an evaluation process died; if memory is short, try fewer --eval_workers") from error
     return episodes

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
+from evaluation.figures import Figure, FigureCanvasAgg
 from evaluation.play import Trace
 from logger import Episode, Row
 from replay_buffer import NO_SKILL
 
 STATES_COMPARED = 100  # states of each skill that distances are measured between, spread evenly over its episodes
-SHEET_COLUMNS = 8  # pictures of an episode on the contact sheet
+MOST_STATES = 3000  # of all skills together
+MATRIX_NUMBERS = 40  # skills up to which the confusion matrix has numbers
+SHEET_ROWS, SHEET_COLUMNS = 64, 8  # skills, and pictures of an episode, on the contact sheet
 SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: smallest tile, header's height, labels' width
 
 EpisodesBySkill = Mapping[int, Sequence[tuple[Episode, Trace]]]
@@ -29,7 +30,8 @@ EpisodesBySkill = Mapping[int, Sequence[tuple[Episode, Trace]]]
 
 def skill_rows(played: EpisodesBySkill) -> list[Row]:
     """Return the row of skills.csv for each skill, without `step`."""
-    within, between = state_distances({skill: _states(episodes) for skill, episodes in played.items()})
+    count = min(STATES_COMPARED, max(MOST_STATES // max(len(played), 1), 2))
+    within, between = state_distances({skill: _states(episodes, count) for skill, episodes in played.items()})
     return [_row(skill, episodes, within.get(skill), between.get(skill)) for skill, episodes in played.items()]
 
 
@@ -55,10 +57,10 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
     return {name: float(value) if isinstance(value, np.floating) else value for name, value in row.items()}
 
 
-def _states(played: Sequence[tuple[Episode, Trace]]) -> list[np.ndarray]:
-    """Return about STATES_COMPARED states, as an array (N, D) for each episode; none if there are no physics."""
+def _states(played: Sequence[tuple[Episode, Trace]], count: int) -> list[np.ndarray]:
+    """Return about `count` states, as an array (N, D) for each episode; none if there are no physics."""
     episodes = [np.array(trace.states) for _, trace in played if trace.states]
-    most = max(STATES_COMPARED // max(len(episodes), 1), 1)
+    most = max(count // max(len(episodes), 1), 1)
     return [own[np.linspace(0, len(own) - 1, min(len(own), most)).astype(int)] for own in episodes]
 
 
@@ -116,14 +118,18 @@ def picture_interval(max_episode_steps: int) -> int:
 def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
     """Draw a matrix `(K, K)` of shares as a picture, uint8 RGB `(H, W, 3)`."""
     count = len(matrix)
-    figure = Figure(figsize=(2.2 + 0.42 * count, 1.8 + 0.42 * count), dpi=100, layout="constrained")
+    readable = count <= MATRIX_NUMBERS  # with more skills, the cells have no numbers and the picture grows no further
+    size = 0.42 * min(count, MATRIX_NUMBERS)
+    figure = Figure(figsize=(2.2 + size, 1.8 + size), dpi=100, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="Blues")
-    for (row, column), share in np.ndenumerate(matrix):
+    axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="Blues", interpolation=None if readable else "nearest")
+    for (row, column), share in np.ndenumerate(matrix) if readable else ():
         if share >= 0.005:
             colour = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set(xticks=range(count), yticks=range(count), xlabel="the discriminator names skill", ylabel="skill")
+    axes.set(xlabel="the discriminator names skill", ylabel="skill")
+    if readable:
+        axes.set(xticks=range(count), yticks=range(count))
     axes.set_title(title, fontsize=8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -132,9 +138,12 @@ def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
 def contact_sheet(played: EpisodesBySkill) -> np.ndarray:
     """Draw a row of pictures for each skill, its first episode from left to right in time: uint8 RGB `(H, W, 3)`.
 
+    Only the first SHEET_ROWS skills are shown.
+
     The header shows agent steps. The label of a row shows the skill, and the share of the episode's steps at which the
     discriminator names it.
     """
+    played = dict(islice(played.items(), SHEET_ROWS))
     longest = max((episodes[0][1] for episodes in played.values()), key=lambda trace: len(trace.pictures))
     stride = max(1, (len(longest.pictures) - 1) // (SHEET_COLUMNS - 1))
     size = longest.pictures[0].shape[1]

@@ -440,3 +440,25 @@ def test_video_plays_in_a_browser(tmp_path: Path) -> None:
     assert report["error"] is None
     assert report["time"] > 0
     assert (report["width"], report["height"]) == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize("folder", ["run:1", "lr:0.001", "100% of it", "a b"])
+def test_folders_that_look_like_protocols(folder: str, tmp_path: Path) -> None:
+    """A folder's name is never taken for one of ffmpeg's protocols."""
+    recorder = VideoRecorder(Path(folder), 10.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        with recorder.recorded("video"):
+            recorder.record(np.zeros((32, 32, 3), np.uint8))
+        assert len(list(video.read_video(Path(folder, "video.mp4").resolve()))) == 1
+
+
+def test_ffmpegs_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """An ffmpeg that ends at once closes the pipe; the warning says what ffmpeg says, or its exit code."""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
+    recorder = VideoRecorder(tmp_path, 10.0)
+    with recorder.recorded("video"):
+        for _ in range(100):
+            recorder.record(np.zeros((256, 256, 3), np.uint8))
+    assert "ffmpeg ended with code 1" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -14,10 +14,12 @@ from envs.parallel import open_eval_envs
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.skill_report import SHEET_COLUMNS, picture_interval
 from tests.support.fake_env import IMAGE_SIZE, UnevenEnv
-from video import read_video
+from video import VideoRecorder, read_video
 
 
-def evaluate(names: dict[int, str], seeds: list[int], folder: Path | None, **settings: Any) -> Evaluation:
+def evaluate(
+    names: dict[int, str], seeds: list[int], folder: Path | None, *, envs: int = 4, **settings: Any
+) -> Evaluation:
     torch.manual_seed(0)
     agent = DIAYNAgent(
         (9, IMAGE_SIZE, IMAGE_SIZE),
@@ -29,7 +31,7 @@ def evaluate(names: dict[int, str], seeds: list[int], folder: Path | None, **set
         seed=0,
         hidden_dim=16,
     )
-    with open_eval_envs(UnevenEnv, 4) as eval_envs:
+    with open_eval_envs(UnevenEnv, envs) as eval_envs:
         return evaluate_skills(
             agent, eval_envs, names, seeds, fps=10.0, max_episode_steps=32, video_folder=folder, **settings
         )
@@ -93,3 +95,25 @@ def test_an_interrupted_evaluation_leaves_no_video(tmp_path: Path, error: type[B
     with pytest.raises(error):
         evaluate({0: "zero", 2: "two"}, [5], tmp_path, between_steps=between_steps)
     assert not list(tmp_path.iterdir())
+
+
+def test_encoders_do_not_grow_with_the_number_of_skills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three videos are recorded in two environments, with at most two encoders at a time."""
+    running, most = 0, 0
+    start, stop = VideoRecorder.record, VideoRecorder.stop
+
+    def record(recorder: VideoRecorder, *args: Any) -> None:
+        nonlocal running, most
+        running += recorder._writer is None
+        most = max(most, running)
+        start(recorder, *args)
+
+    def stopped(recorder: VideoRecorder) -> Path | None:
+        nonlocal running
+        running -= recorder._writer is not None
+        return stop(recorder)
+
+    monkeypatch.setattr(VideoRecorder, "record", record)
+    monkeypatch.setattr(VideoRecorder, "stop", stopped)
+    evaluation = evaluate({0: "zero", 1: "one", 2: "two"}, [5], tmp_path, envs=2, video_size=48)
+    assert (len(evaluation.videos), most, running) == (3, 2, 0)

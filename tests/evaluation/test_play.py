@@ -154,8 +154,7 @@ def test_a_failed_picture_costs_only_its_own_video(
     with open_eval_envs(TroubledEnv, 2, workers) as eval_envs:
         starts = [Start(0, 4, recorders[0]), Start(1, 5, recorders[1])]
         episodes = [dataclasses.replace(episode, duration=0.0) for episode in play(agent, eval_envs, starts)]
-        paths = [recorder.stop() for recorder in recorders]
-        assert [path and path.name for path in paths] == ["0.mp4", None]
+        assert [start.video and start.video.name for start in starts] == ["0.mp4", None]
         assert capsys.readouterr().err.count("1.mp4 was not written: no picture (a test)") == 1
         if workers:
             settings: dict[str, Any] = {"fps": 10.0, "max_episode_steps": 9, "video_folder": tmp_path}
@@ -181,8 +180,7 @@ def test_recorded_episodes_have_one_frame_per_step(tmp_path: Path) -> None:
         Start(skill, seed, recorder) for skill, seed, recorder in zip(range(3), (0, 5, 3), recorders, strict=True)
     ]
     play(make_diayn(IMAGE_SIZE, 2), make_eval_envs(UnevenEnv, 3, 0), starts)
-    paths = [recorder.stop() for recorder in recorders]
-    assert [len(list(read_video(path))) for path in paths if path] == [3, 8, 6]
+    assert [len(list(read_video(start.video))) for start in starts if start.video] == [3, 8, 6]
 
 
 class CountingEnv(UnevenEnv):
@@ -200,7 +198,6 @@ def test_only_recorded_episodes_are_drawn(tmp_path: Path, recorded: int, length:
     CountingEnv.drawn = 0
     starts = [Start(number, (0, 5, 3)[number], recorder if number == recorded else None) for number in range(3)]
     play(make_diayn(IMAGE_SIZE, 2), make_eval_envs(CountingEnv, 3, 0), starts)
-    recorder.stop()
     assert CountingEnv.drawn == length
 
 

@@ -15,9 +15,11 @@ from envs.parallel import open_eval_envs
 from envs.renderer import RendererInfo
 from evaluation.play import Start, Trace, play
 from evaluation.skill_report import (
+    MATRIX_NUMBERS,
     SHEET_COLUMNS,
     SHEET_HEADER,
     SHEET_LABEL,
+    SHEET_ROWS,
     confusion_matrix,
     contact_sheet,
     draw_confusion_matrix,
@@ -146,7 +148,7 @@ def test_traces_of_real_episodes(renderer: RendererInfo) -> None:
     agent = DIAYNAgent(
         (9, 84, 84), 6, num_skills=3, skill_embedding_dim=4, lr_discriminator=1e-3, device="cpu", seed=0, hidden_dim=16
     )
-    starts = [Start(skill, 5, None, Trace(picture_every=3)) for skill in agent.skills()]
+    starts = [Start(skill, 5, trace=Trace(picture_every=3)) for skill in agent.skills()]
     with open_eval_envs(lambda: DMCEnv("walker_walk", action_repeat=10, time_limit=200), 3) as eval_envs:
         episodes = play(agent, eval_envs, starts)
     env = DMCEnv("walker_walk", action_repeat=10, time_limit=200)
@@ -166,3 +168,23 @@ def test_traces_of_real_episodes(renderer: RendererInfo) -> None:
     rows = skill_rows({start.skill: [(result, start.trace)] for start, result in zip(starts, episodes, strict=True)})
     assert np.mean([row["accuracy_at_start"] for row in rows]) == pytest.approx(1 / 3)
     env.close()
+
+
+@pytest.mark.parametrize("count", [100, 1600])
+def test_pictures_and_distances_of_many_skills_are_bounded(count: int) -> None:
+    """The confusion matrix has no numbers then, the sheet shows the first skills, and fewer states are compared."""
+    rng = np.random.default_rng(0)
+    picture = np.zeros((3, 84, 84), np.uint8)
+    played = {
+        skill: [
+            (
+                Episode(1.0, 0.0, skill, length=50),
+                Trace(1, predicted=[skill] * 51, states=list(rng.random((51, 4))), pictures=[picture]),
+            )
+        ]
+        for skill in range(count)
+    }
+    matrix = draw_confusion_matrix(np.eye(count), "title")
+    assert matrix.shape[:2] == draw_confusion_matrix(np.eye(MATRIX_NUMBERS), "title").shape[:2]
+    assert contact_sheet(played).shape[0] == SHEET_HEADER + SHEET_ROWS * 84
+    assert all(row["state_distance_between"] > 0 for row in skill_rows(played))

@@ -1,0 +1,13 @@
+"""Matplotlib without a display: import its classes from here, so that no program depends on the user's backend."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["MPLBACKEND"] = "agg"  # a notebook sets a backend that this Python may lack, and the import would fail
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+__all__ = ["Axes", "Figure", "FigureCanvasAgg"]
