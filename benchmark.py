@@ -1,9 +1,6 @@
 """Time the program's parts beside the plain baseline of tests/support/oracle.py, in one process.
 
-python benchmark.py update|loop|replay|eval|render|checkpoint|all [--device cuda] [--batch_size 128 512] [--out FILE]
-
-Variants take turns in blocks; the table shows medians over blocks and their range. A block ends when the device is
-done. Sampling is included, and passing the metrics to the logger.
+python benchmark.py update --device cuda --batch_size 128 512; the table shows medians over blocks and their range.
 """
 
 from __future__ import annotations
@@ -29,22 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py
     try:
         args.renderer = choose_renderer()  # before dm_control is imported
-        from benchmarks import contest, parts, update
+        from benchmarks import contest, parts
         from dmc import resolve_task
         from running.build import choose_device
 
         args.device = choose_device(args.device)
         resolve_task(args.env)
-    except (UserError, RenderingError) as error:
-        return _failed(str(error))
-    except TaskError as error:
-        return _failed(f"--env: {error}")
+    except (UserError, RenderingError, TaskError) as error:
+        print(f"benchmark.py: error: {'--env: ' if isinstance(error, TaskError) else ''}{error}", file=sys.stderr)
+        return 2
     record: dict[str, Any] = {"machine": contest.machine(args.device, args.renderer), "load_before": os.getloadavg()}
-    record["results"] = []
-    benchmarks = {"update": update.bench_update, **{name: getattr(parts, f"bench_{name}") for name in NAMES[1:]}}
-    for name in NAMES if args.what == "all" else [args.what]:
-        for row in benchmarks[name](argparse.Namespace(**vars(args))):  # a copy, which it may change
-            record["results"].append({"benchmark": name, **row})
+    names = NAMES if args.what == "all" else [args.what]
+    record["results"] = [{"benchmark": name, **row} for name in names for row in getattr(parts, f"bench_{name}")(args)]
     record["load_after"] = os.getloadavg()
     print(f"\n{record['machine']}\nload before {record['load_before']}, after {record['load_after']}\n")
     print(table(record["results"]))
@@ -54,29 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="benchmark.py",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("what", nargs="?", choices=(*NAMES, "all"), default="all", help="each takes minutes")
-    parser.add_argument("--device", help="cuda, cuda:N or cpu; without it CUDA, else the CPU")
-    parser.add_argument("--batch_size", type=positive, nargs="+", default=[128], help="of update, loop and replay")
-    parser.add_argument("--num_skills", type=int, default=0, help="skills in the update and loop benchmarks")
-    parser.add_argument("--blocks", type=positive, default=5, help="blocks per variant")
-    parser.add_argument("--steps", type=positive, default=4, help="updates, or steps, in a block")
-    parser.add_argument("--env", default="cartpole_swingup", help="task of the loop, eval and render benchmarks")
-    parser.add_argument("--out", type=Path, help="write everything measured to this JSON file")
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0], formatter_class=shown)
+    add = parser.add_argument
+    add("what", nargs="?", choices=(*NAMES, "all"), default="all", help="each takes minutes")
+    add("--device", help="cuda, cuda:N or cpu; without it CUDA, else the CPU")
+    add("--batch_size", type=int, nargs="+", default=[128], help="of update, loop and replay")
+    add("--num_skills", type=int, default=0, help="skills in the update, loop and checkpoint benchmarks")
+    add("--blocks", type=int, default=5, help="blocks per variant")
+    add("--steps", type=int, default=4, help="updates, or steps, in a block")
+    add("--env", default="cartpole_swingup", help="task of the loop, eval, render and checkpoint benchmarks")
+    add("--out", type=Path, help="write everything measured to this JSON file")
     args = parser.parse_args(argv)
-    args.action_dim = 6  # of the update and replay benchmarks
+    if min(*args.batch_size, args.blocks, args.steps) < 1:
+        parser.error("--batch_size, --blocks and --steps must be at least 1")
     return args
-
-
-def positive(text: str) -> int:
-    """Parse an integer above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on; got {text!r}")
-    return int(text)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -87,11 +72,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells.append([row["benchmark"], row["case"], row["variant"], *timing, row.get("remarks", "")])
     lines = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([lines[0], "|" + " --- |" * len(cells[0]), *lines[1:]])
-
-
-def _failed(message: str) -> int:
-    print(f"benchmark.py: error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ from console.packages import check_packages, import_errors_reported
 from envs.renderer import INSTALL_HINT, choose_renderer
 from errors import RenderingError, RunError, SimulationError, UserError, one_line
 
+UNREAD = {  # flags that have no effect beside another
+    "imitate": ("save_trajectories", "skills", "episodes"),
+    "skill_schedule": ("save_trajectories", "skills"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, load, play. Return the exit code.
-
-    2: bad input, after one line that says what to do. 130: stopped by Ctrl-C.
-    """
+    """Parse, load, play. Return the exit code: 2 for bad input, after one line that says what to do; 130 for Ctrl-C."""
     args = parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch: idle threads must not block the renderer's
     try:
@@ -57,21 +59,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--skill_schedule", metavar="3:100,7:100|random:100", help="skills and their agent steps, repeated")
     add("--imitate", type=Path, metavar="NPZ", help="find the skill that explains the frames of a trajectory best")
     add("--device", metavar="NAME", help="cuda, cuda:N or cpu (default: cuda, or cpu when there is no CUDA device)")
-    add(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="default: evaluations/<work_dir>/<task>/<run>_<frame>/<what is played>; existing files are replaced",
-    )
+    place = "evaluations/<work_dir>/<task>/<run>_<frame>/<what is played>"
+    add("--out", type=Path, metavar="FOLDER", help=f"default: {place}; existing files are replaced")
     args = parser.parse_args(argv)
     if args.imitate is not None and args.skill_schedule is not None:
         parser.error("--imitate and --skill_schedule exclude each other; give one of them")
-    other = "--imitate" if args.imitate is not None else "--skill_schedule" if args.skill_schedule is not None else None
-    if other is not None and (args.save_trajectories or args.skills != "all"):
-        flag = "--save_trajectories" if args.save_trajectories else "--skills"
-        parser.error(f"{flag} has no effect with {other}; leave it out")
-    if args.imitate is not None and args.episodes != 1:
-        parser.error("--episodes has no effect with --imitate; leave it out")
+    for mode, unread in UNREAD.items():
+        for flag in unread:
+            if getattr(args, mode) is not None and getattr(args, flag) != parser.get_default(flag):
+                parser.error(f"--{flag} has no effect with --{mode}; leave it out")
     return args
 
 

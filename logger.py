@@ -27,38 +27,21 @@ from tqdm import tqdm
 
 from errors import LogError
 from replay_buffer import NO_SKILL
-from running.columns import (
-    CSV_FILES,
-    EPISODE_COLUMNS,
-    EVAL_LINE,
-    EVAL_SKILL_COLUMNS,
-    TRAIN_LINE,
-    csv_columns,
-    update_metrics,
-)
+from running.columns import CONSOLE, CSV_FILES, EPISODE_COLUMNS, EVAL_SKILL_COLUMNS, csv_columns, update_metrics
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A finished episode.
+    """A finished episode."""
 
-    Attributes:
-        duration: seconds.
-        extrinsic_reward: the task's return.
-        skill: the skill that was played, or NO_SKILL.
-        intrinsic_reward_sum: sum of the intrinsic rewards, nats.
-        discriminator_accuracy: fraction of the steps at which the discriminator names the skill; evaluation only.
-        length: agent steps.
-    """
-
-    duration: float
-    extrinsic_reward: float
-    skill: int = NO_SKILL
-    intrinsic_reward_sum: float = 0.0
-    discriminator_accuracy: float = 0.0
-    length: int = 0
+    duration: float  # seconds
+    extrinsic_reward: float  # the task's return
+    skill: int = NO_SKILL  # the skill that was played
+    intrinsic_reward_sum: float = 0.0  # nats
+    discriminator_accuracy: float = 0.0  # fraction of the steps at which it names the skill; evaluation only
+    length: int = 0  # agent steps
 
 
 class CsvFile:
@@ -68,22 +51,16 @@ class CsvFile:
 
     Args:
         keep: number of bytes of an existing file to keep and append to; the rest is cut off. 0 starts a new file.
-
-    Raises:
-        LogError: the existing file is shorter than `keep`, or has other columns.
     """
 
-    def __init__(self, path: Path, columns: Iterable[str], *, keep: int = 0) -> None:
-        self.columns = tuple(columns)
-        self._declared = frozenset(self.columns)
-        if not keep:
-            self._file = path.open("wb", buffering=0)
-            self._write(self.columns)
-            return
-        check_beginning(path, self.columns, keep)
-        self._file = path.open("rb+", buffering=0)
-        self._file.truncate(keep)
-        self._file.seek(0, os.SEEK_END)
+    def __init__(self, path: Path, columns: Sequence[str], *, keep: int = 0) -> None:
+        self.columns = columns
+        self._file = path.open("rb+" if keep else "wb", buffering=0)
+        if keep:
+            self._file.truncate(keep)
+            self._file.seek(keep)
+        else:
+            self.write(dict(zip(columns, columns, strict=True)))
 
     def position(self) -> int:
         """Sync the file to disk and return its length in bytes."""
@@ -92,15 +69,9 @@ class CsvFile:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row. Raises ValueError if it has a column that the file does not have."""
-        _check_declared(row, self._declared, f"column of {self._file.name}")
-        self._write([row.get(column, "") for column in self.columns])
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, cells: Iterable[Any]) -> None:
+        _check_declared(row, self.columns, f"column of {self._file.name}")
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
+        csv.DictWriter(line, self.columns, lineterminator="\n").writerow(row)
         data = line.getvalue().encode()
         try:
             written = self._file.write(data)
@@ -110,16 +81,15 @@ class CsvFile:
             self._file.truncate(self._file.tell() - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
 
+    def close(self) -> None:
+        self._file.close()
+
 
 def check_beginning(path: Path, columns: Sequence[str], keep: int) -> None:
     """Raise LogError unless the first `keep` bytes of a CSV file are complete rows with these columns."""
-    try:
-        beginning = path.read_bytes()[:keep] if keep else b""
-    except OSError:
-        beginning = b""
-    header, _, _ = beginning.decode(errors="replace").partition("\n")
-    complete = len(beginning) == keep and beginning.endswith(b"\n") and header == ",".join(columns)
-    if keep and not complete:
+    beginning = path.read_bytes()[:keep] if path.is_file() else b""
+    header = f"{','.join(columns)}\n".encode()
+    if len(beginning) < keep or not beginning.startswith(header) or not beginning.endswith(b"\n"):
         raise LogError(f"{path} differs from what the checkpoint recorded; restore a copy, or start a new run")
 
 
@@ -130,16 +100,15 @@ class Meters:
         names: the metrics that may be added.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._declared = frozenset(names)
+    def __init__(self, names: Sequence[str]) -> None:
+        self._declared = names
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, torch.Tensor]) -> None:
         """Add the metrics of one update, scalar tensors. Raises ValueError if one is not declared."""
+        _check_declared(metrics, self._declared, "metric")
         known = [name for name in metrics if name in self._sums]
-        if len(known) < len(metrics):
-            _check_declared(metrics, self._declared, "metric")
         if known:
             torch._foreach_add_([self._sums[name] for name in known], [metrics[name] for name in known])
         for name, value in metrics.items():
@@ -172,7 +141,6 @@ class TensorBoard:
     """TensorBoard's event files. If the disk fails, a warning is printed and nothing more is written.
 
     Args:
-        folder: where the files are.
         enabled: if false, every method does nothing.
         position: length in bytes of each existing file, by name, at the checkpoint from which the run is resumed. The
             files are cut back to it; files that are not named are removed.
@@ -188,8 +156,8 @@ class TensorBoard:
             else:
                 path.unlink()
         if enabled:
-            # The writer's thread is the first to notice a full disk. It passes the error to the next call, which
-            # `_write` reports, so its traceback is not printed here.
+            # The writer's thread notices a full disk first. It passes the error to the next call, which `_write`
+            # reports, so its traceback is not printed.
             threading.excepthook = lambda args: (
                 None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
             )
@@ -201,18 +169,12 @@ class TensorBoard:
         return {path.name: path.stat().st_size for path in self._files()}
 
     def scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
-        def write(writer: SummaryWriter) -> None:
-            for name, value in values.items():
-                writer.add_scalar(f"{prefix}/{name}", value, step)
-
-        self._write(write)
+        for name, value in values.items():
+            self._write(SummaryWriter.add_scalar, f"{prefix}/{name}", value, step)
 
     def histograms(self, values: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
-        def write(writer: SummaryWriter) -> None:
-            for name, value in values:
-                writer.add_histogram(name, value, step)
-
-        self._write(write)
+        for name, value in values:
+            self._write(SummaryWriter.add_histogram, name, value, step)
 
     def image(self, tag: str, encoded: bytes, height: int, width: int, step: int) -> None:
         """Show an encoded picture or animation under Images."""
@@ -221,16 +183,16 @@ class TensorBoard:
         self._write(lambda writer: writer.file_writer and writer.file_writer.add_summary(summary, step))
 
     def flush(self) -> None:
-        self._write(lambda writer: writer.flush())
+        self._write(SummaryWriter.flush)
 
     def close(self) -> None:
-        self._write(lambda writer: writer.close())
+        self._write(SummaryWriter.close)
 
-    def _write(self, write: Callable[[SummaryWriter], object]) -> None:
+    def _write(self, method: Callable[..., object], *args: Any) -> None:
         if self._writer is None:
             return
         try:
-            write(self._writer)
+            method(self._writer, *args)
         except OSError as error:
             print(f"warning: no more TensorBoard logs, tb/ cannot be written: {error}", file=sys.stderr)
             self._writer = None
@@ -245,10 +207,8 @@ class Logger:
     Args:
         folder: the run's folder, which exists.
         with_skills: add DIAYN's columns and tags.
-        tensorboard: write tb/.
         total_frames: the run's budget, for the progress bar, which is drawn only on a terminal.
-        position: the logs' lengths from a checkpoint's `state_dict`; what was written later is cut off. None starts
-            new files.
+        position: the logs' lengths from a `state_dict`; what was written later is cut off. None starts new files.
         step: the checkpoint's step, in frames.
 
     Raises:
@@ -268,7 +228,8 @@ class Logger:
         self._with_skills, self._picture_folder = with_skills, folder / "skills"
         columns, kept = csv_columns(with_skills), position or {}
         for name in columns:  # check all files before any of them is changed
-            check_beginning(folder / name, columns[name], kept.get(name, 0))
+            if kept.get(name):
+                check_beginning(folder / name, columns[name], kept[name])
         self._files = {name: CsvFile(folder / name, columns[name], keep=kept.get(name, 0)) for name in columns}
         self._tensorboard = TensorBoard(
             folder / "tb", enabled=tensorboard, position=kept, step=step if position else None
@@ -317,11 +278,11 @@ class Logger:
             row |= {"skill_id": result.skill, "episode_intrinsic_reward_sum": result.intrinsic_reward_sum}
         self._files["train.csv"].write(row)
         self._episode("train", number, step, result)
+        tags = _without(row, "episode", "step", "skill_id")
         if self._with_skills:
-            tag = f"episode_intrinsic_reward_sum/skill_{result.skill}"
-            self._tensorboard.scalars("train", {tag: result.intrinsic_reward_sum}, step)
-        self._tensorboard.scalars("train", _without(row, "episode", "step", "skill_id"), step)
-        self._console("train", TRAIN_LINE, row)
+            tags[f"episode_intrinsic_reward_sum/skill_{result.skill}"] = result.intrinsic_reward_sum
+        self._tensorboard.scalars("train", tags, step)
+        self._console("train", dict.fromkeys(self._metrics) | row)
 
     def evaluation(self, episode: int, step: int, results: Sequence[Episode], skills: Sequence[Row] = ()) -> None:
         """Log an evaluation: its episodes, and a row of skills.csv for each skill.
@@ -334,22 +295,20 @@ class Logger:
         """
         for result in results:
             self._episode("eval", episode, step, result)
-        row: Row = {"episode": episode, "step": step, "episode_reward": _mean(r.extrinsic_reward for r in results)}
+        mean_return = sum(result.extrinsic_reward for result in results) / len(results)
+        row: Row = {"episode": episode, "step": step, "episode_reward": mean_return}
         if skills:
-            row |= {name: _mean(skill[name] for skill in skills) for name in EVAL_SKILL_COLUMNS}
+            row |= {name: sum(skill[name] for skill in skills) / len(skills) for name in EVAL_SKILL_COLUMNS}
         self._files["eval.csv"].write(row)
-        self._tensorboard.scalars("eval", _without(row, "episode", "step"), step)
-        self._tensorboard.scalars("eval", {"duration": sum(r.duration for r in results)}, step)
+        duration = sum(result.duration for result in results)
+        self._tensorboard.scalars("eval", {**_without(row, "episode", "step"), "duration": duration}, step)
         for skill in skills:
             self._files["skills.csv"].write({"step": step, **skill})
-            figures = {
-                "episode_reward" if name == "episode_extrinsic_reward" else name: value
-                for name, value in _without(skill, "skill_id", "episodes").items()
-                if value is not None
-            }
-            tags = {f"{name}/skill_{skill['skill_id']}": value for name, value in figures.items()}
+            figures = {name: value for name, value in skill.items() if value is not None}
+            figures["episode_reward"] = figures.pop("episode_extrinsic_reward")
+            tags = {f"{n}/skill_{skill['skill_id']}": v for n, v in _without(figures, "skill_id", "episodes").items()}
             self._tensorboard.scalars("eval", tags, step)
-        self._console("eval ", EVAL_LINE, row)
+        self._console("eval ", row)
         self._tensorboard.flush()
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
@@ -393,15 +352,14 @@ class Logger:
         row = dict(zip(EPISODE_COLUMNS, (*cells, result.intrinsic_reward_sum), strict=True))
         self._files["episodes.csv"].write(row)
 
-    def _console(self, kind: str, line: Iterable[tuple[str, str, str]], row: Row) -> None:
-        parts = [f"| {kind}"]
-        for column, label, form in line:
-            if column in row:
-                unit = " s" if column == "duration" else ""
-                parts.append(f"{label}: {row[column]:{form}}{unit}")
-            elif column in self._metrics:
-                parts.append(f"{label}: -")  # no update yet
-        tqdm.write(" | ".join(parts), file=sys.stdout)
+    def _console(self, kind: str, row: Row) -> None:
+        """Print a line. A metric that is None, as there was no update yet, is shown as "-"."""
+        parts = [
+            f"{label}: {'-' if row[column] is None else form.format(row[column])}"
+            for column, label, form in CONSOLE
+            if column in row
+        ]
+        tqdm.write(" | ".join([f"| {kind}", *parts]), file=sys.stdout)
         sys.stdout.flush()
 
 
@@ -415,7 +373,7 @@ def check_state(state: Mapping[str, Any]) -> None:
     meters.peek()
 
 
-def _check_declared(names: Iterable[str], declared: frozenset[str], kind: str) -> None:
+def _check_declared(names: Iterable[str], declared: Sequence[str], kind: str) -> None:
     unknown = [name for name in names if name not in declared]
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: no such {kind}; declare it in running/columns.py")
@@ -423,8 +381,3 @@ def _check_declared(names: Iterable[str], declared: frozenset[str], kind: str) -
 
 def _without(row: Mapping[str, Any], *columns: str) -> Row:
     return {name: value for name, value in row.items() if name not in columns}
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)

@@ -8,12 +8,11 @@ five seeds or more, the bootstrapped interval of the mean. Horizontal axes count
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from config import Config, Role, flags_with, folder_name
+from config import FIELDS, Role, flags_with, folder_name
 from console.arguments import Parser
 from running.columns import SKILL_COLUMNS
 
-TABLES: dict[str, Sequence[str]] = {"eval": (), "skills": SKILL_COLUMNS}  # columns of a table that does not exist
-# Flags that do not distinguish experiments.
-NOT_SETTINGS = frozenset(flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT))
+NOT_SETTINGS = flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT)
+# The flags that distinguish experiments, with their defaults as config.json would have them.
+DEFAULTS = json.loads(json.dumps({name: field.default for name, field in FIELDS.items() if name not in NOT_SETTINGS}))
 OF_DISCRIMINATOR = frozenset(flags_with(Role.DIAYN)) - frozenset(flags_with(Role.NETWORK))
 OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.FINE_TUNING)) - {"num_skills", "finetune_from"}
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # flags that always differ between DrQ and DIAYN
 CONFIDENCE = 0.95
 SEEDS_FOR_INTERVAL = 5  # with fewer, a bootstrap gives little more than the lowest and highest value
@@ -49,7 +47,8 @@ class Run:
     env: str
     seed: int
     flags: Mapping[str, Any]
-    tables: Mapping[str, pd.DataFrame] = field(repr=False)
+    evaluations: pd.DataFrame  # eval.csv
+    skills: pd.DataFrame  # skills.csv; empty if the run has none
 
     @property
     def num_skills(self) -> int:
@@ -67,11 +66,12 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """The flags that distinguish experiments. Those that the run does not read are None."""
         unread = frozenset() if self.num_skills else OF_DISCRIMINATOR if self.flags.get("num_skills") else OF_SKILLS
-        values = {name: self.flags.get(name, default) for name, default in DEFAULTS.items() if name not in NOT_SETTINGS}
-        return {
-            name: None if name in unread else list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-        }
+        return {n: None if n in unread else self.flags.get(n, default) for n, default in DEFAULTS.items()}
+
+    @property
+    def last_frame(self) -> int:
+        """The frame of the last evaluation."""
+        return int(self.evaluations["step"].iloc[-1])
 
 
 @dataclass
@@ -87,16 +87,11 @@ class Group:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read runs and draw a figure for each task. Return the exit code: 2 for bad input, after one line."""
     parser = Parser(prog="plot.py", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a run, or a folder with runs in it"
-    )
-    parser.add_argument("--out", type=Path, default=Path("plots"), help="folder for the figures (default: plots)")
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        metavar="CSV",
-        help="published curves to draw as a band: columns env, seed, step (frames), episode_reward",
-    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a run, or a folder with runs in it")
+    add("--out", type=Path, default=Path("plots"), help="folder for the figures (default: plots)")
+    columns = "env, seed, step (frames), episode_reward"
+    add("--reference", type=Path, metavar="CSV", help=f"published curves to draw as a band: columns {columns}")
     args = parser.parse_args(argv)
     try:
         reference = None if args.reference is None else read_reference(args.reference)
@@ -124,22 +119,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def find_runs(places: Iterable[Path]) -> list[Path]:
     """Return the folders of runs in `places` and below them, each once. Raises OSError."""
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for place in places:
         if not place.is_dir():
             raise OSError(f"{place} is not a folder; name a run's folder, or one above it")
-        found.update(dict.fromkeys(sorted(path.parent.resolve() for path in place.rglob("eval.csv"))))
-    return list(found)
+        found += sorted(path.parent.resolve() for path in place.rglob("eval.csv"))
+    return list(dict.fromkeys(found))
 
 
 def read_run(folder: Path) -> Run | None:
     """Read a run's files. Return None if it has no evaluation yet. Raises ValueError if config.json is damaged."""
-    tables = {}
-    for name, columns in TABLES.items():
-        path = folder / f"{name}.csv"
-        known = path.exists() and path.stat().st_size
-        tables[name] = pd.read_csv(path) if known else pd.DataFrame(columns=list(columns))
-    if tables["eval"].empty:
+    evaluations, skills = (
+        pd.read_csv(path) if path.exists() and path.stat().st_size else pd.DataFrame(columns=list(SKILL_COLUMNS))
+        for path in (folder / "eval.csv", folder / "skills.csv")
+    )
+    if evaluations.empty:
         return None
     try:
         flags = json.loads((folder / "config.json").read_text())["flags"]
@@ -147,7 +141,7 @@ def read_run(folder: Path) -> Run | None:
         flags = {}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    return Run(folder, flags.get("env", folder.parent.name), int(flags.get("seed", 0)), flags, tables)
+    return Run(folder, flags.get("env", folder.parent.name), int(flags.get("seed", 0)), flags, evaluations, skills)
 
 
 def read_reference(path: Path) -> pd.DataFrame:
@@ -166,7 +160,7 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     """Group runs by their settings, with one run for each seed. A label names the flags in which groups differ."""
 
     def differing(among: Sequence[Run]) -> set[str]:
-        return {name for name in DEFAULTS if len({json.dumps(run.settings.get(name)) for run in among}) > 1}
+        return {name for name in DEFAULTS if len({json.dumps(run.settings[name]) for run in among}) > 1}
 
     members: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.kind, run.seed)):
@@ -185,13 +179,11 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
 def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
     """Return the longest run of each seed and fine-tuning source: a second one is not another sample."""
     longest: dict[tuple[int, str], Run] = {}
-    for run in sorted(runs, key=last_frame, reverse=True):
+    for run in sorted(runs, key=lambda run: run.last_frame, reverse=True):
         sample = run.seed, run.flags.get("finetune_from") or ""
         if longest.setdefault(sample, run) is not run:
-            print(
-                f"warning: {run.folder} is left out: {longest[sample].folder} has the same settings and seed",
-                file=sys.stderr,
-            )
+            why = f"{longest[sample].folder} has the same settings and seed"
+            print(f"warning: {run.folder} is left out: {why}", file=sys.stderr)
     return [longest[sample] for sample in sorted(longest)]
 
 
@@ -218,16 +210,6 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
     return pd.DataFrame({"frame": frames, **columns, "seeds": len(curves)})
 
 
-def curve(run: Run, column: str) -> pd.Series:
-    """Return a column of eval.csv, indexed by frame."""
-    return run.tables["eval"].groupby("step")[column].last()
-
-
-def last_frame(run: Run) -> int:
-    """Return the frame of the run's last evaluation."""
-    return int(run.tables["eval"]["step"].iloc[-1])
-
-
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +223,7 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
     figure.suptitle(env)
     if reference is not None:
         draw_reference(axes[0], reference[reference["env"] == env])
-        axes[0].set_xlim(0, 1.1 * max(last_frame(run) for group in groups for run in group.runs) + 1)
+        axes[0].set_xlim(0, 1.1 * max(run.last_frame for group in groups for run in group.runs) + 1)
     numbers = [draw_curves(axes[0], groups, "episode_reward", "return of evaluation episodes")]
     if with_skills:
         ceiling = {math.log(group.runs[0].num_skills) for group in with_skills}
@@ -249,11 +231,9 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
         column = "mutual_information_bound"
         numbers.append(draw_curves(axes[1], with_skills, column, "bound on I(skill; state), nats", ceiling, "ceiling"))
         axes[1].set_ylim(bottom=max(axes[1].get_ylim()[0], LOWEST_BOUND))
-        column = "discriminator_accuracy"
-        numbers.append(
-            draw_curves(axes[2], with_skills, column, "discriminator accuracy, fresh episodes", chance, "chance")
-        )
-        longest = max((run for group in with_skills for run in group.runs), key=last_frame)
+        column, name = "discriminator_accuracy", "discriminator accuracy, fresh episodes"
+        numbers.append(draw_curves(axes[2], with_skills, column, name, chance, "chance"))
+        longest = max((run for group in with_skills for run in group.runs), key=lambda run: run.last_frame)
         draw_skill_returns(axes[3], longest)
         draw_reward_against_reward(axes[4], with_skills)
         draw_distances(axes[5], longest)
@@ -268,15 +248,13 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
 def draw_curves(
     axes: Axes, groups: Sequence[Group], column: str, name: str, levels: Iterable[float] = (), level_name: str = ""
 ) -> pd.DataFrame:
-    """Draw each group's curve over its seeds, with a point for each evaluation, and return the numbers.
+    """Draw each group's curve over its seeds of a column of eval.csv, and return the numbers.
 
-    Args:
-        column: of eval.csv.
-        levels: heights of horizontal lines, which are labelled with `level_name`.
+    `levels` are heights of horizontal lines, which are labelled with `level_name`.
     """
     drawn, most = [], 0
     for group in groups:
-        curves = [curve(run, column) for run in group.runs]
+        curves = [run.evaluations.groupby("step")[column].last() for run in group.runs]
         summary = over_seeds(curves)
         label = f"{group.label}: {len(curves)} seed" + ("s, mean; each one thin" if len(curves) > 1 else "")
         look: dict[str, Any] = {"color": group.colour, "ls": group.style}
@@ -295,9 +273,8 @@ def draw_curves(
         axes.fill_between([], [], color="0.3", alpha=0.25, label=f"{CONFIDENCE:.0%} interval of the mean, bootstrapped")
     for level in levels:
         axes.axhline(level, color="0.5", lw=0.8)
-        axes.annotate(
-            f"{level_name} {level:.2f}", (1, level), xycoords=("axes fraction", "data"), ha="right", fontsize=7
-        )
+        text = f"{level_name} {level:.2f}"
+        axes.annotate(text, (1, level), xycoords=("axes fraction", "data"), ha="right", fontsize=7)
     _finish(axes, name)
     return pd.concat(drawn)
 
@@ -314,7 +291,7 @@ def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
 
 def draw_skill_returns(axes: Axes, run: Run) -> None:
     """Draw the return of each skill of one run."""
-    for skill, table in run.tables["skills"].groupby("skill_id"):
+    for skill, table in run.skills.groupby("skill_id"):
         colour = COLOURS[int(skill) % 10]
         axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", ms=2, lw=1, color=colour, label=f"{skill}")
     _finish(axes, f"return of each skill of {run.folder.name}", legend_columns=2)
@@ -324,20 +301,15 @@ def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
     """Draw each skill's return against its intrinsic reward, at the last evaluation."""
     for group in groups:
         for run in group.runs:
-            last = run.tables["skills"]
-            last = last[last["step"] == last["step"].max()]
-            axes.scatter(
-                last["mutual_information_bound"],
-                last["episode_extrinsic_reward"],
-                color=group.colour,
-                s=14,
-            )
+            last = run.skills[run.skills["step"] == run.skills["step"].max()]
+            rewards = last["mutual_information_bound"], last["episode_extrinsic_reward"]
+            axes.scatter(*rewards, color=group.colour, s=14)
     _finish(axes, "return of a skill, last evaluation", x="its intrinsic reward, nats per agent step")
 
 
 def draw_distances(axes: Axes, run: Run) -> None:
     """Draw the mean distances between states of one skill and of different skills, if they were measured."""
-    means = run.tables["skills"].groupby("step")[["state_distance_within", "state_distance_between"]].mean()
+    means = run.skills.groupby("step")[["state_distance_within", "state_distance_between"]].mean()
     for column, name in (("state_distance_between", "other skills"), ("state_distance_within", "the same skill")):
         measured = means[column].dropna()
         if len(measured):
@@ -346,11 +318,7 @@ def draw_distances(axes: Axes, run: Run) -> None:
 
 
 def _finish(axes: Axes, name: str, *, x: str = "frames", legend_columns: int = 0) -> None:
-    """Set title and grid.
-
-    Args:
-        legend_columns: columns of the axes' own legend; 0 for none, as groups have one for the whole figure.
-    """
+    """Set title and grid, and a legend of so many columns; groups have one legend for the whole figure instead."""
     axes.set(xlabel=x, title=name)
     axes.title.set_fontsize(10)
     axes.grid(alpha=0.3)

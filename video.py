@@ -1,8 +1,7 @@
 """Videos of evaluation episodes: recorded frame by frame, overlaid with text, tiled, and converted for TensorBoard.
 
-Files are H.264 in mp4, which every browser plays. They are written through imageio-ffmpeg while the episode runs, so a
-video is never in memory as a whole. OpenCV draws the text, reads frames back and encodes the animated GIFs. If a video
-fails, a warning is printed and training continues.
+Files are H.264 in mp4, which every browser plays. ffmpeg encodes them while the episode runs, so a video is never in
+memory as a whole. If a video fails, a warning is printed and training continues.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import cv2
@@ -68,17 +67,20 @@ class VideoRecorder:
     def stop(self) -> Path | None:
         """Finish the file and return its path, or None if nothing was recorded."""
         path, writer = self._path, self._writer
-        self._path = self._writer = None
         if path is None or writer is None:
+            self._path = None
             return None
         try:
-            _close_writer(writer)
+            _, complaint = writer.communicate()
+            if writer.returncode:
+                lines = complaint.decode(errors="replace").strip().splitlines()
+                raise OSError(lines[-1] if lines else f"ffmpeg ended with code {writer.returncode}")
             os.replace(_partial(path), path)
+            self._path = self._writer = None
+            return path
         except FAILURES as error:
-            _partial(path).unlink(missing_ok=True)
-            _warn(path, error)
+            self.give_up(error)
             return None
-        return path
 
     @contextmanager
     def recorded(self, name: str) -> Iterator[None]:
@@ -92,18 +94,20 @@ class VideoRecorder:
         self.stop()
 
     def tile(self, name: str, videos: Sequence[Path]) -> Path | None:
-        """Write `<name>.mp4` with the given videos side by side. One that ends early holds its last frame.
+        """Write `<name>.mp4` with the videos side by side and return its path; None if there are none or it fails.
 
-        Returns its path, or None if there are no videos or it fails.
+        A video that ends early holds its last frame.
         """
         if self.folder is None or not videos:
             return None
         columns = math.ceil(math.sqrt(len(videos)))
         size = min(self.size, GRID_WIDTH // columns) // 2 * 2 or 2  # H.264 needs even sizes
         self.start(name)
+        shown = [np.empty(0, np.uint8)] * len(videos)
         try:
-            for frames in _together([read_video(path) for path in videos]):
-                tiles = [cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for frame in frames]
+            for frames in zip_longest(*map(read_video, videos)):
+                shown = [old if new is None else new for old, new in zip(shown, frames, strict=True)]
+                tiles = [cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for frame in shown]
                 tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
                 rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
                 self.record(np.concatenate(rows))
@@ -152,10 +156,7 @@ def read_video(path: Path) -> Iterator[np.ndarray]:
     try:
         if not capture.isOpened():
             raise OSError(f"{path} cannot be read")
-        while True:
-            ok, frame = capture.read()
-            if not ok:
-                return
+        while (frame := capture.read()[1]) is not None:
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
     finally:
         capture.release()
@@ -168,25 +169,21 @@ def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
     """
     try:
         stride = math.ceil(sum(1 for _ in read_video(path)) / CLIP_FRAMES)  # two passes save memory
+        height, width = (length * CLIP_SIZE // VIDEO_SIZE for length in next(read_video(path)).shape[:2])
         animation = cv2.Animation()
         animation.frames = [
-            cv2.cvtColor(_shrunk(frame), cv2.COLOR_RGB2BGR) for frame in islice(read_video(path), None, None, stride)
+            cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+            for frame in islice(read_video(path), None, None, stride)
         ]
-        height, width = animation.frames[0].shape[:2]
         animation.durations = [max(20, round(1000 * stride / fps))] * len(animation.frames)
         # Level 3 does not dither areas of one colour: half the size of OpenCV's default, and the text is legible.
         encoded, data = cv2.imencodeanimation(".gif", animation, [cv2.IMWRITE_GIF_DITHER, 3])
         if not encoded:
             raise OSError("OpenCV could not encode the animation")
-    except (*FAILURES, IndexError) as error:
+    except (*FAILURES, StopIteration) as error:
         _warn(path, error)
         return None
     return data.tobytes(), height, width
-
-
-def _shrunk(frame: np.ndarray) -> np.ndarray:
-    height, width = (length * CLIP_SIZE // VIDEO_SIZE for length in frame.shape[:2])
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _open_writer(path: Path, shape: tuple[int, ...], fps: float) -> subprocess.Popen[bytes]:
@@ -201,27 +198,8 @@ def _open_writer(path: Path, shape: tuple[int, ...], fps: float) -> subprocess.P
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def _close_writer(writer: subprocess.Popen[bytes]) -> None:
-    """Wait for ffmpeg. Raises OSError if it failed."""
-    _, complaint = writer.communicate()
-    if writer.returncode:
-        lines = complaint.decode(errors="replace").strip().splitlines()
-        raise OSError(lines[-1] if lines else f"ffmpeg ended with code {writer.returncode}")
-
-
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial.mp4")
-
-
-def _together(videos: Sequence[Iterator[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-    """Yield the frames of several videos at once until the longest ends. The others hold their last frame."""
-    current = [next(video) for video in videos]
-    while True:
-        yield current
-        following = [next(video, None) for video in videos]
-        if all(frame is None for frame in following):
-            return
-        current = [old if new is None else new for old, new in zip(current, following, strict=True)]
 
 
 def _warn(path: Path | None, error: BaseException | str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,67 +19,63 @@ from envs.renderer import RendererInfo
 from utils import keep_freed_memory
 
 Row = dict[str, Any]
-Variants = Mapping[str, Callable[[], object]]
 
 
-def contest(args: argparse.Namespace, case: str, variants: Variants, steps: int | None = None) -> list[Row]:
+def contest(
+    args: argparse.Namespace, case: str, variants: Mapping[str, Callable[[], object]], steps: int | None = None
+) -> list[Row]:
     """Time the variants in alternating blocks, so that a drift of the machine's speed affects all of them.
 
-    The first block of each is a warm-up and not counted. Returns a row for each variant: median, lowest and highest
-    time of a step over the blocks, in milliseconds, and `ratio`, the first variant's median over its own.
+    The first block of each is a warm-up and not counted. Returns `rows` of the times of a step.
     """
+    steps = steps or args.steps
     times: dict[str, list[float]] = {name: [] for name in variants}
     with tqdm(total=(args.blocks + 1) * len(variants), desc=case, leave=False, disable=None) as bar:
         for block in range(args.blocks + 1):
             for name, run in variants.items():
                 # The baseline gets glibc's default limit (at its highest); keeping more is one of our optimizations.
                 keep_freed_memory(32 << 20 if name.startswith("baseline") else 1 << 30)
-                synchronize(args.device)
-                started = time.perf_counter()
-                for _ in range(steps or args.steps):
-                    run()
-                synchronize(args.device)
+                elapsed = milliseconds(run, args.device, steps)
                 if block:
-                    times[name].append((time.perf_counter() - started) / (steps or args.steps) * 1e3)
+                    times[name].append(elapsed)
                 bar.update()
-    first = statistics.median(next(iter(times.values())))
-    return [{"case": case, "variant": name, **timing(values, first)} for name, values in times.items()]
+    return rows(case, times)
 
 
-def timing(values: list[float], first: float) -> Row:
-    """Return median and range of times, and how `first` compares with the median."""
-    median = statistics.median(values)
-    return {"median_ms": median, "low_ms": min(values), "high_ms": max(values), "ratio": first / median}
+def milliseconds(work: Callable[[], object], device: str, steps: int = 1) -> float:
+    """Return how long a step of the work takes, until the device is done."""
+
+    def now() -> float:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    started = now()
+    for _ in range(steps):
+        work()
+    return (now() - started) / steps * 1e3
 
 
-def synchronize(device: str) -> None:
-    """Wait for a CUDA device."""
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-
-
-def milliseconds(work: Callable[[], object]) -> float:
-    """Return how long the work takes once."""
-    started = time.perf_counter()
-    work()
-    return (time.perf_counter() - started) * 1e3
+def rows(case: str, times: Mapping[str, Sequence[float]]) -> list[Row]:
+    """Return a row for each variant: median and range of its times, and how the first variant's median compares."""
+    table: list[Row] = []
+    for name, values in times.items():
+        median = statistics.median(values)
+        ratio = table[0]["median_ms"] / median if table else 1.0
+        timing = {"median_ms": median, "low_ms": min(values), "high_ms": max(values), "ratio": ratio}
+        table.append({"case": case, "variant": name, **timing})
+    return table
 
 
 def machine(device: str, renderer: RendererInfo) -> Row:
     """Return what the figures were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return {
-        "device": torch.cuda.get_device_name(device) if device != "cpu" else _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device != "cpu" else found[1] if found else "CPU",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "renderer": f"{renderer.backend}, {renderer.name}",
         "tf32": {"cudnn": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         **{package: version(package) for package in ("torch", "mujoco", "dm_control", "numpy")},
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "CPU"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")

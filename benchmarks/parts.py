@@ -1,51 +1,157 @@
-"""Replay buffer, rendering, evaluation, the whole loop, and checkpoints."""
+"""The benchmarks: update, replay buffer, rendering, evaluation, the whole loop, and checkpoints."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from tests.support.oracle import FullStackReplay
 
-from benchmarks.contest import Row, contest, milliseconds, timing
-from benchmarks.update import FRAME_SHAPE, OBS_SHAPE, filled_buffers, make_agent, make_oracle
+from augmentations import RandomShift
+from benchmarks.contest import Row, contest, milliseconds, rows
 from config import make_config
 from dmc import DMCEnv
+from drq import DrQAgent
 from envs.make import make_environment
 from envs.parallel import make_eval_envs
 from envs.pixel_env import PixelEnv
 from evaluation.play import Start, play
 from logger import Meters
 from replay_buffer import ReplayBuffer
-from running.build import make_agent as agent_of
+from running.build import make_agent
 from running.columns import update_metrics
 from running.loop import train
 from running.run import Run
 from running.start import open_run
 from running.state import save_checkpoint
+from tests.support.oracle import FullStackReplay, OracleAgent
+
+OBS_SHAPE, FRAME_SHAPE = (9, 84, 84), (3, 84, 84)
+ACTION_DIM = 6  # in the update and replay benchmarks
+FILLED = 2000  # transitions in the replay buffers
+Played = tuple[np.ndarray, list[tuple[Any, ...]]]  # an episode: first observation, arguments of `ReplayBuffer.add`
+
+
+# -- ours and the baseline -------------------------------------------------------------------------------------------
+
+
+def make_ours(args: argparse.Namespace, action_dim: int = ACTION_DIM, **flags: Any) -> DrQAgent:
+    """Return our agent. Its weights do not depend on precision and graphs."""
+    torch.manual_seed(0)
+    config = make_config({"num_skills": args.num_skills, "device": args.device, **flags})
+    return make_agent(config, OBS_SHAPE, action_dim)
+
+
+def make_oracle(args: argparse.Namespace, action_dim: int = ACTION_DIM, **settings: Any) -> OracleAgent:
+    """Return the baseline with the same weights."""
+    if args.num_skills:
+        settings |= {"num_skills": args.num_skills, "skill_embedding_dim": 10}
+        settings |= {"extrinsic_reward_coeff": 0.0, "learn_temperature": False}
+    oracle = OracleAgent(OBS_SHAPE, action_dim, device=args.device, **settings)
+    return oracle.load(make_ours(args, action_dim, cuda_graphs=False))
+
+
+def filled_buffers(args: argparse.Namespace, action_dim: int = ACTION_DIM) -> tuple[ReplayBuffer, FullStackReplay]:
+    """Return our replay buffer and the baseline's with the same random transitions."""
+    rng = np.random.default_rng(0)
+    ours = ReplayBuffer(FILLED, FRAME_SHAPE, 3, action_dim, device=args.device, storage=args.device)
+    plain = FullStackReplay(FILLED, OBS_SHAPE, action_dim, device=args.device)
+    obs = np.tile(rng.integers(256, size=FRAME_SHAPE, dtype=np.uint8), (3, 1, 1))
+    ours.start_episode(obs)
+    for step in range(FILLED):
+        next_obs = np.concatenate([obs[3:], rng.integers(256, size=FRAME_SHAPE, dtype=np.uint8)])
+        action, skill = rng.uniform(-1, 1, action_dim).astype(np.float32), step % max(args.num_skills, 1)
+        ours.add(action, float(rng.random()), next_obs, False, skill)
+        plain.add(obs, action, float(rng.random()), next_obs, False, skill)
+        obs = next_obs
+    return ours, plain
+
+
+def gradient_gap(args: argparse.Namespace) -> float:
+    """Return the largest relative distance between a tensor's gradient in ours and in the baseline.
+
+    Weights and views are the same, and steps too small to change a weight. Critic and discriminator are compared in an
+    odd update, the actor in an even one, whose later losses also reach the baseline's critic. TF32 is off in
+    convolutions: its rounding in one of the two alone would look like a difference.
+    """
+    still: dict[str, Any] = {"lr": 1e-30, "lr_discriminator": 1e-30}
+    views = make_ours(args, cuda_graphs=False).make_views(filled_buffers(args)[0].sample(32))
+    gaps = []
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for parity, networks in ((1, ("critic", "discriminator")), (0, ("actor",))):
+            agent, oracle = make_ours(args, cuda_graphs=False, **still), make_oracle(args, **still)
+            agent.num_updates = oracle.num_updates = parity
+            agent.learn(views)
+            oracle.learn(views)
+            for network in agent.modules().keys() & networks:
+                plain = dict(getattr(oracle, network).named_parameters())
+                for name, parameter in agent.modules()[network].named_parameters():
+                    if name != "head.0.weight":  # its columns are in another order
+                        ours, theirs = parameter.grad, plain[name].grad
+                        gaps.append(float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)))
+    return max(gaps)
+
+
+# -- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+def bench_update(args: argparse.Namespace) -> Iterator[Row]:
+    """Time one update with its batch: even ones, which also update actor and target, odd ones, and their mean.
+
+    Sampling is included, and passing the metrics to the logger.
+    """
+    gap = gradient_gap(args)
+    print(f"largest relative difference between a gradient of ours and the baseline's: {gap:.1e}")
+    if gap > 1e-2:
+        raise SystemExit("the gradients do not agree; the timings would compare different computations")
+    ours, plain = filled_buffers(args)
+    shift, fast_crop = RandomShift(4, torch.Generator(args.device).manual_seed(0)), make_oracle(args)
+    fast_crop.augment.forward = lambda images: shift(images).contiguous()  # type: ignore[method-assign]
+    agents: dict[str, Any] = {
+        "baseline": make_oracle(args),
+        "baseline, fast crop": fast_crop,
+        "ours fp32": make_ours(args),
+        "ours bf16": make_ours(args, precision="bf16"),
+    }
+    if args.device != "cpu":
+        agents["ours fp32, no graphs"] = make_ours(args, cuda_graphs=False)
+    meters = Meters(update_metrics(with_skills=True))
+
+    def update(agent: Any, batch_size: int, parity: int) -> None:
+        agent.num_updates = parity
+        if isinstance(agent, OracleAgent):
+            agent.update(plain.sample(batch_size))  # reads every metric at once
+        else:
+            meters.add(agent.update(ours.sample(batch_size)))
+
+    for size in args.batch_size:
+        even, odd = (
+            contest(args, f"{name}, batch {size}", {key: partial(update, agents[key], size, parity) for key in agents})
+            for parity, name in enumerate(("even", "odd"))
+        )
+        yield from (*even, *odd)
+        times = ("median_ms", "low_ms", "high_ms")
+        means = [{key: (a[key] + b[key]) / 2 for key in times} for a, b in zip(even, odd, strict=True)]
+        for row, mean in zip(even, means, strict=True):
+            ratio = means[0]["median_ms"] / mean["median_ms"]
+            yield {"case": f"mean, batch {size}", "variant": row["variant"], **mean, "ratio": ratio}
 
 
 def bench_replay(args: argparse.Namespace) -> Iterator[Row]:
     """Time drawing a batch from full stacks and from frames stored once, with the memory of 100,000 transitions."""
     ours, plain = filled_buffers(args)
-    stacks = 2 * int(np.prod(OBS_SHAPE)) + 4 * args.action_dim + 16
-    sizes = {
-        "full stacks": 100_000 * stacks,
-        "frames once": ReplayBuffer.bytes_needed(100_000, FRAME_SHAPE, 3, args.action_dim),
-    }
-    for batch_size in args.batch_size:
-        buffers: dict[str, ReplayBuffer | FullStackReplay] = {"full stacks": plain, "frames once": ours}
-        variants = {name: partial(buffer.sample, batch_size) for name, buffer in buffers.items()}
-        for row in contest(args, f"sample {batch_size}", variants, steps=20):
-            yield {**row, "remarks": f"{sizes[row['variant']] / 1e9:.2f} GB at 100,000 transitions"}
+    stacks = 100_000 * (2 * int(np.prod(OBS_SHAPE)) + 4 * ACTION_DIM + 16)
+    frames = ReplayBuffer.bytes_needed(100_000, FRAME_SHAPE, 3, ACTION_DIM)
+    for size in args.batch_size:
+        variants = {"full stacks": partial(plain.sample, size), "frames once": partial(ours.sample, size)}
+        for row, memory in zip(contest(args, f"sample {size}", variants, steps=20), (stacks, frames), strict=True):
+            yield {**row, "remarks": f"{memory / 1e9:.2f} GB at 100,000 transitions"}
 
 
 def bench_render(args: argparse.Namespace) -> Iterator[Row]:
@@ -59,8 +165,7 @@ def bench_render(args: argparse.Namespace) -> Iterator[Row]:
 def bench_eval(args: argparse.Namespace) -> Iterator[Row]:
     """Time an episode of each of ten skills: one after the other, side by side, and in worker processes."""
     config = make_config({"env": args.env, "action_repeat": 8, "device": args.device})
-    torch.manual_seed(0)
-    agent = agent_of(config, OBS_SHAPE, DMCEnv(args.env).action_space.shape[0])
+    agent = make_ours(args, DMCEnv(args.env).action_space.shape[0], num_skills=config.num_skills)
     starts = [Start(skill, 0) for skill in agent.skills()]
     workers = max(2, min(len(starts), (os.cpu_count() or 2) - 1))
     factory = partial(make_environment, config)
@@ -78,60 +183,54 @@ def bench_eval(args: argparse.Namespace) -> Iterator[Row]:
 def bench_loop(args: argparse.Namespace) -> Iterator[Row]:
     """Time a step of the whole loop on the real task, ours and the baseline's; then the parts of a short run."""
     env, plain_env = DMCEnv(args.env, action_repeat=4), DMCEnv(args.env, action_repeat=4)
-    args.action_dim = action_dim = env.action_space.shape[0]
-    batch_size = args.batch_size[0]
-    agent, oracle = make_agent(args), make_oracle(args)
-    ours, plain = filled_buffers(args)
+    action_dim, batch_size = env.action_space.shape[0], args.batch_size[0]
+    agent, oracle = make_ours(args, action_dim), make_oracle(args, action_dim)
+    ours, plain = filled_buffers(args, action_dim)
     meters = Meters(update_metrics(with_skills=True))
-    state: Row = {"obs": env.reset(seed=0)[0], "plain": plain_env.reset(seed=0)[0]}
-    ours.start_episode(state["obs"])
+    obs, plain_obs = env.reset(seed=0)[0], plain_env.reset(seed=0)[0]
+    ours.start_episode(obs)
     plain_env.render = lambda *_: plain_env.physics.render(84, 84, camera_id=0)  # type: ignore[method-assign]
 
-    def our_step() -> None:
-        action = agent.act(state["obs"], 0, sample=True)
+    def our_update() -> None:
         meters.add(agent.update(ours.sample(batch_size)))
-        state["obs"], reward, terminated, truncated, _ = env.step(action)
-        ours.add(action, reward, state["obs"], terminated, 0)
+
+    def our_step() -> None:
+        nonlocal obs
+        action = agent.act(obs, 0, sample=True)
+        our_update()
+        obs, reward, terminated, truncated, _ = env.step(action)
+        ours.add(action, reward, obs, terminated, 0)
         if terminated or truncated:
-            state["obs"] = env.reset()[0]
-            ours.start_episode(state["obs"])
+            obs = env.reset()[0]
+            ours.start_episode(obs)
 
     def plain_step() -> None:
-        obs = torch.as_tensor(state["plain"][None], device=args.device)
+        nonlocal plain_obs
         with torch.no_grad():
-            features = oracle.critic.encoder(obs)
+            features = oracle.critic.encoder(torch.as_tensor(plain_obs[None], device=args.device))
             skill = torch.zeros(1, dtype=torch.int64, device=args.device)
             action = oracle.actor(features, skill, torch.randn(1, action_dim, device=args.device))[0][0].cpu().numpy()
         oracle.update(plain.sample(batch_size))
         next_obs, reward, terminated, truncated, _ = plain_env.step(action)
-        plain.add(state["plain"], action, reward, next_obs, terminated, 0)
-        state["plain"] = plain_env.reset()[0] if terminated or truncated else next_obs
+        plain.add(plain_obs, action, reward, next_obs, terminated, 0)
+        plain_obs = plain_env.reset()[0] if terminated or truncated else next_obs
 
-    still = np.zeros(action_dim, np.float32)
-    variants = {
+    variants: dict[str, Callable[[], object]] = {
         "baseline loop": plain_step,
         "our loop": our_step,
-        "our update alone": lambda: meters.add(agent.update(ours.sample(batch_size))),
-        "our environment alone": lambda: env.step(still),
+        "our update alone": our_update,
+        "our environment alone": partial(env.step, np.zeros(action_dim, np.float32)),
     }
     yield from contest(args, f"{args.env}, batch {batch_size}", variants)
-    yield _shares_of_a_run(args)
-
-
-def _shares_of_a_run(args: argparse.Namespace) -> Row:
-    """Train a short run, and return the share of time that each part took, logging included."""
     flags = {"env": args.env, "action_repeat": 8, "num_skills": 4, "num_train_steps": 375, "num_seed_steps": 125}
-    flags |= {"batch_size": args.batch_size[0], "eval_frequency": 0, "log_frequency_step": 250, "device": args.device}
+    flags |= {"batch_size": batch_size, "eval_frequency": 0, "log_frequency_step": 250, "device": args.device}
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(make_config({**flags, "work_dir": folder}), args.renderer)
-        started = time.perf_counter()
-        train(run)
-        step = (time.perf_counter() - started) / 375 * 1e3
-        shares = run.time_shares()
+        step = milliseconds(partial(train, run), args.device) / 375
+        shares = sorted(run.time_shares().items(), key=lambda item: -item[1])
         run.close()
-    remarks = ", ".join(f"{part} {share:.1%}" for part, share in sorted(shares.items(), key=lambda item: -item[1]))
-    case = {"case": "shares of a real run", "variant": "one run, 375 steps", "remarks": remarks}
-    return {**case, **timing([step], step)}
+    for row in rows("shares of a real run", {"one run, 375 steps": [step]}):
+        yield {**row, "remarks": ", ".join(f"{part} {share:.1%}" for part, share in shares)}
 
 
 def bench_checkpoint(args: argparse.Namespace) -> Iterator[Row]:
@@ -139,51 +238,49 @@ def bench_checkpoint(args: argparse.Namespace) -> Iterator[Row]:
     flags = {"env": args.env, "num_skills": args.num_skills, "save_video": False, "device": args.device}
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(make_config({**flags, "work_dir": folder}), args.renderer)
-        episodes = [list(random_episode(run.env)) for _ in range(8)]  # real pictures, stored repeatedly
+        episodes = [random_episode(run.env) for _ in range(8)]  # real pictures, stored repeatedly
         run.env.reset(seed=0)
-        fill(run, episodes, 100_000)
+        fill(run.buffer, episodes, 100_000)
         for _ in range(2):  # gives the optimizers a state to save
             run.agent.update(run.buffer.sample(8))
-        timings: dict[str, list[float]] = {"all": [milliseconds(lambda: save_checkpoint(run))]}
-        pieces = {"all": list((run.folder / "checkpoint").glob("replay_*"))}
+        times = {"all": [milliseconds(partial(save_checkpoint, run), args.device)], "5,000 new": [], "no new": []}
+        pieces = run.folder.glob("checkpoint/replay_*")
+        sizes = {"all": sum(path.stat().st_size for path in pieces), "no new": 0}
         for _ in range(args.blocks):
-            for name, new in (("5,000 new", 5_000), ("no new", 0)):
-                fill(run, episodes, new)
-                timings.setdefault(name, []).append(milliseconds(lambda: save_checkpoint(run)))
-                pieces[name] = sorted((run.folder / "checkpoint").glob("replay_*"), key=os.path.getmtime)[-1:]
+            fill(run.buffer, episodes, 5_000)
+            times["5,000 new"].append(milliseconds(partial(save_checkpoint, run), args.device))
+            newest = max(run.folder.glob("checkpoint/replay_*"), key=os.path.getmtime)
+            sizes["5,000 new"] = newest.stat().st_size
+            times["no new"].append(milliseconds(partial(save_checkpoint, run), args.device))
         state = max(path.stat().st_size for path in run.folder.glob("checkpoint/state_*"))
         run.close()
-        again: list[Run] = []
         resumed = make_config({**flags, "work_dir": folder, "resume": str(run.folder)})
-        timings["set-up and reading back"] = [milliseconds(lambda: again.append(open_run(resumed, args.renderer)))]
+        again: list[Run] = []
+        reading = milliseconds(lambda: again.append(open_run(resumed, args.renderer)), args.device)
         again[0].close()
-        first = statistics.median(timings["all"])
-        for name, values in timings.items():
-            size = sum(path.stat().st_size for path in pieces.get(name, []) if path.exists())
-            remarks = f"state {state / 1e6:.0f} MB, replay {size / 1e6:.0f} MB"
-            case = {"case": f"100,000 transitions, {args.env}", "variant": name, "remarks": remarks}
-            yield {**case, **timing(values, first)}
+        times["set-up and reading back"] = [reading]
+    for row in rows(f"100,000 transitions, {args.env}", times):
+        yield {**row, "remarks": f"state {state / 1e6:.0f} MB, replay {sizes.get(row['variant'], 0) / 1e6:.0f} MB"}
 
 
-def random_episode(env: PixelEnv) -> Iterator[tuple[Any, ...]]:
-    """Yield (None, first observation), then (action, reward, observation, terminated) for each step."""
-    obs, _ = env.reset()
-    yield None, obs
-    over = False
+def random_episode(env: PixelEnv) -> Played:
+    """Play an episode with random actions."""
+    first, _ = env.reset()
+    steps, over = [], False
     while not over:
         action = env.action_space.sample()
         obs, reward, terminated, truncated, _ = env.step(action)
+        steps.append((action, reward, obs, terminated, 0))
         over = terminated or truncated
-        yield action, reward, obs, terminated
+    return first, steps
 
 
-def fill(run: Run, episodes: Sequence[Sequence[tuple[Any, ...]]], transitions: int) -> None:
-    """Add at least so many transitions, of whole episodes, to the run's replay buffer."""
-    while transitions > 0:
-        for (_, first), *steps in episodes:
-            run.buffer.start_episode(first)
-            for action, reward, obs, terminated in steps:
-                run.buffer.add(action, reward, obs, terminated, 0)
-            transitions -= len(steps)
-            if transitions <= 0:
-                return
+def fill(buffer: ReplayBuffer, episodes: Sequence[Played], transitions: int) -> None:
+    """Add at least so many transitions, of whole episodes, to the replay buffer."""
+    for first, steps in itertools.cycle(episodes):
+        buffer.start_episode(first)
+        for step in steps:
+            buffer.add(*step)
+        transitions -= len(steps)
+        if transitions <= 0:
+            return

@@ -13,10 +13,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from config import folder_name
+from diayn import DIAYNAgent
 from errors import UserError
-from evaluation.compose import compose, parse_schedule
-from evaluation.evaluate_skills import evaluate_skills
-from evaluation.imitate import agent_with_discriminator, read_trajectory, record_imitation, skill_likelihoods
+from evaluation.compose import play_schedule
+from evaluation.imitate import read_trajectory, record_imitation, skill_likelihoods
 from evaluation.load import LoadedRun, check_skill, load
 from evaluation.play import Start, best_skill, skill_name, start_seeds
 from logger import CsvFile, Row
@@ -39,7 +39,14 @@ def run_evaluation(args: argparse.Namespace) -> None:
         if args.imitate is not None:
             imitate(loaded, args, out)
         elif args.skill_schedule is not None:
-            play_schedule(loaded, args, out)
+            play_schedule(
+                loaded,
+                args.skill_schedule,
+                episodes=args.episodes,
+                seed=args.seed,
+                video_folder=None if args.no_video else out,
+                video_size=args.video_size,
+            )
         else:
             play_skills(loaded, args, out)
     if out.exists():
@@ -48,15 +55,12 @@ def run_evaluation(args: argparse.Namespace) -> None:
 
 def output_name(args: argparse.Namespace) -> str:
     """Return the name of the output folder: what is played, and from which starts."""
+    played = f"schedule_{args.skill_schedule}" if args.skill_schedule else f"skills_{args.skills}"
     if args.imitate is not None:
         played = f"imitate_{args.imitate.stem}"
-    else:
-        played = f"schedule_{args.skill_schedule}" if args.skill_schedule else f"skills_{args.skills}"
     episodes = f"_episodes_{args.episodes}" if args.episodes != 1 else ""
-    return folder_name(f"{played}{episodes}{f'_seed_{args.seed}' if args.seed else ''}")
-
-
-# -- skills ------------------------------------------------------------------------------------------------------------
+    seed = f"_seed_{args.seed}" if args.seed else ""
+    return folder_name(f"{played}{episodes}{seed}")
 
 
 def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
@@ -68,15 +72,10 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
     if args.skills == "best" and len(skills) > 1:
         # Choose on starts other than those it is evaluated on, which would flatter the best skill.
         skills = [choose_best(loaded, seed_sequence(args.seed, "best").generate_state(args.episodes).tolist())]
-    episodes = len(skills) * args.episodes
-    with loaded.open_eval_envs(episodes) as eval_envs, tqdm(desc="playing", **BAR) as bar:
-        evaluation = evaluate_skills(
-            loaded.agent,
-            eval_envs,
-            {skill: skill_name(skill) for skill in skills},
+    with tqdm(desc="playing", **BAR) as bar:
+        evaluation = loaded.evaluate(
+            skills,
             start_seeds(args.seed, args.episodes),
-            fps=loaded.fps,
-            max_episode_steps=loaded.max_episode_steps,
             video_folder=None if args.no_video else out,
             video_size=args.video_size,
             keep_all_pictures=args.save_trajectories,
@@ -94,11 +93,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
 
 
 def parse_skills(text: str, known: list[int]) -> list[int]:
-    """Return the skills that --skills names; all of them for "best". Raises UserError.
-
-    Args:
-        known: the skills that the run has.
-    """
+    """Return the skills that --skills names, of those that the run has; all for "best". Raises UserError."""
     if text in ("all", "best"):
         return known
     try:
@@ -138,48 +133,28 @@ def save_trajectory(path: Path, start: Start, env: str) -> None:
 
     It has actions `(T, A)`, rewards `(T,)`, states `(T + 1, D)`, frames `(T + 1, 3, H, W)`, skill, seed and env.
     """
-    trace = start.trace
-    assert trace is not None
     np.savez_compressed(
         path,
-        actions=np.array(trace.actions),
-        rewards=np.array(trace.rewards),
-        states=np.array(trace.states),
-        frames=np.array(trace.pictures),
+        actions=start.trace.actions,
+        rewards=start.trace.rewards,
+        states=start.trace.states,
+        frames=start.trace.pictures,
         skill=start.skill,
         seed=start.seed,
         env=env,
     )
 
 
-# -- schedules and imitation -------------------------------------------------------------------------------------------
-
-
-def play_schedule(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
-    """Play episodes in which the skill changes on a schedule, and print their returns."""
-    episodes = compose(
-        loaded,
-        parse_schedule(args.skill_schedule, loaded.agent.skills()),
-        episodes=args.episodes,
-        seed=args.seed,
-        video_folder=None if args.no_video else out,
-        video_size=args.video_size,
-    )
-    for episode in episodes:
-        steps = f"{episode.steps} agent steps"
-        print(f"episode from seed {episode.seed}: return {episode.extrinsic_reward:.2f} in {steps}")
-
-
 def imitate(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
     """Print and write how well each skill explains a trajectory, and record the best one beside it."""
-    agent = agent_with_discriminator(loaded)
-    given = read_trajectory(args.imitate, loaded.config)
-    table = skill_likelihoods(agent, given.frames, loaded.config.frame_stack)
+    if not isinstance(loaded.agent, DIAYNAgent):
+        raise UserError(f"--imitate: {loaded.label} has no discriminator; name a run with skills")
+    frames, seed = read_trajectory(args.imitate, loaded.config)
+    table = skill_likelihoods(loaded.agent, frames, loaded.config.frame_stack)
     best = int(table["log_q_mean"].idxmax())
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "imitation.csv", index=False)
     print(table.to_string(index=False, float_format="%.4f"))
     print(f"skill {best} explains {args.imitate} best")
     if not args.no_video:
-        seed = args.seed if given.seed is None else given.seed
-        record_imitation(loaded, given.frames, best, seed, out, args.video_size)
+        record_imitation(loaded, frames, best, args.seed if seed is None else seed, out, args.video_size)

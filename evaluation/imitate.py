@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,21 +12,15 @@ import pandas as pd
 from config import Config
 from diayn import DIAYNAgent
 from errors import UserError
-from evaluation.evaluate_skills import evaluate_skills
 from evaluation.load import LoadedRun
-from evaluation.play import skill_name
 from video import VideoRecorder
 
 
-class GivenTrajectory(NamedTuple):
-    """The frames of a trajectory, uint8 `(T + 1, 3, image_size, image_size)`, and the seed of its start if known."""
+def read_trajectory(path: Path, config: Config) -> tuple[np.ndarray, int | None]:
+    """Read an .npz file from --save_trajectories. Raises UserError.
 
-    frames: np.ndarray
-    seed: int | None
-
-
-def read_trajectory(path: Path, config: Config) -> GivenTrajectory:
-    """Read an .npz file from --save_trajectories, and resize its frames to the run's image size. Raises UserError."""
+    Return its frames, resized to the run's image size, uint8 `(T + 1, 3, H, W)`, and the seed of its start if known.
+    """
     try:
         with np.load(path, allow_pickle=False) as data:
             frames, seed = data["frames"], int(data["seed"]) if "seed" in data else None
@@ -45,7 +38,7 @@ def read_trajectory(path: Path, config: Config) -> GivenTrajectory:
     size = config.image_size
     if frames.shape[2:] != (size, size):
         frames = np.stack([_resized(frame, size, cv2.INTER_AREA).transpose(2, 0, 1) for frame in frames])
-    return GivenTrajectory(frames, seed)
+    return frames, seed
 
 
 def stack_frames(frames: np.ndarray, frame_stack: int) -> np.ndarray:
@@ -55,49 +48,25 @@ def stack_frames(frames: np.ndarray, frame_stack: int) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def agent_with_discriminator(loaded: LoadedRun) -> DIAYNAgent:
-    """Return the run's agent. Raises UserError if it has no discriminator."""
-    if not isinstance(loaded.agent, DIAYNAgent):
-        raise UserError(f"--imitate: {loaded.label} has no discriminator; name a run with skills")
-    return loaded.agent
-
-
 def skill_likelihoods(agent: DIAYNAgent, frames: np.ndarray, frame_stack: int) -> pd.DataFrame:
-    """Return mean and sum over the steps of log q(z | s') for each skill z.
+    """Return mean and sum over the steps of log q(z | s') for each skill z: skill_id, log_q_mean, log_q_sum.
 
-    Columns: skill_id, log_q_mean, log_q_sum.
-
-    Args:
-        frames: uint8 `(T + 1, 3, image_size, image_size)`.
-        frame_stack: number of frames in an observation.
+    `frames` are uint8 `(T + 1, 3, image_size, image_size)`.
     """
     log_q = agent.log_likelihood(stack_frames(frames, frame_stack))
     return pd.DataFrame({"skill_id": agent.skills(), "log_q_mean": log_q.mean(axis=0), "log_q_sum": log_q.sum(axis=0)})
 
 
 def record_imitation(loaded: LoadedRun, frames: np.ndarray, skill: int, seed: int, folder: Path, size: int) -> None:
-    """Write given.mp4, the skill's video, and imitation.mp4 with both side by side.
+    """Write given.mp4 of frames `(T + 1, 3, H, W)`, the skill's video, and imitation.mp4 with both side by side.
 
-    Args:
-        frames: the given trajectory, uint8 `(T + 1, 3, H, W)`.
-        seed: of the start from which the skill is played.
-        size: height and width of a video in pixels.
+    The skill is played from the start with this seed. `size` is the height and width of a video in pixels.
     """
     recorder = VideoRecorder(folder, loaded.fps, size=size)
     with recorder.recorded("given"):
         for frame in frames[1:]:
             recorder.record(_resized(frame, size, cv2.INTER_NEAREST), ["given"])
-    with loaded.open_eval_envs(1) as eval_envs:
-        evaluation = evaluate_skills(
-            loaded.agent,
-            eval_envs,
-            {skill: skill_name(skill)},
-            [seed],
-            fps=loaded.fps,
-            max_episode_steps=loaded.max_episode_steps,
-            video_folder=folder,
-            video_size=size,
-        )
+    evaluation = loaded.evaluate([skill], [seed], video_folder=folder, video_size=size)
     videos = (folder / "given.mp4", *evaluation.videos.values())
     recorder.tile("imitation", [video for video in videos if video.exists()])
 

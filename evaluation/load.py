@@ -3,59 +3,62 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from config import Config
+from config import FIELDS, Config
 from drq import DrQAgent
 from envs.make import make_environment
 from envs.parallel import EvalEnvs, open_eval_envs
 from errors import CheckpointError, RenderingError, UserError
+from evaluation.evaluate_skills import Evaluation, evaluate_skills
+from evaluation.play import skill_name
 from running.build import choose_device, make_agent, out_of_memory_is_an_error
-from running.checkpoint import State, load_file, read_newest
+from running.checkpoint import load_file, read_newest
 from running.state import INVALID_STATE
 
 
 @dataclasses.dataclass
 class LoadedRun:
-    """A run as its checkpoint has it, without what only training needs.
+    """A run as its checkpoint has it, without what only training needs."""
 
-    Attributes:
-        config: the run's settings, on the device that was asked for.
-        agent: the trained agent.
-        frame: frames of training.
-        label: the last parts of the run's path, <work_dir>/<task>/<run>.
-        fps: frames per second of a video that plays in the task's time.
-        max_episode_steps: agent steps per episode.
-    """
-
-    config: Config
+    config: Config  # on the device that was asked for
     agent: DrQAgent
-    frame: int
-    label: Path
-    fps: float
-    max_episode_steps: int
+    frame: int  # frames of training
+    label: Path  # the last parts of the run's path, <work_dir>/<task>/<run>
+    fps: float  # frames per second of a video that plays in the task's time
+    max_episode_steps: int  # agent steps
 
     def open_eval_envs(self, episodes: int) -> AbstractContextManager[EvalEnvs]:
         """Return the environments in which `episodes` episodes can be played, as a context manager."""
         return open_eval_envs(partial(make_environment, self.config), episodes)
 
+    def evaluate(self, skills: Sequence[int], seeds: Sequence[int], **settings: Any) -> Evaluation:
+        """Play each skill from each start, with the other arguments of `evaluate_skills`."""
+        names = {skill: skill_name(skill) for skill in skills}
+        settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps}
+        with self.open_eval_envs(len(skills) * len(seeds)) as eval_envs:
+            return evaluate_skills(self.agent, eval_envs, names, seeds, **settings)
+
 
 def load(place: Path, device: str | None) -> LoadedRun:
-    """Load an agent. Raises UserError if there is no checkpoint, or if it cannot be used.
+    """Load an agent from a run's folder, its checkpoint folder, or a checkpoint file, to cuda, cuda:N or cpu.
 
-    Args:
-        place: a run's folder, its checkpoint folder, or a checkpoint file.
-        device: cuda, cuda:N or cpu; None chooses.
+    With None as the device, one is chosen. Raises UserError if there is no checkpoint, or if it cannot be used.
     """
     place = place.resolve()
     folder = place.parent if place.is_file() else place
     run = folder.parent if folder.name == "checkpoint" else folder
     try:
-        state = read_state(place if place.is_file() else run)
-        names = {field.name for field in dataclasses.fields(Config)}
-        config = Config(**{name: value for name, value in state["flags"].items() if name in names})
+        if not run.is_dir():
+            raise UserError(f"{run} is neither a run's folder nor a checkpoint; name one")
+        state = load_file(place) if place.is_file() else read_newest(run)
+        if state is None:
+            raise UserError(f"{run} has no checkpoint; name a run's folder, or wait for its first evaluation")
+        config = Config(**{name: value for name, value in state["flags"].items() if name in FIELDS})
         config = dataclasses.replace(config, device=choose_device(device), cuda_graphs=False)
         env = make_environment(config)
         with closing(env), out_of_memory_is_an_error("the networks", "end other programs, or name another --device"):
@@ -78,24 +81,9 @@ def load(place: Path, device: str | None) -> LoadedRun:
         raise UserError(f"{place}: the checkpoint does not fit this version of the program") from error
 
 
-def read_state(place: Path) -> State:
-    """Return the state in a run's newest checkpoint, or in a checkpoint file. Raises CheckpointError, UserError."""
-    if place.is_file():
-        return load_file(place)
-    if not place.is_dir():
-        raise UserError(f"{place} is neither a run's folder nor a checkpoint; name one")
-    state = read_newest(place)
-    if state is None:
-        raise UserError(f"{place} has no checkpoint; name a run's folder, or wait for its first evaluation")
-    return state
-
-
 def check_skill(flag: str, skill: int, known: list[int]) -> None:
     """Raise UserError if the run does not have the skill."""
-    if skill in known:
-        return
-    if len(known) > 1:
-        skills = f"the skills {known[0]} to {known[-1]}"
-    else:
-        skills = f"skill {known[0]} only" if known[0] >= 0 else "no skills"
-    raise UserError(f"--{flag}: the run has {skills}; got {skill}")
+    if skill not in known:
+        one = f"skill {known[0]} only" if known[0] >= 0 else "no skills"
+        skills = f"the skills {known[0]} to {known[-1]}" if len(known) > 1 else one
+        raise UserError(f"--{flag}: the run has {skills}; got {skill}")

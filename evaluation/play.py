@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,47 +16,27 @@ from replay_buffer import NO_SKILL
 from video import VideoRecorder
 
 
-def do_nothing() -> None:
-    """Default for `between_steps`."""
+@dataclass
+class Trace:
+    """What happens in an episode of T steps, filled by `play`. Lists of length T + 1 begin with the reset's entry."""
+
+    picture_every: int = 0  # agent steps between pictures; 0 keeps none
+    actions: list[np.ndarray] = field(default_factory=list)  # float32 (action_dim,), T entries
+    rewards: list[float] = field(default_factory=list)  # the task's, T entries
+    predicted: list[int] = field(default_factory=list)  # T + 1 skills; NO_SKILL without a discriminator
+    states: list[np.ndarray] = field(default_factory=list)  # of the physics, T + 1 entries; empty if there are none
+    centres: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in metres, as many as states
+    pictures: list[np.ndarray] = field(default_factory=list)  # newest frames, uint8 (3, H, W)
 
 
 @dataclass
-class Trace:
-    """What happens in an episode of T steps, filled by `play`. Lists of length T + 1 begin with the reset's entry.
-
-    Attributes:
-        picture_every: agent steps between pictures; 0 keeps none.
-        actions: float32 `(action_dim,)`, T entries.
-        rewards: the task's rewards, T entries.
-        predicted: the discriminator's most likely skill, T + 1 entries; NO_SKILL without a discriminator.
-        states: states of the physics, T + 1 entries; empty if the environment has none.
-        centres: centers of mass, `(x, y, z)` in metres, T + 1 entries; empty if the environment has none.
-        pictures: newest frames, uint8 `(3, H, W)`.
-    """
-
-    picture_every: int = 0
-    actions: list[np.ndarray] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    predicted: list[int] = field(default_factory=list)
-    states: list[np.ndarray] = field(default_factory=list)
-    centres: list[np.ndarray] = field(default_factory=list)
-    pictures: list[np.ndarray] = field(default_factory=list)
-
-
-class Start(NamedTuple):
-    """An episode to play.
-
-    Attributes:
-        skill: the skill to play, or NO_SKILL.
-        seed: seed of the environment's reset.
-        recorder: records the episode's video if given. The caller starts it before and stops it afterwards.
-        trace: filled with what happens in the episode if given.
-    """
+class Start:
+    """An episode to play. The caller starts the recorder before and stops it afterwards."""
 
     skill: int
-    seed: int
-    recorder: VideoRecorder | None = None
-    trace: Trace | None = None
+    seed: int  # of the environment's reset
+    recorder: VideoRecorder | None = None  # of the episode's video
+    trace: Trace = field(default_factory=Trace)
 
 
 def play(
@@ -65,19 +44,15 @@ def play(
     eval_envs: EvalEnvs,
     starts: Sequence[Start],
     *,
-    between_steps: Callable[[], object] = do_nothing,
+    between_steps: Callable[[], object] = lambda: None,
 ) -> list[Episode]:
     """Play every start to the end of its episode and return the episodes in the same order.
 
     The results do not depend on the number of environments, except for `duration`: episodes that are played side by
     side share their time equally.
 
-    Args:
-        between_steps: called before each step; an exception that it raises ends the evaluation.
-
-    Raises:
-        WorkerError: a worker process died.
-        RenderingError: an observation cannot be drawn.
+    `between_steps` is called before each step; an exception that it raises ends the evaluation. Raises WorkerError if a
+    worker process died, RenderingError if an observation cannot be drawn.
     """
     episodes: list[Episode] = []
     try:
@@ -94,12 +69,11 @@ def best_skill(
     skills: Sequence[int],
     seeds: Sequence[int],
     *,
-    between_steps: Callable[[], object] = do_nothing,
+    between_steps: Callable[[], object] = lambda: None,
 ) -> tuple[int, dict[int, float], int]:
-    """Play every skill from the same starts, and return the one with the highest mean return.
+    """Play every skill from the same starts.
 
-    Returns:
-        The best skill, the mean return of each skill, and the number of agent steps played.
+    Return the skill with the highest mean return, the mean return of each, and the number of agent steps played.
     """
     starts = [Start(skill, seed) for seed in seeds for skill in skills]
     episodes = play(agent, eval_envs, starts, between_steps=between_steps)
@@ -141,7 +115,9 @@ class _Round:
             between_steps()
             obs, reward, _, _, info = self.eval_envs.step(action)
             self.over |= info["unstable"]
-            self._trace_step(action, reward)
+            for number, start in self._running():
+                start.trace.actions.append(action[number].copy())
+                start.trace.rewards.append(float(reward[number]))
             action, r_int, predicted = self.agent.assess(obs, self.skills)
             self.length += ~self.over
             self.extrinsic += reward
@@ -150,9 +126,7 @@ class _Round:
             self._trace(obs, predicted)
             self._record(predicted, r_int)
             self.over |= info["over"]
-        return self._episodes((time.perf_counter() - began) / len(self.starts))
-
-    def _episodes(self, duration: float) -> list[Episode]:
+        duration = (time.perf_counter() - began) / len(self.starts)
         return [
             Episode(
                 duration=duration,
@@ -165,23 +139,15 @@ class _Round:
             for number, start in enumerate(self.starts)
         ]
 
-    def _traced(self) -> list[tuple[int, Trace]]:
-        """Return the traces of the episodes that are not over, with the numbers of their environments."""
-        traces = [(number, start.trace) for number, start in enumerate(self.starts) if not self.over[number]]
-        return [(number, trace) for number, trace in traces if trace is not None]
-
-    def _trace_step(self, action: np.ndarray, reward: np.ndarray) -> None:
-        for number, trace in self._traced():
-            trace.actions.append(action[number].copy())
-            trace.rewards.append(float(reward[number]))
+    def _running(self) -> list[tuple[int, Start]]:
+        """Return the episodes that are not over, with the numbers of their environments."""
+        return [(number, start) for number, start in enumerate(self.starts) if not self.over[number]]
 
     def _trace(self, obs: np.ndarray, predicted: np.ndarray) -> None:
         """Append the current observation and state to the traces."""
-        traced = self._traced()
-        if not traced:
-            return
         measured = self.eval_envs.call("measure")
-        for number, trace in traced:
+        for number, start in self._running():
+            trace = start.trace
             trace.predicted.append(int(predicted[number]))
             if measured[number] is not None:
                 state, centre = measured[number]
@@ -191,11 +157,11 @@ class _Round:
                 trace.pictures.append(obs[number, -3:].copy())
 
     def _record(self, predicted: np.ndarray, r_int: np.ndarray) -> None:
-        """Append the current scene to the videos of the episodes that are not over."""
+        """Append the current scene to the videos."""
         recorders = {
             number: start.recorder
-            for number, start in enumerate(self.starts)
-            if start.recorder is not None and start.recorder.recording and not self.over[number]
+            for number, start in self._running()
+            if start.recorder is not None and start.recorder.recording
         }
         if not recorders:
             return

@@ -1,7 +1,4 @@
-"""Report on the skills of an evaluation: whether they differ, and how. The numbers of skills.csv, and two pictures.
-
-Everything here is computed from the traces of episodes that have been played.
-"""
+"""Report on the skills of an evaluation: whether they differ, and how. The numbers of skills.csv, and two pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
-from evaluation.play import Start, Trace
+from evaluation.play import Trace
 from logger import Episode, Row
 from replay_buffer import NO_SKILL
 
@@ -25,15 +22,6 @@ SHEET_COLUMNS = 8  # pictures of an episode on the contact sheet
 SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: smallest tile, header's height, labels' width
 
 EpisodesBySkill = Mapping[int, Sequence[tuple[Episode, Trace]]]
-
-
-def group_by_skill(starts: Sequence[Start], episodes: Sequence[Episode]) -> EpisodesBySkill:
-    """Return the episodes with their traces, by skill. Every start must have a trace."""
-    played: dict[int, list[tuple[Episode, Trace]]] = {}
-    for start, episode in zip(starts, episodes, strict=True):
-        assert start.trace is not None
-        played.setdefault(start.skill, []).append((episode, start.trace))
-    return played
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -57,9 +45,8 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
         "state_distance_between": between,
     }
     if traces[0].predicted[0] != NO_SKILL:  # there is a discriminator
-        row["discriminator_accuracy"] = (
-            sum(episode.discriminator_accuracy * episode.length for episode in episodes) / steps
-        )
+        recognized = sum(episode.discriminator_accuracy * episode.length for episode in episodes)
+        row["discriminator_accuracy"] = recognized / steps
         row["accuracy_at_start"] = np.mean([trace.predicted[0] == skill for trace in traces])
         row["mutual_information_bound"] = sum(episode.intrinsic_reward_sum for episode in episodes) / steps
     if traces[0].centres:
@@ -71,23 +58,17 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
 def _states(played: Sequence[tuple[Episode, Trace]]) -> list[np.ndarray]:
     """Return about STATES_COMPARED states, as an array (N, D) for each episode; none if there are no physics."""
     episodes = [np.array(trace.states) for _, trace in played if trace.states]
-    counts = [min(len(states), max(STATES_COMPARED // len(episodes), 1)) for states in episodes]
-    chosen = (np.linspace(0, len(own) - 1, count).astype(int) for own, count in zip(episodes, counts, strict=True))
-    return [states[indices] for states, indices in zip(episodes, chosen, strict=True)]
+    most = max(STATES_COMPARED // max(len(episodes), 1), 1)
+    return [own[np.linspace(0, len(own) - 1, min(len(own), most)).astype(int)] for own in episodes]
 
 
-def state_distances(
-    episodes: Mapping[int, Sequence[np.ndarray]],
-) -> tuple[dict[int, float], dict[int, float]]:
+def state_distances(episodes: Mapping[int, Sequence[np.ndarray]]) -> tuple[dict[int, float], dict[int, float]]:
     """Return how far apart states lie, for each skill: within the skill, and between it and all other skills.
 
-    A distance is a mean over pairs of states. Each dimension is divided by its standard deviation over all skills, and
-    the distance of a pair is the root mean square over dimensions. Pairs within a skill are of states from different
-    episodes, because states of one episode are close under any policy; a skill with one episode has no such distance.
-    Skills that behave alike have equal distances within and between.
-
-    Args:
-        episodes: for each skill, the states of each of its episodes, `(N, D)`.
+    `episodes` are the states `(N, D)` of each episode of each skill. A distance is a mean over pairs of states. Each
+    dimension is divided by its standard deviation over all skills, and the distance of a pair is the root mean square
+    over dimensions. Pairs within a skill are of states from different episodes, because states of one episode are close
+    under any policy; a skill with one episode has no such distance. For skills that behave alike, both are equal.
     """
     if len(episodes) < 2 or not all(episodes.values()):
         return {}, {}
@@ -108,10 +89,7 @@ def state_distances(
 
 
 def confusion_matrix(played: EpisodesBySkill) -> np.ndarray:
-    """Return shares `(K, K)`: of the steps of skill k (row), those that the discriminator assigns to each skill.
-
-    All K skills must have been played.
-    """
+    """Return shares `(K, K)`: of the steps of each of all K skills (row), those that q_phi assigns to each (column)."""
     matrix = np.zeros((len(played), len(played)))
     for skill, episodes in played.items():
         for _, trace in episodes:
@@ -121,9 +99,8 @@ def confusion_matrix(played: EpisodesBySkill) -> np.ndarray:
 
 def headline(rows: Sequence[Mapping[str, Any]], frame: int) -> str:
     """Return a summary of rows of skills.csv in two lines: means over skills."""
-    accuracy, bound = (
-        np.mean([row[name] for row in rows]) for name in ("discriminator_accuracy", "mutual_information_bound")
-    )
+    accuracy = np.mean([row["discriminator_accuracy"] for row in rows])
+    bound = np.mean([row["mutual_information_bound"] for row in rows])
     played = f"frame {frame}, episodes a skill: {rows[0]['episodes']}"
     return f"{played}\n% of steps, accuracy {accuracy:.2f}, bound {bound:.2f} nats"
 

@@ -6,13 +6,8 @@ To add a metric of the update, add its name here: the logger refuses a metric or
 from __future__ import annotations
 
 UPDATE_METRICS = (
-    "batch_reward",
-    "actor_loss",
-    "actor_entropy",
-    "actor_target_entropy",
-    "critic_loss",
-    "alpha_loss",
-    "alpha_value",
+    *("batch_reward", "actor_loss", "actor_entropy", "actor_target_entropy", "critic_loss"),
+    *("alpha_loss", "alpha_value"),
 )
 SKILL_UPDATE_METRICS = ("discriminator_loss", "discriminator_accuracy", "intrinsic_reward")
 
@@ -21,47 +16,33 @@ TRAIN_SKILL_COLUMNS = ("skill_id", "episode_intrinsic_reward_sum", *SKILL_UPDATE
 EVAL_COLUMNS = ("episode", "step", "episode_reward")
 EVAL_SKILL_COLUMNS = ("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound")
 EPISODE_COLUMNS = (
-    "type",
-    "episode",
-    "step",
-    "duration",
-    "episode_extrinsic_reward",
-    "skill_id",
-    "episode_intrinsic_reward_sum",
+    *("type", "episode", "step", "duration"),
+    *("episode_extrinsic_reward", "skill_id", "episode_intrinsic_reward_sum"),
 )
 SKILL_COLUMNS = (
     *("step", "skill_id", "episodes", "episode_extrinsic_reward", "episode_intrinsic_reward_sum"),
     *("discriminator_accuracy", "accuracy_at_start", "mutual_information_bound"),
     *("displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
 )
-
-# (column, label, format) of the console lines: DrQ's, with DIAYN's appended.
-TRAIN_LINE = (
-    ("episode", "E", "d"),
-    ("step", "S", "d"),
-    ("episode_reward", "R", ".4f"),
-    ("duration", "D", ".1f"),
-    ("batch_reward", "BR", ".4f"),
-    ("actor_loss", "ALOSS", ".4f"),
-    ("critic_loss", "CLOSS", ".4f"),
-    ("alpha_loss", "TLOSS", ".4f"),
-    ("alpha_value", "TVAL", ".4f"),
-    ("actor_entropy", "AENT", ".4f"),
-    ("skill_id", "SKILL", "d"),
-    ("episode_intrinsic_reward_sum", "IR", ".4f"),
-    ("discriminator_loss", "DLOSS", ".4f"),
-    ("discriminator_accuracy", "DACC", ".4f"),
-)
-EVAL_LINE = (
-    ("episode", "E", "d"),
-    ("step", "S", "d"),
-    ("episode_reward", "R", ".4f"),
-    ("episode_intrinsic_reward_sum", "IR", ".4f"),
-    ("discriminator_accuracy", "DACC", ".4f"),
-    ("mutual_information_bound", "MI", ".4f"),
-)
-
 CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # every run has these; skills.csv only with skills
+
+CONSOLE = (  # column, label and format of each part of a line: DrQ's, with DIAYN's appended
+    ("episode", "E", "{}"),
+    ("step", "S", "{}"),
+    ("episode_reward", "R", "{:.4f}"),
+    ("duration", "D", "{:.1f} s"),
+    ("batch_reward", "BR", "{:.4f}"),
+    ("actor_loss", "ALOSS", "{:.4f}"),
+    ("critic_loss", "CLOSS", "{:.4f}"),
+    ("alpha_loss", "TLOSS", "{:.4f}"),
+    ("alpha_value", "TVAL", "{:.4f}"),
+    ("actor_entropy", "AENT", "{:.4f}"),
+    ("skill_id", "SKILL", "{}"),
+    ("episode_intrinsic_reward_sum", "IR", "{:.4f}"),
+    ("discriminator_loss", "DLOSS", "{:.4f}"),
+    ("discriminator_accuracy", "DACC", "{:.4f}"),
+    ("mutual_information_bound", "MI", "{:.4f}"),
+)
 
 
 def csv_columns(with_skills: bool) -> dict[str, tuple[str, ...]]:

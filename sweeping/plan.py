@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from config import TYPES, Config, Role, flags_with, shown_value
-from errors import UserError
+from errors import CheckpointError, UserError
 from running.stored_config import config_from, with_template
 from sweeping.record import Sweep, Trial
 
@@ -25,13 +25,7 @@ MAX_NAME_LENGTH = 100  # characters, of a run's folder
 
 
 def new_sweep(values: Mapping[str, Sequence[Any]], folder: Path, options: Mapping[str, Any]) -> Sweep:
-    """Return the sweep over these values, checked. Writes nothing. Raises UserError.
-
-    Args:
-        values: of train.py's flags, by name.
-        folder: of the sweep.
-        options: the sweep's own flags that were given.
-    """
+    """Return the sweep over these values of train.py's flags, checked. Writes nothing. Raises UserError."""
     planned = plan(values)
     folder = folder.resolve()
     if folder.exists():
@@ -54,11 +48,14 @@ def plan(values: Mapping[str, Any]) -> list[tuple[Trial, Config]]:
         flags = with_template({**chosen, **template})
         if config.finetune_from is not None:
             flags["finetune_from"] = config.finetune_from  # absolute
-        name = run_name({flag: chosen[flag] for flag in varied})
+        shown = "_".join(f"{flag}={'+'.join(as_words(chosen[flag]))}" for flag in varied)
+        name = re.sub(r"[^\w.+=-]+", "-", shown, flags=re.ASCII) or "run"
         if len(name) > MAX_NAME_LENGTH or (config.env, name) in planned:  # names can be equal if the values are not
             name = f"{name[:MAX_NAME_LENGTH]}_{number}"
         settings = {flag: " ".join(as_words(value)) for flag, value in chosen.items()}
-        arguments = [word for flag, value in flags.items() for word in as_arguments(flag, value)]
+        arguments: list[str] = []
+        for flag, value in flags.items():  # after a space, -x would be read as another flag
+            arguments += [f"--{flag}={value}"] if str(value).startswith("-") else [f"--{flag}", *as_words(value)]
         planned[config.env, name] = Trial(name, config.env, settings, arguments, config.num_train_frames), config
     return list(planned.values())
 
@@ -80,22 +77,8 @@ def distinct_values(name: str, given: Sequence[Any]) -> list[Any]:
 
 def as_words(value: Any) -> list[str]:
     """Return a flag's value as the words of a command line."""
-    if isinstance(value, tuple):
-        return [str(part) for part in value]
-    return [str(value).lower() if isinstance(value, bool) else str(value)]
-
-
-def as_arguments(flag: str, value: Any) -> list[str]:
-    """Return a flag and its value as the words of a command line."""
-    if isinstance(value, str) and value.startswith("-"):  # otherwise it would be read as another flag
-        return [f"--{flag}={value}"]
-    return [f"--{flag}", *as_words(value)]
-
-
-def run_name(varied: Mapping[str, Any]) -> str:
-    """Return a folder name that shows the values of the flags that vary."""
-    words = "_".join(f"{name}={'+'.join(as_words(value))}" for name, value in varied.items())
-    return re.sub(r"[^\w.+=-]+", "-", words, flags=re.ASCII) or "run"
+    parts = value if isinstance(value, tuple) else (value,)
+    return [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
 
 
 def check_environments(configs: Sequence[Config]) -> int:
@@ -109,7 +92,24 @@ def check_environments(configs: Sequence[Config]) -> int:
 
 
 def replay_buffer_bytes(config: Config) -> int:
-    """Call `preflight.replay_buffer_bytes`, whose imports take seconds, in the separate process."""
-    from sweeping import preflight
+    """Check a run's environment and the run that it is fine-tuned from. Return the memory of its replay buffer.
 
-    return preflight.replay_buffer_bytes(config)
+    It imports what a run imports, hence the process of its own. Nothing is drawn, as the machine that starts a sweep
+    may have no renderer.
+    """
+    from envs.make import make_environment
+    from envs.renderer import do_without_renderer
+    from replay_buffer import ReplayBuffer
+    from running.checkpoint import read_newest
+
+    do_without_renderer()
+    env = make_environment(config)
+    obs_shape, (action_dim,) = env.observation_space.shape, env.action_space.shape
+    env.close()
+    if config.finetune_from is not None:
+        try:
+            if read_newest(Path(config.finetune_from)) is None:
+                raise UserError(f"--finetune_from {config.finetune_from}: that run has no checkpoint yet")
+        except CheckpointError as error:
+            raise UserError(f"--finetune_from {config.finetune_from}: {error}") from error
+    return ReplayBuffer.bytes_needed(config.replay_buffer_capacity, (3, *obs_shape[1:]), config.frame_stack, action_dim)

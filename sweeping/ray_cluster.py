@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -24,7 +24,7 @@ from running.atomic_files import in_use
 from running.stored_config import CONFIG_FILE
 from sweeping.record import Sweep, Trial
 
-PROGRAM = Path(__file__).resolve().parent.parent  # the folder of train.py
+PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 100_000_000  # of a Ray on this machine alone; exit codes take no room
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")  # LP: llvmpipe
 
@@ -42,49 +42,31 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class Outcome(NamedTuple):
-    """How an attempt ended."""
-
-    exit_code: int | None  # of the run's process; None if it is unknown
-    reason: str = ""  # why it is unknown
-
-
 class Cluster:
-    """A connected Ray cluster, on which each attempt at a run is a task.
-
-    Args:
-        sweep: whose runs are started.
-        needs: resources of a run, as `resources` returns them.
-    """
+    """A connected Ray cluster, on which each attempt at a run is a task that takes `needs`: see `resources`."""
 
     def __init__(self, sweep: Sweep, needs: Mapping[str, float]) -> None:
-        self._folder, self._cpus = sweep.folder, needs["CPU"]
-        self._attempt = ray.remote(max_retries=0)(attempt_in_worker).options(
-            num_cpus=needs["CPU"], num_gpus=needs["GPU"], memory=needs["memory"]
-        )
+        self._sweep = sweep
+        amounts: dict[str, Any] = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "memory": needs["memory"] * 1e9}
+        self._attempt = ray.remote(max_retries=0, **amounts)(attempt_in_worker)
 
     def start(self, trial: Trial) -> Any:
         """Queue an attempt at the run and return a reference to it."""
-        folder, log = trial.folder(self._folder), trial.log(self._folder)
-        return self._attempt.remote(folder, log, trial.command(self._folder), self._cpus)
+        return self._attempt.remote(self._sweep.folder, trial, self._sweep.cpus_per_run)
 
     def wait(self, references: Sequence[Any], timeout: float) -> list[Any]:
-        """Wait until an attempt ends, at most `timeout` seconds. Return the references of all that have ended."""
-        ended, _ = ray.wait(list(references), timeout=timeout)
-        if ended:
-            ended, _ = ray.wait(list(references), num_returns=len(references), timeout=0)
-        return ended
+        """Wait until all attempts end, at most `timeout` seconds. Return the references of those that have."""
+        return ray.wait(list(references), num_returns=len(references), timeout=timeout)[0]
 
-    def outcome(self, reference: Any) -> Outcome:
-        """Return how an attempt ended."""
+    def outcome(self, reference: Any) -> int | str:
+        """Return the exit code of the run's process or, if it is unknown, the reason."""
         try:
-            return Outcome(ray.get(reference))
+            return ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            return Outcome(None, f"it could not be run: {str(error).strip().splitlines()[-1]}")
+            return f"it could not be run: {str(error).strip().splitlines()[-1]}"
         except ray.exceptions.RayError as error:
-            return Outcome(
-                None, f"its node or worker is lost: {one_line((str(error).strip().splitlines() or [''])[0])}"
-            )
+            first, *_ = str(error).strip().splitlines() or [""]
+            return f"its node or worker is lost: {one_line(first)}"
 
     def cancel(self, reference: Any) -> None:
         """Ask a running attempt to write a checkpoint and end; remove a queued one from the queue."""
@@ -111,30 +93,26 @@ def connect(sweep: Sweep, address: str | None) -> Iterator[Cluster]:
 
 
 def resources(sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the resources that Ray reserves for a run. Raises UserError if no node of the cluster has them.
+    """Return the resources that Ray reserves for a run, memory in GB. Raises UserError if no node has them.
 
-    Args:
-        nodes: as `ray.nodes()` describes them; memory is in bytes.
+    `nodes` are as in `ray.nodes()`, with memory in bytes.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
+    alive = [{**amounts, "memory": amounts.get("memory", 0.0) / 1e9} for amounts in alive]
     devices = {trial.settings.get("device") for trial in sweep.trials}
     gpus = sweep.gpus_per_run
     if gpus is None:
-        gpus = 1.0 if any(node.get("GPU") for node in alive) and devices != {"cpu"} else 0.0
+        gpus = float(devices != {"cpu"} and any(node.get("GPU") for node in alive))
     if not gpus and "cuda" in devices:
         raise UserError("--device cuda: the runs get no GPU; give --gpus_per_run if the nodes have GPUs")
-    memory = sweep.memory_per_run or sweep.needs_memory
-    needs = {"CPU": sweep.cpus_per_run, "GPU": gpus, "memory": memory * 1e9}
-    flags = {"CPU": "cpus_per_run", "GPU": "gpus_per_run", "memory": "memory_per_run"}
-    units = {"CPU": 1.0, "GPU": 1.0, "memory": 1e9}  # of the flags
-    for resource, flag in flags.items():
-        most, unit = max((node.get(resource, 0.0) for node in alive), default=0.0), units[resource]
-        if needs[resource] > most:
-            raise UserError(
-                f"--{flag} {needs[resource] / unit:g} is more than any node has ({most / unit:.4g}); give less"
-            )
+    needs = {"CPU": sweep.cpus_per_run, "GPU": gpus, "memory": sweep.memory_per_run or sweep.needs_memory}
+    flags = {"CPU": "--cpus_per_run", "GPU": "--gpus_per_run", "memory": "--memory_per_run"}
+    for resource, need in needs.items():
+        most = max((node.get(resource, 0.0) for node in alive), default=0.0)
+        if need > most:
+            raise UserError(f"{flags[resource]} {need:g} is more than any node has ({most:.4g}); give less")
     if not any(all(node.get(resource, 0.0) >= need for resource, need in needs.items()) for node in alive):
-        wanted = ", ".join(f"--{flag} {needs[resource] / units[resource]:g}" for resource, flag in flags.items())
+        wanted = ", ".join(f"{flags[resource]} {need:g}" for resource, need in needs.items())
         raise UserError(f"no node has all of {wanted} together; give less of one")
     return needs
 
@@ -157,37 +135,35 @@ def check_nodes(folder: Path) -> None:
                 )
 
 
-def attempt_in_worker(folder: Path, log: Path, command: Sequence[str], cpus: float) -> int:
+def attempt_in_worker(sweep: Path, trial: Trial, cpus: float) -> int:
     """Call `attempt` with the GPUs that Ray has assigned to this worker."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # how Ray cancels; a job in the background ignores it
-    return attempt(folder, log, command, cpus, ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
+    return attempt(sweep, trial, cpus, ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
 
 
-def attempt(folder: Path, log: Path, command: Sequence[str], cpus: float, gpus: Sequence[str]) -> int:
+def attempt(sweep: Path, trial: Trial, cpus: float, gpus: Sequence[str]) -> int:
     """Start the run, or resume it if its folder has a config.json. Wait for its end and return its exit code.
 
-    KeyboardInterrupt, which Ray raises to cancel a task, makes the run write a checkpoint and end.
-
-    Args:
-        folder: of the run.
-        log: the file for the run's output.
-        command: starts the run: train.py and its flags.
-        cpus: cores of the run.
-        gpus: indices or UUIDs of its GPUs.
+    KeyboardInterrupt, which Ray raises to cancel a task, makes the run write a checkpoint and end. `gpus` are indices
+    or UUIDs.
     """
+    folder, log = trial.folder(sweep), trial.log(sweep)
     log.parent.mkdir(exist_ok=True)  # not its parents: if they are missing, this node does not share the folder
     with log.open("w") as out:
         print(f"host {socket.gethostname()}", file=out, flush=True)
         while in_use(folder):  # by a process of a lost node, which is about to end
             time.sleep(0.5)
-        if (folder / CONFIG_FILE).exists():
-            command = ["train.py", "--resume", str(folder)]
-        else:
-            remove_unfinished(folder)
-        print(f"$ python {shlex.join(command)}", file=out, flush=True)
-        program = [sys.executable, str(PROGRAM / command[0]), *command[1:]]
+        if folder.exists() and not (folder / CONFIG_FILE).exists():  # killed before it could be resumed
+            if (folder / "checkpoint").exists():
+                raise FileExistsError(
+                    f"{folder} has a checkpoint and no {CONFIG_FILE}; restore it, or remove the folder"
+                )
+            shutil.rmtree(folder)
+        program, *arguments = trial.command(sweep)
+        print(f"$ python {shlex.join([program, *arguments])}", file=out, flush=True)
+        command = [sys.executable, str(PROGRAM_FOLDER / program), *arguments]
         process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, str(os.getpid()), *program],
+            [sys.executable, "-c", LAUNCHER, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -202,14 +178,6 @@ def attempt(folder: Path, log: Path, command: Sequence[str], cpus: float, gpus: 
                 process.terminate()
                 process.wait()
     return process.returncode
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove the folder of a run that was killed before it wrote config.json, and so can't be resumed."""
-    if (folder / "checkpoint").exists():
-        raise FileExistsError(f"{folder} has a checkpoint and no {CONFIG_FILE}; restore it, or remove the folder")
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 def environment_variables(inherited: Mapping[str, str], cpus: float, gpus: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,9 +21,10 @@ from running.stored_config import CONFIG_FILE
 SWEEP_FILE, SUMMARY_FILE, LOGS = "sweep.json", "summary.csv", "logs"
 FORMAT = 1  # of sweep.json
 STATES = ("running", "failed", "stopped", "waiting", "finished")
-TAIL_BYTES = 16384  # of a train.csv, read to find its last row
 MESSAGE_LINES = 5  # of a failed attempt's output, kept in the summary
-MESSAGE_BYTES = 8192  # of a log, read to find those lines
+# The flags that a sweep stores and --resume may change, with their smallest values.
+OPTIONS = {"cpus_per_run": 0.01, "gpus_per_run": 0.0, "memory_per_run": 0.01, "max_failures": 0}
+IN_MEMORY = ("started_at", "progress")  # fields of a Trial that sweep.json does not hold
 
 
 @dataclass
@@ -36,6 +36,10 @@ class Progress:
     last_return: float = math.nan
     best_return: float = math.nan
     bound: float = math.nan  # on the mutual information, nats
+
+    def results(self) -> list[str]:
+        """Return last and best return and the bound as text, "" if there is none yet."""
+        return ["" if math.isnan(x) else f"{x:.6g}" for x in (self.last_return, self.best_return, self.bound)]
 
 
 @dataclass
@@ -66,6 +70,10 @@ class Trial:
         """Wall time of all attempts, including the current one."""
         return self.seconds + (0.0 if self.started_at is None else time.monotonic() - self.started_at)
 
+    @property
+    def frames_left(self) -> int:
+        return max(0, self.frames - self.progress.frame)
+
     def folder(self, sweep: Path) -> Path:
         """Return the run's folder."""
         return sweep / self.path
@@ -75,16 +83,10 @@ class Trial:
         return sweep / LOGS / f"{self.path.replace('/', '_')}_{self.attempts}.log"
 
     def command(self, sweep: Path) -> list[str]:
-        """Return the command that starts the run, without the interpreter."""
+        """Return the command that starts the run, or resumes it once it has begun, without the interpreter."""
+        if (self.folder(sweep) / CONFIG_FILE).exists():
+            return ["train.py", "--resume", str(self.folder(sweep))]
         return ["train.py", *self.arguments, "--work_dir", str(sweep), "--run_name", self.name]
-
-
-IN_MEMORY = ("started_at", "progress")  # fields of a Trial that sweep.json does not hold
-
-
-def option(default: float | None, low: float) -> Any:
-    """Declare a flag of sweep.py that the sweep stores and --resume may change. `low` is its smallest value."""
-    return field(default=default, metadata={"low": low})
 
 
 @dataclass
@@ -94,18 +96,15 @@ class Sweep:
     folder: Path
     trials: list[Trial]
     needs_memory: float  # GB, of the run that needs most
-    cpus_per_run: float = option(1.0, low=0.01)
-    gpus_per_run: float | None = option(None, low=0.0)  # None: 1 if the cluster has GPUs, else 0
-    memory_per_run: float | None = option(None, low=0.01)  # GB; None: needs_memory
-    max_failures: int = option(3, low=0)
+    cpus_per_run: float = 1.0
+    gpus_per_run: float | None = None  # None: 1 if the cluster has GPUs, else 0
+    memory_per_run: float | None = None  # GB; None: needs_memory
+    max_failures: int = 3
 
     def write(self) -> None:
         """Replace sweep.json and summary.csv, each atomically. Raises OSError."""
         record = {"format": FORMAT, **{name: getattr(self, name) for name in (*OPTIONS, "needs_memory")}}
-        runs = [dataclasses.asdict(trial) for trial in self.trials]
-        for run in runs:
-            for name in IN_MEMORY:
-                del run[name]
+        runs = [{name: value for name, value in vars(trial).items() if name not in IN_MEMORY} for trial in self.trials]
         text = json.dumps({**record, "runs": runs}, indent=1)
         write_file(self.folder / SWEEP_FILE, f"{text}\n".encode())
         write_file(self.folder / SUMMARY_FILE, self.summary().encode(errors="backslashreplace"))
@@ -131,29 +130,20 @@ class Sweep:
 
     def summary(self) -> str:
         """Return summary.csv: a row for each run."""
-        flags = list(dict.fromkeys(flag for trial in self.trials for flag in trial.settings))
         measured = ("frames", "last_return", "best_return", "mutual_information_bound")
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
+        flags = self.trials[0].settings  # the same for all runs
         table.writerow(["run", *flags, "state", *measured, "wall_seconds", "failures", "host", "message"])
         for trial in self.trials:
-            settings = (trial.settings.get(flag, "") for flag in flags)
-            progress = trial.progress
-            results = map(shown_number, (progress.last_return, progress.best_return, progress.bound))
+            results = (trial.progress.frame, *trial.progress.results())
             outcome = (f"{trial.wall_seconds:.0f}", trial.failures, trial.host, trial.message)
-            table.writerow([trial.path, *settings, trial.state, progress.frame, *results, *outcome])
+            table.writerow([trial.path, *trial.settings.values(), trial.state, *results, *outcome])
         return text.getvalue()
 
 
-OPTIONS = {entry.name: entry.metadata["low"] for entry in dataclasses.fields(Sweep) if entry.metadata}
-
-
 def resumed_sweep(folder: Path, options: Mapping[str, Any]) -> Sweep:
-    """Return the sweep in this folder, with every unfinished run waiting again. Raises UserError.
-
-    Args:
-        options: replace those of sweep.json.
-    """
+    """Return the sweep in this folder with these OPTIONS and every unfinished run waiting again. Raises UserError."""
     sweep = dataclasses.replace(Sweep.read(folder), **options)
     for trial in sweep.trials:
         if trial.state != "finished":
@@ -161,38 +151,21 @@ def resumed_sweep(folder: Path, options: Mapping[str, Any]) -> Sweep:
     return sweep
 
 
-def shown_number(value: float) -> str:
-    """Return a measured value as text; an empty one if there is none yet."""
-    return "" if math.isnan(value) else f"{value:.6g}"
-
-
-def read_host(log: Path) -> str:
-    """Return the host of an attempt, from the first line of its log; "" if that is not written yet."""
+def read_log(log: Path) -> tuple[str, str]:
+    """Return the host of an attempt, "" if it has not started yet, and the last lines of its output."""
     try:
-        with log.open(errors="replace") as file:
-            line = file.readline()
+        first, newline, rest = log.read_text(errors="replace").partition("\n")
     except OSError:
-        return ""
-    return line.strip().removeprefix("host ") if line.endswith("\n") else ""
-
-
-def last_lines(log: Path) -> str:
-    """Return the last lines of an attempt's output."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - MESSAGE_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    output = [line for line in lines if line.strip() and not line.startswith(("host ", "$ "))]
-    return "\n".join(output[-MESSAGE_LINES:])
+        return "", ""
+    output = [line for line in rest.splitlines() if line.strip() and not line.startswith("$ ")]
+    return first.removeprefix("host ") if newline else "", "\n".join(output[-MESSAGE_LINES:])
 
 
 def read_progress(folder: Path, previous: Progress) -> Progress:
     """Return how far the run in this folder is; `previous` if its files cannot be read now."""
     try:
         progress = Progress()
-        train, evaluations = read_rows(folder / "train.csv", TAIL_BYTES), read_rows(folder / "eval.csv")
+        train, evaluations = read_rows(folder / "train.csv", only_last=True), read_rows(folder / "eval.csv")
         if train:
             progress.frame, progress.fps = int(train[-1]["step"]), float(train[-1]["fps"] or math.nan)
         if evaluations:
@@ -207,18 +180,11 @@ def read_progress(folder: Path, previous: Progress) -> Progress:
     return progress
 
 
-def read_rows(path: Path, tail: int | None = None) -> list[dict[str, str]]:
-    """Return the complete rows of a CSV file that may be written to at the same time.
-
-    Args:
-        tail: read only rows in the last `tail` bytes.
-    """
+def read_rows(path: Path, *, only_last: bool = False) -> list[dict[str, str]]:
+    """Return the complete rows, or only the last one, of a CSV file that may be written to at the same time."""
     if not path.exists():
         return []
-    with path.open("rb") as file:
-        header = file.readline()
-        if tail is not None and path.stat().st_size > len(header) + tail:
-            file.seek(-tail, os.SEEK_END)
-            file.readline()  # the rest of a row
-        complete = file.read().rpartition(b"\n")[0]
-    return list(csv.DictReader((header + complete).decode(errors="replace").splitlines()))
+    lines = path.read_bytes().rpartition(b"\n")[0].decode(errors="replace").splitlines()
+    if only_last:
+        del lines[1:-1]  # all but the header and the last row
+    return list(csv.DictReader(lines))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from sweeping.record import STATES, Sweep, Trial, shown_number
+from sweeping.record import STATES, Sweep, Trial
 
 STATUS_EVERY = 300.0  # seconds between lines on the whole sweep, if the output is not a terminal
 LINES_AROUND_ROWS = 8  # of the terminal: the table's title, header and borders
@@ -22,19 +21,12 @@ LINES_AROUND_ROWS = 8  # of the terminal: the table's title, header and borders
 @contextmanager
 def open_view(sweep: Sweep) -> Iterator[View]:
     """Yield the view that fits standard output."""
-    if not sys.stdout.isatty():
-        yield View(sweep, None)
-        return
-    with Live(auto_refresh=False) as live:
+    with Live(auto_refresh=False) if sys.stdout.isatty() else nullcontext() as live:
         yield View(sweep, live)
 
 
 class View:
-    """The view of a sweep.
-
-    Args:
-        live: draws the table; None for lines of text.
-    """
+    """The view of a sweep: a table that `live` draws, or lines of text without it."""
 
     def __init__(self, sweep: Sweep, live: Live | None) -> None:
         self.live = live
@@ -67,33 +59,24 @@ def status(sweep: Sweep) -> str:
     states = [trial.state for trial in sweep.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
     text = f"{len(states)} runs: {counts}"
-    running = [trial.progress.fps for trial in sweep.trials if trial.state == "running"]
-    speed = sum(fps for fps in running if not math.isnan(fps))
-    if not speed:
-        return text
-    left = sum(
-        max(0, trial.frames - trial.progress.frame) for trial in sweep.trials if trial.state in ("waiting", "running")
-    )
-    return f"{text}; {speed:.0f} frames/s, {duration(left / speed)} left"
+    unfinished = [trial for trial in sweep.trials if trial.state in ("waiting", "running")]
+    speed = sum(trial.progress.fps for trial in unfinished if trial.state == "running" and trial.progress.fps > 0)
+    left = sum(trial.frames_left for trial in unfinished)
+    return f"{text}; {speed:.0f} frames/s, {duration(left / speed)} left" if speed else text
 
 
 def duration(seconds: float) -> str:
     """Return a duration in at most two units: 40 s, 3 min, 2 h 5 min, 3 d 4 h."""
-    minutes = int(seconds // 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    hours, minutes = divmod(int(seconds // 60), 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def table(sweep: Sweep, height: int) -> Table:
-    """Return the runs as a table, running ones first, with as many rows as fit.
-
-    Args:
-        height: of the terminal, in lines.
-    """
+    """Return the runs as a table, running ones first, with as many rows as fit into `height` lines."""
     drawn = Table(title=escape(f"{sweep.folder}\n{status(sweep)}"), title_justify="left")
     for column in ("run", "state", "host"):
         drawn.add_column(column, overflow="fold")
@@ -104,9 +87,8 @@ def table(sweep: Sweep, height: int) -> Table:
         progress = trial.progress
         measured = trial.state == "running" and progress.fps > 0
         speed = f"{progress.fps:.0f}" if measured else ""
-        left = duration(max(0, trial.frames - progress.frame) / progress.fps) if measured else ""
+        left = duration(trial.frames_left / progress.fps) if measured else ""
         state = f"{trial.state} ({trial.failures} failed)" if trial.failures else trial.state
-        results = (shown_number(value) for value in (progress.last_return, progress.best_return, progress.bound))
         frames = (f"{progress.frame:,}", f"{trial.frames:,}")
-        drawn.add_row(escape(trial.path), state, trial.host, *frames, speed, left, *results)
+        drawn.add_row(escape(trial.path), state, trial.host, *frames, speed, left, *progress.results())
     return drawn

@@ -24,9 +24,12 @@ import evaluate
 import train
 from diayn import DIAYNAgent
 from envs.renderer import RendererInfo, choose_renderer
+from running.checkpoint import FOLDER
 from tests.support.fake_env import FakePixelEnv
+from tests.support.labs import FINISHED_FILES, FINISHED_STEPS, TINY, Fakes, StrictEnv
 from tests.support.paths import Mount
-from tests.support.runs import SMALL_RUN, SeededEnv, use_fake_environments
+from tests.support.program import call
+from tests.support.runs import SMALL_RUN, RecordingEnv, SeededEnv, use_fake_environments
 
 # pytest ignores SIGINT when started in the background by a shell, and SIGHUP under nohup; so do its child processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -125,3 +128,40 @@ def assessed_skills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(DIAYNAgent, "assess", remember)
     return skills
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    """`fakes(**settings)` replaces dm_control by fake environments, and returns the list in which they will appear."""
+
+    def install(**settings: Any) -> list[RecordingEnv]:
+        made: list[RecordingEnv] = []
+
+        def make() -> RecordingEnv:
+            made.append(RecordingEnv(**settings))
+            return made[-1]
+
+        use_fake_environments(monkeypatch, make)
+        return made
+
+    return install
+
+
+@pytest.fixture(scope="module")
+def fake_program() -> Iterator[None]:
+    """train.py with fake environments and a fake renderer, and a disk that syncs at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_fake_environments(patch, StrictEnv)
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(fake_program: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose budget is used up. Tests work on copies of it."""
+    work_dir = tmp_path_factory.mktemp("finished")
+    words = shlex.split(f"{TINY} --num_train_steps {FINISHED_STEPS} --checkpoint_frequency 8")
+    assert call([*words, "--work_dir", str(work_dir)]).code == 0
+    (folder,) = work_dir.glob("*/2*")
+    assert tuple(sorted(path.name for path in (folder / FOLDER).iterdir())) == FINISHED_FILES
+    return folder

@@ -1,4 +1,4 @@
-"""Bad input of every kind, given to the real program: one clear line, exit code 2, and nothing left behind."""
+"""Bad input for the real program: one clear line, exit code 2, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ SMALL = (
 
 
 def run_train(line: str, work_dir: Path | str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python train.py` on a machine without CUDA devices. Networks this small are fastest with one thread."""
+    """Run `python train.py` without CUDA devices. Networks this small are fastest with one thread."""
     return subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *shlex.split(f"{SMALL} {line}"), "--work_dir", str(work_dir)],
         capture_output=True,
         text=True,
-        timeout=120,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment},
     )
 
 
 def assert_refused(child: subprocess.CompletedProcess[str], *patterns: str) -> None:
-    """Exit code 2, and a last line on stderr in which each pattern is found. No traceback."""
+    """Check for exit code 2, no traceback, and a last line on stderr in which each pattern is found."""
     assert child.returncode == 2, child.stderr
     assert "Traceback" not in child.stderr
     last = child.stderr.splitlines()[-1]
@@ -61,7 +60,7 @@ def contents(folder: Path) -> list[str]:
     ],
 )
 def test_refused(line: str, environment: dict[str, str], patterns: tuple[str, ...], tmp_path: Path) -> None:
-    """What is named and what helps stand in the last line; neither the run's folder nor its parents are there."""
+    """The last line names the flag and the remedy; neither the run's folder nor its parents are made."""
     assert_refused(run_train(line, tmp_path / "new" / "runs", **environment), *patterns)
     assert contents(tmp_path) == []
 
@@ -75,21 +74,21 @@ def test_work_dir_is_a_file(tmp_path: Path) -> None:
 
 
 def test_work_dir_unwritable() -> None:
-    """Also where the processes for evaluation have been started already."""
+    """The worker processes for evaluation have already been started then."""
     assert_refused(run_train("--eval_workers 2", "/proc/runs"), "--work_dir /proc/runs")
 
 
 @pytest.mark.parametrize(("options", "free_kb"), [("size=64k", 12), ("size=64k,nr_inodes=4", 64)])
 def test_disk_full_at_the_start(options: str, free_kb: int, mount: Mount) -> None:
-    """No room for the run's first files, or for its folder: what was made goes away again, parents and all."""
+    """There is no space for the run's first files, or for its folder: everything that was made is removed."""
     disk = mount(options)
     (disk / "filler").write_bytes(bytes(1024 * (64 - free_kb)))
-    assert_refused(run_train("", disk / "new" / "runs"), "--work_dir", "room|space|full")
+    assert_refused(run_train("", disk / "new" / "runs"), "--work_dir", "space|full")
     assert contents(disk) == ["filler"]
 
 
 def test_disk_full_leaves_the_users_folder(mount: Mount) -> None:
-    """An empty work_dir that was there before is not ours to remove."""
+    """An empty --work_dir that existed before is not removed."""
     disk = mount("size=64k")
     (disk / "runs").mkdir()
     (disk / "filler").write_bytes(bytes(1024 * 64))
@@ -97,8 +96,8 @@ def test_disk_full_leaves_the_users_folder(mount: Mount) -> None:
     assert contents(disk) == ["filler", "runs"]
 
 
-def test_disk_full_on_the_way(mount: Mount) -> None:
-    """A CSV that can't grow ends the run; what was written before stays."""
+def test_disk_full_while_training(mount: Mount) -> None:
+    """A CSV that cannot grow ends the run; what was written before stays."""
     disk = mount("size=32k")
     line = "--log_save_tb false --num_train_steps 140 --num_seed_steps 100 --time_limit 2"
     assert_refused(
@@ -111,7 +110,7 @@ def test_disk_full_on_the_way(mount: Mount) -> None:
 
 
 def test_tensorboard_may_run_out_of_disk(mount: Mount) -> None:
-    """It is dropped with a warning, and the run goes on to its end, where the checkpoint finds no room."""
+    """It ends with a warning, and the run continues to its end, where there is no space for the checkpoint."""
     disk = mount("size=64k")
     line = "--num_train_steps 40 --num_seed_steps 2 --log_frequency_step 1 --hidden_dim 64 --eval_frequency 0"
     child = run_train(f"{line} --checkpoint_frequency 0", disk)
@@ -122,7 +121,7 @@ def test_tensorboard_may_run_out_of_disk(mount: Mount) -> None:
 
 
 def test_without_cuda_the_default_is_the_cpu(tmp_path: Path) -> None:
-    """A device that nobody asked for by name may be missing: a warning, and the run goes on."""
+    """If no device was asked for, a missing one is only a warning."""
     child = run_train("", tmp_path)
     assert child.returncode == 0, child.stderr
     (warning,) = [line for line in child.stderr.splitlines() if "CUDA" in line]

@@ -1,258 +1,227 @@
-"""The configuration: every flag, its default, what is derived from others, and what is refused."""
+"""The table of flags, and the derivation of a Config from the flags that were given."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_origin
 
 import pytest
 
-from config import CHANGEABLE, Config, parse_args
-from tests.support.paths import ROOT
+from config import FIELDS, MAX_INTEGER, TYPES, Config, Role, flags_with, folder_name, make_config, shown_value
+from errors import UserError
+from tests.support.flags import ABOVE_RANGE, BELOW_RANGE, CHOICES, DERIVED, FLAGS, FLOATS
+from tests.support.program import assert_names
 
-# flag: (default, another value as text, the same parsed). Floats are told from integers by type.
-FLAGS: dict[str, tuple[Any, str, Any]] = {
-    "env": ("cartpole_swingup", "walker_walk", "walker_walk"),
-    "action_repeat": (4, "2", 2),
-    "time_limit": (None, "500", 500),
-    "image_size": (84, "64", 64),
-    "frame_stack": (3, "4", 4),
-    "benchmark": (None, "dreamer", "dreamer"),
-    "num_train_steps": (1_000_000, "2000", 2000),
-    "num_train_iters": (1, "3", 3),
-    "num_seed_steps": (1000, "0", 0),
-    "replay_buffer_capacity": (100_000, "5000", 5000),
-    "seed": (1, "0", 0),
-    "num_skills": (10, "3", 3),
-    "skill_embedding_dim": (10, "0", 0),
-    "discriminator_encoder": ("separate", "shared", "shared"),
-    "precision": ("fp32", "bf16", "bf16"),
-    "augmentation": ("shift", "none", "none"),
-    "cuda_graphs": (True, "false", False),
-    "batch_size": (128, "512", 512),
-    "discount": (0.99, "0.9", 0.9),
-    "lr": (1e-3, "3e-4", 3e-4),
-    "lr_discriminator": (1e-4, "3e-4", 3e-4),
-    "image_pad": (4, "0", 0),
-    "init_temperature": (0.1, "0.5", 0.5),
-    "actor_update_frequency": (2, "1", 1),
-    "critic_tau": (0.01, "1", 1.0),
-    "critic_target_update_frequency": (2, "4", 4),
-    "encoder_feature_dim": (50, "20", 20),
-    "hidden_dim": (1024, "64", 64),
-    "hidden_depth": (2, "3", 3),
-    "log_std_bounds": ((-10.0, 2.0), "-5 1.5", (-5.0, 1.5)),
-    "eval_frequency": (5000, "0", 0),
-    "num_eval_episodes": (1, "3", 3),  # for each of ten skills; 10 without skills
-    "eval_workers": (0, "2", 2),
-    "log_frequency_step": (10_000, "7", 7),
-    "checkpoint_frequency": (5000, "0", 0),
-    "save_replay_buffer": (True, "false", False),
-    "deterministic": (False, "true", True),
-    "log_save_tb": (True, "false", False),
-    "save_video": (True, "false", False),
-    "notes": ("", "thought", "thought"),
-    "work_dir": ("runs", "elsewhere/runs", "elsewhere/runs"),
-}
-
-BELOW_RANGE = {
-    **dict.fromkeys(("action_repeat", "time_limit", "frame_stack", "num_train_steps", "num_train_frames"), "0"),
-    **dict.fromkeys(("num_train_iters", "replay_buffer_capacity", "batch_size", "image_size", "hidden_dim"), "0"),
-    **dict.fromkeys(("encoder_feature_dim", "actor_update_frequency", "critic_target_update_frequency"), "0"),
-    **dict.fromkeys(("num_eval_episodes", "log_frequency_step", "lr", "lr_discriminator"), "0"),
-    **dict.fromkeys(("init_temperature", "critic_tau"), "0"),
-    **dict.fromkeys(("num_seed_steps", "seed", "num_skills", "skill_embedding_dim", "image_pad"), "-1"),
-    **dict.fromkeys(("eval_frequency", "eval_workers", "hidden_depth", "checkpoint_frequency"), "-1"),
-    **dict.fromkeys(("discount", "extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff"), "-0.1"),
-}
-ABOVE_RANGE = {"discount": "1.01", "critic_tau": "1.01", "seed": str(2**64)}  # 64 bits are what torch's generators take
-INTEGERS = [name for name, (_, _, value) in FLAGS.items() if type(value) is int] + ["num_train_frames"]
-COEFFICIENTS = ("extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff")
-FLOATS = [name for name, (_, _, value) in FLAGS.items() if type(value) is float] + [*COEFFICIENTS]
-BOOLEANS = [name for name, (_, _, value) in FLAGS.items() if type(value) is bool]
-CHOICES = {
-    "augmentation": ("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none"),
-    "benchmark": ("planet", "dreamer"),
-    "discriminator_encoder": ("shared", "separate"),
-    "precision": ("fp32", "bf16"),
-    "temperature": ("auto", "fixed", "learned"),
-}
-
-DERIVED = (
-    "device",
-    "num_train_frames",
-    "temperature",
-    "resume",
-    "run_name",
-    *("finetune_from", "finetune_skill", "finetune_critic"),
-    *COEFFICIENTS,
-)  # tested further down, resume in test_resume.py
-
-# The unit that --help names, for each flag that counts something.
-UNITS = {
-    "action_repeat": "frames",
-    "time_limit": "frames per episode",
-    "frame_stack": "pictures",
-    "image_size": "pixels",
-    "image_pad": "pixels",
-    "num_train_steps": "agent steps",
-    "num_train_frames": "frames",
-    "num_seed_steps": "agent steps",
-    "num_train_iters": "updates per agent step",
-    "replay_buffer_capacity": "transitions",
-    "batch_size": "transitions",
-    "discount": "agent step",
-    "actor_update_frequency": "updates",
-    "critic_target_update_frequency": "updates",
-    "eval_frequency": "agent steps",
-    "num_eval_episodes": "episodes",
-    "checkpoint_frequency": "agent steps",
-    "log_frequency_step": "agent steps",
-}
-
-DIAYN_COMMAND = (
-    "--task dmc_walker_run --num_skills 10 --num_train_steps 1000000 --encoder_feature_dim 50 --lr 3e-4 "
-    "--lr_discriminator 3e-4 --save_video True --log_save_tb True --time_limit 1000 --action_repeat 2 "
-    "--framestack 3 --num_eval_episodes 1"
-)
-DRQ_COMMAND = (
-    "--env cartpole_swingup --num_skills 0 --num_train_steps 100000 --encoder_feature_dim 50 --lr 1e-3 "
-    "--save_video --log_save_tb"
-)
-HEAVY = ("torch", "dm_control", "mujoco", "numpy", "cv2", "gymnasium", "tensorboard")
+# flag: (value, names in the message)
+Refusal = tuple[dict[str, Any], tuple[str, ...]]
 
 
-def parse(line: str) -> Config:
-    return parse_args(shlex.split(line))
+def assert_refused(given: Mapping[str, Any], *named: str) -> None:
+    """Check that the flags are refused in one line that holds each of `named` as a word."""
+    with pytest.raises(UserError) as caught:
+        make_config(given)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert_names(message, *named)
 
 
-def test_a_shell_completes_flags(tmp_path: Path) -> None:
-    """As bash asks argcomplete: the words that fit what is on the line so far."""
-    answer, line = tmp_path / "answer", "train.py --num_sk"
-    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "IFS": "\n"}
-    environment = {**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"}
-    subprocess.run([sys.executable, str(ROOT / "train.py")], env=environment, timeout=60)
-    assert answer.read_text().split() == ["--num_skills"]
+def typed(name: str, text: str) -> Any:
+    """Return the text as a value of the flag's type."""
+    return TYPES[name](text)
 
 
-# -- flags and defaults ------------------------------------------------------------------------------------------------
+# -- the table ---------------------------------------------------------------------------------------------------------
 
 
 def test_no_flag_is_forgotten() -> None:
-    """The tables here know every flag there is."""
+    """The tables of these tests have every flag."""
     assert {field.name for field in dataclasses.fields(Config)} == {*FLAGS, *DERIVED}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_flag_is_described(name: str) -> None:
+    """Its help says what it is for; a default of None is derived, and says from what; defaults have the right type."""
+    field = FIELDS[name]
+    assert field.metadata["group"]
+    assert len(field.metadata["help"]) > 10
+    if field.default is None:
+        assert field.metadata["derived"]
+    else:
+        assert type(field.default) is (get_origin(TYPES[name]) or TYPES[name])
+        make_config({name: field.default} if name != "env" else {})
+
+
+ROLES: dict[Role, set[str]] = {
+    Role.NETWORK: {
+        *("image_size", "frame_stack", "num_skills", "skill_embedding_dim"),
+        *("encoder_feature_dim", "hidden_dim", "hidden_depth", "log_std_bounds"),
+    },
+    Role.INHERITED: {"env", "action_repeat", "time_limit"},
+    Role.FINE_TUNING: {"finetune_from", "finetune_skill", "finetune_critic"},
+    Role.OF_ONE_RUN: {
+        *("device", "finetune_from", "finetune_skill", "finetune_critic", "run_name", "notes", "resume"),
+    },
+    Role.SAME_EXPERIMENT: {"benchmark", "seed", "finetune_from", "work_dir", "run_name"},
+    Role.PLACED_BY_SWEEP: {"work_dir", "run_name", "resume"},
+    Role.FOLLOWS_SKILLS: {"num_skills", "temperature", "extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff"},
+}  # the agents' and environments' are tested against their parameters, RESUMABLE beside the resumed runs
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_roles(role: Role) -> None:
+    assert set(flags_with(role)) == ROLES[role]
+
+
+def test_flags_with_a_role_are_in_the_order_of_the_table() -> None:
+    for role in Role:
+        names = flags_with(role)
+        assert list(names) == [name for name in FIELDS if name in names]
+    assert flags_with(Role.NONE) == ()
+
+
+def test_flags_with_one_of_two_roles() -> None:
+    assert set(flags_with(Role.INHERITED | Role.NETWORK)) == ROLES[Role.INHERITED] | ROLES[Role.NETWORK]
+
+
+def test_keyword_arguments() -> None:
+    config = make_config({"env": "walker_run", "time_limit": 100, "frame_stack": 2})
+    expected = {"action_repeat": 4, "time_limit": 100, "image_size": 84, "frame_stack": 2}
+    assert config.kwargs(Role.ENVIRONMENT) == expected
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_default(name: str) -> None:
-    assert getattr(parse(""), name) == FLAGS[name][0]
+    assert getattr(make_config({}), name) == FLAGS[name][0]
 
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_value_given(name: str) -> None:
-    _, text, expected = FLAGS[name]
-    value = getattr(parse(f"--{name} {text}"), name)
-    assert value == expected
-    assert type(value) is type(expected)
+    value = FLAGS[name][2]
+    assert getattr(make_config({name: value}), name) == value
 
 
-@pytest.mark.parametrize("name", BOOLEANS)
-@pytest.mark.parametrize(
-    ("text", "expected"), [("", True), ("True", True), ("true", True), ("false", False), ("False", False)]
-)
-def test_booleans(name: str, text: str, expected: bool) -> None:
-    """`--save_video`, `--save_video True`, `--save_video false`; a bare one doesn't swallow the flag behind it."""
-    config = parse(f"--{name} {text} --seed 7")
-    assert getattr(config, name) is expected
-    assert config.seed == 7
-
-
-@pytest.mark.parametrize("bounds", ["-10 2", "-10.0 2.0", "-1e1 2"])
-def test_negative_bounds(bounds: str) -> None:
-    assert parse(f"--log_std_bounds {bounds}").log_std_bounds == (-10.0, 2.0)
+def test_a_config_is_stored_as_json() -> None:
+    flags = json.loads(json.dumps(dataclasses.asdict(make_config({"seed": 2**64 - 1, "log_std_bounds": (-5.0, 1.0)}))))
+    assert flags["seed"] == 2**64 - 1
+    assert flags["log_std_bounds"] == [-5.0, 1.0]
+    assert make_config({"log_std_bounds": flags["log_std_bounds"]}).log_std_bounds == (-5.0, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("1e6", 1_000_000), ("100_000", 100_000), ("9007199254740993", 9007199254740993)]
+    ("env", "expected"),
+    [("walker_run", "walker_run"), ("dmc_walker_run", "walker_run"), ("gym:Pendulum-v1", "gym:Pendulum-v1")],
 )
-def test_whole_numbers(text: str, expected: int) -> None:
-    """Also the way people write large ones, and without passing through a float's 53 bits."""
-    assert parse(f"--seed {text}").seed == expected
+def test_a_leading_dmc_is_removed(env: str, expected: str) -> None:
+    assert make_config({"env": env}).env == expected
 
 
 @pytest.mark.parametrize(
-    ("line", "name", "expected"),
-    [
-        ("--task walker_run", "env", "walker_run"),
-        ("--framestack 5", "frame_stack", 5),
-        ("--task dmc_walker_run", "env", "walker_run"),
-        ("--env dmc_ball_in_cup_catch", "env", "ball_in_cup_catch"),
-    ],
+    ("env", "expected"),
+    [("walker_run", "walker_run"), ("gym:Pendulum-v1", "gym_Pendulum-v1"), ("gym:a/b:C", "gym_a_b_C")],
 )
-def test_aliases(line: str, name: str, expected: Any) -> None:
-    """A leading dmc_ is accepted and doesn't go into folder names."""
-    assert getattr(parse(line), name) == expected
+def test_folder_name(env: str, expected: str) -> None:
+    assert folder_name(env) == expected
+
+
+@pytest.mark.parametrize(("value", "shown"), [((-10.0, 2.0), "-10.0 2.0"), (3, "3"), (True, "True"), (None, "None")])
+def test_shown_value(value: Any, shown: str) -> None:
+    assert shown_value(value) == shown
 
 
 # -- defaults that depend on other flags -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"),
+    ("given", "expected"),
     [
-        ("--num_skills 0", "learned"),
-        ("--num_skills 3", "fixed"),
-        ("--num_skills 0 --temperature auto", "learned"),
-        ("--num_skills 3 --temperature auto", "fixed"),
-        ("--num_skills 0 --temperature fixed", "fixed"),
-        ("--num_skills 3 --temperature learned", "learned"),
+        ({"num_skills": 0}, "learned"),
+        ({"num_skills": 3}, "fixed"),
+        ({"num_skills": 0, "temperature": "auto"}, "learned"),
+        ({"num_skills": 3, "temperature": "auto"}, "fixed"),
+        ({"num_skills": 0, "temperature": "fixed"}, "fixed"),
+        ({"num_skills": 3, "temperature": "learned"}, "learned"),
+        ({"num_skills": 3, "finetune_from": "a run"}, "learned"),
     ],
 )
-def test_temperature(line: str, expected: str) -> None:
-    assert parse(line).temperature == expected
+def test_temperature(given: dict[str, Any], expected: str) -> None:
+    assert make_config(given).temperature == expected
 
 
 @pytest.mark.parametrize(
-    ("line", "extrinsic", "intrinsic"),
+    ("given", "extrinsic", "intrinsic"),
     [
-        ("--num_skills 3", 0.0, 1.0),
-        ("--num_skills 0", 1.0, 0.0),
-        ("--num_skills 3 --extrinsic_reward_coeff 0.5", 0.5, 1.0),
-        ("--num_skills 3 --extrinsic_reward_coeff 1 --diayn_intrinsic_reward_coeff 0", 1.0, 0.0),
-        ("--num_skills 0 --extrinsic_reward_coeff 2", 2.0, 0.0),
+        ({"num_skills": 3}, 0.0, 1.0),
+        ({"num_skills": 0}, 1.0, 0.0),
+        ({"num_skills": 3, "extrinsic_reward_coeff": 0.5}, 0.5, 1.0),
+        ({"num_skills": 3, "extrinsic_reward_coeff": 1.0, "diayn_intrinsic_reward_coeff": 0.0}, 1.0, 0.0),
+        ({"num_skills": 0, "extrinsic_reward_coeff": 2.0}, 2.0, 0.0),
+        ({"num_skills": 1, "extrinsic_reward_coeff": 1.0}, 1.0, 1.0),
+        ({"num_skills": 3, "finetune_from": "a run"}, 1.0, 0.0),
     ],
 )
-def test_reward_coefficients(line: str, extrinsic: float, intrinsic: float) -> None:
-    config = parse(line)
+def test_reward_coefficients(given: dict[str, Any], extrinsic: float, intrinsic: float) -> None:
+    config = make_config(given)
     assert (config.extrinsic_reward_coeff, config.diayn_intrinsic_reward_coeff) == (extrinsic, intrinsic)
 
 
-@pytest.mark.parametrize(("line", "episodes"), [("", 1), ("--num_skills 0", 10), ("--num_eval_episodes 4", 4)])
-def test_evaluation_episodes(line: str, episodes: int) -> None:
-    """Ten skills with an episode each cost as much as DrQ's ten episodes."""
-    assert parse(line).num_eval_episodes == episodes
+@pytest.mark.parametrize(("num_skills", "expected"), [(0, False), (1, True), (3, True)])
+def test_a_run_with_skills_learns_them(num_skills: int, expected: bool) -> None:
+    given = {"num_skills": num_skills, "extrinsic_reward_coeff": 1.0}
+    assert make_config(given).learns_skills == expected
+    if num_skills:
+        assert not make_config({**given, "finetune_from": "a run"}).learns_skills
 
 
 @pytest.mark.parametrize(
-    ("line", "steps", "frames"),
+    ("given", "episodes"), [({}, 1), ({"num_skills": 0}, 10), ({"num_eval_episodes": 4}, 4), ({"num_skills": 2}, 1)]
+)
+def test_evaluation_episodes(given: dict[str, Any], episodes: int) -> None:
+    """Ten skills with one episode each cost as much as ten episodes of DrQ."""
+    assert make_config(given).num_eval_episodes == episodes
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
     [
-        ("--num_train_steps 300 --action_repeat 8", 300, 2400),
-        ("--num_train_frames 2400 --action_repeat 8", 300, 2400),
-        ("--num_train_frames 100 --action_repeat 8", 12, 96),  # a budget is not exceeded
-        ("--num_train_frames 500000 --benchmark planet --env cartpole_swingup", 62_500, 500_000),
+        ({}, 5000),
+        ({"eval_frequency": 100}, 100),
+        ({"eval_frequency": 0}, 5000),
+        ({"eval_frequency": 100, "checkpoint_frequency": 0}, 0),
+        ({"eval_frequency": 100, "checkpoint_frequency": 7}, 7),
     ],
 )
-def test_budget(line: str, steps: int, frames: int) -> None:
-    config = parse(line)
+def test_checkpoints_are_written_at_every_evaluation(given: dict[str, Any], expected: int) -> None:
+    assert make_config(given).checkpoint_frequency == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "frames"),
+    [
+        ({"num_train_steps": 300, "action_repeat": 8}, 300, 2400),
+        ({"num_train_frames": 2400, "action_repeat": 8}, 300, 2400),
+        ({"num_train_frames": 100, "action_repeat": 8}, 12, 96),  # a budget is not exceeded
+        ({"num_train_frames": 110, "action_repeat": 8}, 13, 104),
+        ({"num_train_frames": 500_000, "benchmark": "planet"}, 62_500, 500_000),  # cartpole's action repeat is 8
+    ],
+)
+def test_budget(given: dict[str, Any], steps: int, frames: int) -> None:
+    config = make_config(given)
     assert (config.num_train_steps, config.num_train_frames) == (steps, frames)
 
+
+def test_inherited_flags() -> None:
+    """They win over defaults and benchmarks, and lose to flags that were given."""
+    inherited = {"env": "walker_walk", "action_repeat": 8, "hidden_dim": 16}
+    config = make_config({"finetune_from": "a run", "benchmark": "planet", "hidden_dim": 32}, inherited)
+    assert (config.env, config.action_repeat, config.hidden_dim, config.batch_size) == ("walker_walk", 8, 32, 512)
+
+
+# -- benchmarks --------------------------------------------------------------------------------------------------------
 
 PLANET = {
     "finger_spin": 2,
@@ -267,222 +236,84 @@ PLANET = {
 @pytest.mark.parametrize("prefix", ["", "dmc_"])
 @pytest.mark.parametrize("task", PLANET)
 def test_planet(task: str, prefix: str) -> None:
-    config = parse(f"--benchmark planet --task {prefix}{task}")
+    config = make_config({"benchmark": "planet", "env": f"{prefix}{task}"})
     assert (config.action_repeat, config.batch_size) == (PLANET[task], 512)
 
 
 @pytest.mark.parametrize("task", [*PLANET, "humanoid_CMU_run"])
 def test_dreamer(task: str) -> None:
-    config = parse(f"--env {task} --benchmark dreamer")
+    config = make_config({"benchmark": "dreamer", "env": task})
     assert (config.action_repeat, config.batch_size) == (2, 512)
 
 
 @pytest.mark.parametrize(
-    ("line", "repeat", "batch_size"),
+    ("given", "repeat", "batch_size"),
     [
-        ("--benchmark planet --action_repeat 3", 3, 512),
-        ("--batch_size 64 --benchmark planet", 8, 64),
-        ("--action_repeat 4 --batch_size 128 --benchmark dreamer", 4, 128),  # also where they equal the defaults
-        ("--benchmark planet --env humanoid_run --action_repeat 3", 3, 512),
+        ({"benchmark": "planet", "action_repeat": 3}, 3, 512),
+        ({"benchmark": "planet", "batch_size": 64}, 8, 64),
+        ({"benchmark": "dreamer", "action_repeat": 4, "batch_size": 128}, 4, 128),  # they equal the defaults
+        ({"benchmark": "planet", "env": "humanoid_run", "action_repeat": 3}, 3, 512),
     ],
 )
-def test_flags_beside_a_benchmark_win(line: str, repeat: int, batch_size: int) -> None:
-    config = parse(line)
+def test_flags_beside_a_benchmark_win(given: dict[str, Any], repeat: int, batch_size: int) -> None:
+    config = make_config(given)
     assert (config.action_repeat, config.batch_size) == (repeat, batch_size)
 
 
-def test_example_commands() -> None:
-    diayn, drq = parse(DIAYN_COMMAND), parse(DRQ_COMMAND)
-    assert (diayn.env, diayn.num_skills, diayn.num_train_steps, diayn.time_limit) == ("walker_run", 10, 10**6, 1000)
-    assert (diayn.lr, diayn.lr_discriminator, diayn.encoder_feature_dim) == (3e-4, 3e-4, 50)
-    assert (diayn.action_repeat, diayn.frame_stack, diayn.num_eval_episodes) == (2, 3, 1)
-    assert diayn.save_video is diayn.log_save_tb is True
-    assert (drq.env, drq.num_skills, drq.num_train_steps, drq.lr) == ("cartpole_swingup", 0, 100_000, 1e-3)
-    assert drq.save_video is drq.log_save_tb is True
+# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
-# -- help --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "text"), [*BELOW_RANGE.items(), *ABOVE_RANGE.items()])
+def test_out_of_range(name: str, text: str) -> None:
+    assert_refused({name: typed(name, text)}, f"--{name}", str(typed(name, text)))
 
 
-@pytest.fixture(scope="module")
-def help_texts() -> dict[str, str]:
-    """What --help says of each flag, from a process that imported nothing heavy to say it."""
-    script = (
-        "import runpy, sys\n"
-        "sys.argv = ['train.py', '--help']\n"
-        "try:\n"
-        "    runpy.run_path('train.py', run_name='__main__')\n"
-        "finally:\n"
-        f"    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
-    )
-    environment = {**os.environ, "COLUMNS": "500"}
-    child = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert (child.returncode, child.stderr) == (0, "[]\n")
-    entries = re.split(r"\n +--(?=\w)", child.stdout)[1:]
-    return {entry.split()[0]: entry for entry in entries}
+@pytest.mark.parametrize("name", [name for name in FLAGS if TYPES[name] is int and name != "seed"])
+def test_integers_have_64_bits(name: str) -> None:
+    assert_refused({name: MAX_INTEGER + 1}, f"--{name}", str(MAX_INTEGER))
 
 
-@pytest.mark.parametrize("name", [*FLAGS, *DERIVED])
-def test_help_describes_flag(help_texts: dict[str, str], name: str) -> None:
-    assert "(default: " in help_texts[name]
-
-
-@pytest.mark.parametrize("name", UNITS)
-def test_help_names_unit(help_texts: dict[str, str], name: str) -> None:
-    described = help_texts[name].partition("(default")[0]
-    assert re.search(rf"\b{UNITS[name]}\b", described)  # and not as a part of the flag's own name
-
-
-def test_help_names_default_device(help_texts: dict[str, str]) -> None:
-    assert re.search(r"\(default: cuda\b", help_texts["device"])
-
-
-# -- what is refused ---------------------------------------------------------------------------------------------------
-
-
-def assert_refused(line: str, capsys: pytest.CaptureFixture[str], *named: str) -> None:
-    """Exit code 2, one line on stderr that holds every one of `named`, and nothing on stdout."""
-    with pytest.raises(SystemExit) as stopped:
-        parse(line)
-    out, err = capsys.readouterr()
-    assert stopped.value.code == 2
-    assert out == ""
-    assert err.endswith("\n")
-    assert err.count("\n") == 1
-    for words in named:
-        assert re.search(rf"(?<!\w){re.escape(words)}(?!\w)", err), err
-
-
-OUT_OF_RANGE = [*BELOW_RANGE.items(), *ABOVE_RANGE.items()]
-
-
-@pytest.mark.parametrize(("name", "text"), OUT_OF_RANGE)
-def test_out_of_range(name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(f"--{name} {text}", capsys, f"--{name}")
-
-
-@pytest.mark.parametrize("text", ["1.5", "many", "nan", "inf", "''"])
-@pytest.mark.parametrize("name", INTEGERS)
-def test_no_integer(name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(f"--{name} {text}", capsys, f"--{name}")
-
-
-@pytest.mark.parametrize("text", ["nan", "inf", "=-inf", "little"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", FLOATS)
-def test_no_finite_number(name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(f"--{name} {text}".replace(" =", "="), capsys, f"--{name}")
+def test_not_finite(name: str, value: float) -> None:
+    assert_refused({name: value}, f"--{name}")
 
 
-@pytest.mark.parametrize("bounds", ["2 -10", "2 2", "nan 2", "-10 inf", "-10", "low high"])
-def test_bad_bounds(bounds: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(f"--log_std_bounds {bounds}", capsys, "--log_std_bounds")
+@pytest.mark.parametrize("bounds", [(2.0, -10.0), (2.0, 2.0), (float("nan"), 2.0), (-10.0, float("inf"))], ids=str)
+def test_bad_bounds(bounds: tuple[float, float]) -> None:
+    assert_refused({"log_std_bounds": bounds}, "--log_std_bounds")
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_wrong_choice(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(f"--{name} nonsense", capsys, f"--{name}", "nonsense", *CHOICES[name])
+def test_wrong_choice(name: str) -> None:
+    assert_refused({name: "nonsense"}, f"--{name}", "nonsense", *CHOICES[name])
 
 
-@pytest.mark.parametrize("name", BOOLEANS)
-def test_no_boolean(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(f"--{name} maybe", capsys, f"--{name}", "maybe")
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "-x", ".hidden", "a b", "a\n", "a:b"])
+def test_bad_run_name(name: str) -> None:
+    assert_refused({"run_name": name}, "--run_name")
 
 
-@pytest.mark.parametrize("name", ["env", "lr", "seed", "device", "work_dir", "temperature"])
-def test_value_missing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(f"--{name}", capsys, f"--{name}")
-
-
-@pytest.mark.parametrize(
-    ("line", "unknown", "meant"),
-    [
-        ("--num_skils 3", "--num_skils", "--num_skills"),
-        ("--encoder-feature-dim 50", "--encoder-feature-dim", "--encoder_feature_dim"),
-        ("--lr_discriminater=1e-4", "--lr_discriminater", "--lr_discriminator"),
-        ("--num_train_step 5", "--num_train_step", "--num_train_steps"),  # no silent abbreviation
-    ],
-)
-def test_unknown_flag(line: str, unknown: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(line, capsys, unknown, f"did you mean {meant}?".removesuffix("?"))
-
-
-@pytest.mark.parametrize("line", ["--xyzzy 3", "walker_run"])
-def test_unknown_word(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(line, capsys, line.split()[0])
+@pytest.mark.parametrize("name", ["a", "seed=1_lr=1e-3", "2024-01-01_seed1", "a.b", "a+b", "é"])
+def test_good_run_name(name: str) -> None:
+    assert make_config({"run_name": name}).run_name == name
 
 
 @pytest.mark.parametrize(
-    ("line", "named"),
+    ("given", "named"),
     [
-        ("--num_train_frames 100 --num_train_steps 25", ("--num_train_frames", "--num_train_steps")),
-        ("--num_train_frames 7 --action_repeat 8", ("--num_train_frames", "--action_repeat")),
-        ("--num_skills 0 --diayn_intrinsic_reward_coeff 1", ("--diayn_intrinsic_reward_coeff", "without skills")),
-        ("--diayn_intrinsic_reward_coeff 0", ("--extrinsic_reward_coeff", "--diayn_intrinsic_reward_coeff")),
-        ("--num_skills 0 --extrinsic_reward_coeff 0", ("--extrinsic_reward_coeff", "--num_skills")),
-        ("--num_skills 1", ("--num_skills 1", "--extrinsic_reward_coeff")),
-        ("--benchmark planet --env humanoid_run", ("--benchmark", "humanoid_run", "--action_repeat")),
+        ({"num_train_frames": 100, "num_train_steps": 25}, ("--num_train_frames", "--num_train_steps")),
+        ({"num_train_frames": 7, "action_repeat": 8}, ("--num_train_frames", "--action_repeat")),
+        ({"num_skills": 0, "diayn_intrinsic_reward_coeff": 1.0}, ("--diayn_intrinsic_reward_coeff", "without skills")),
+        ({"diayn_intrinsic_reward_coeff": 0.0}, ("--extrinsic_reward_coeff", "--diayn_intrinsic_reward_coeff")),
+        ({"num_skills": 0, "extrinsic_reward_coeff": 0.0}, ("--extrinsic_reward_coeff", "--num_skills")),
+        ({"num_skills": 1}, ("--num_skills 1", "--extrinsic_reward_coeff")),
+        ({"benchmark": "planet", "env": "humanoid_run"}, ("--benchmark", "humanoid_run", "--action_repeat")),
+        ({"finetune_skill": "3"}, ("--finetune_skill", "--finetune_from")),
+        ({"finetune_critic": "scratch"}, ("--finetune_critic", "--finetune_from")),
+        ({"finetune_from": "a run", "num_skills": 3, "finetune_skill": "3"}, ("--finetune_skill", "2")),
+        ({"finetune_from": "a run", "num_skills": 3, "finetune_skill": "-1"}, ("--finetune_skill",)),
     ],
 )
-def test_contradictions(line: str, named: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(line, capsys, *named)
-
-
-# -- what another run's config.json decides ----------------------------------------------------------------------------
-
-
-def stored(folder: Path, line: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"flags": vars(parse_args(shlex.split(line)))}))
-    return folder
-
-
-def test_what_a_resumed_run_may_change() -> None:
-    """The tests of each flag follow the program's list, so it stands here once more."""
-    budget = {"num_train_steps", "num_train_frames", "device", "deterministic", "cuda_graphs", "resume"}
-    written = {"eval_frequency", "num_eval_episodes", "eval_workers", "log_frequency_step", "log_save_tb", "save_video"}
-    assert budget | written | {"checkpoint_frequency", "save_replay_buffer", "notes"} == CHANGEABLE
-
-
-def test_a_fine_tuned_runs_episodes_actions_and_policy_are_the_runs(tmp_path: Path) -> None:
-    run = stored(tmp_path / "run", "--num_skills 4 --time_limit 400 --action_repeat 8 --log_std_bounds -5 1")
-    for more in ([], ["--benchmark", "dreamer"]):
-        tuned = parse_args(["--finetune_from", str(run), *more])
-        assert (tuned.time_limit, tuned.action_repeat, tuned.log_std_bounds) == (400, 8, (-5.0, 1.0))
-    assert tuned.batch_size == 512
-
-
-def test_a_template_does_not_change_how_a_fine_tuned_run_acts(tmp_path: Path) -> None:
-    run = stored(tmp_path / "run", "--num_skills 4 --time_limit 400 --action_repeat 8 --env walker_walk")
-    template = stored(tmp_path / "other", "--num_skills 0 --lr 0.25") / "config.json"
-    tuned = parse_args(["--config", str(template), "--finetune_from", str(run)])
-    assert (tuned.lr, tuned.env, tuned.action_repeat) == (0.25, "walker_walk", 8)
-
-
-def test_a_benchmark_beside_a_template_sets_the_action_repeat(tmp_path: Path) -> None:
-    template = stored(tmp_path, "--num_skills 0 --action_repeat 3 --batch_size 7") / "config.json"
-    config = parse_args(["--config", str(template), "--benchmark", "planet"])
-    assert (config.action_repeat, config.batch_size) == (8, 512)
-
-
-def test_a_benchmarks_budget_is_in_frames(tmp_path: Path) -> None:
-    """Its template means as many frames on a task with another action repeat; flags beside it win."""
-    template = stored(tmp_path, "--benchmark planet --num_train_frames 500000 --num_skills 0") / "config.json"
-    for line, frames in (
-        ("", 500_000),
-        ("--env walker_walk", 500_000),
-        ("--num_train_steps 100 --env walker_walk", 200),
-    ):
-        config = parse_args(["--config", str(template), *shlex.split(line)])
-        assert config.num_train_frames == frames
-        assert config.num_train_steps == frames / config.action_repeat
-
-
-def test_a_templates_device_is_its_own(tmp_path: Path) -> None:
-    template = stored(tmp_path, "--device cpu --lr 0.25") / "config.json"
-    assert (parse_args(["--config", str(template)]).device, parse_args(["--config", str(template)]).lr) == (None, 0.25)
-
-
-def test_a_budget_in_frames_is_not_exceeded() -> None:
-    assert parse_args(shlex.split("--num_train_frames 110 --action_repeat 8")).num_train_steps == 13
+def test_contradictions(given: dict[str, Any], named: tuple[str, ...]) -> None:
+    assert_refused(given, *named)

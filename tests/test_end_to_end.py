@@ -1,4 +1,4 @@
-"""The real program on dm_control's pixels, as a subprocess: short runs whose outputs are read back with other tools."""
+"""The real program on dm_control's pixels, as a subprocess: short runs, whose outputs are read with other tools."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.flags import DIAYN_COMMAND, DRQ_COMMAND
 from tests.support.paths import ROOT
-from tests.test_config import DIAYN_COMMAND, DRQ_COMMAND
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ EPISODE_COLUMNS += ["episode_intrinsic_reward_sum"]
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A run that ended well."""
+    """A run that has finished."""
 
     folder: Path
     stdout: str
@@ -56,7 +56,7 @@ class Finished:
         return pd.read_csv(self.folder / f"{name}.csv")
 
     def videos(self, *frames: int) -> set[str]:
-        """The names of the videos of evaluations at these frames."""
+        """Return the names of the videos of evaluations at these frames."""
         names = [f"_skill{skill}" for skill in range(self.num_skills)] + ["_skills"] if self.num_skills else [""]
         return {f"{frame}{name}.mp4" for frame in frames for name in names}
 
@@ -64,7 +64,7 @@ class Finished:
 def finish(line: str, work_dir: Path, num_skills: int) -> Finished:
     command = [sys.executable, str(ROOT / "train.py"), *shlex.split(line), "--work_dir", str(work_dir)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    child = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert child.returncode == 0, child.stderr
     assert "Traceback" not in child.stderr
     (folder,) = work_dir.glob("*/2*")
@@ -78,7 +78,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def events(run: Finished) -> EventAccumulator:
-    """TensorBoard's own reader, with everything read."""
+    """TensorBoard's own reader, after it has read everything."""
     reader = EventAccumulator(str(run.folder / "tb"), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
     return reader.Reload()
 
@@ -141,7 +141,7 @@ def test_episodes_csv(run: Finished) -> None:
 
 
 def test_tensorboard_scalars(run: Finished, events: EventAccumulator) -> None:
-    """The CSV's figures under train/ and eval/, the returns and intrinsic sums of each skill; frames on the x-axis."""
+    """The CSVs' values under train/ and eval/, and the returns and intrinsic sums of each skill, by frame."""
     for prefix in ("train", "eval"):
         table = run.table(prefix).set_index("step")
         for column in table.columns.difference(["episode", "skill_id"]):
@@ -171,7 +171,7 @@ def test_tensorboard_histograms(run: Finished, events: EventAccumulator) -> None
 
 
 def test_tensorboard_clips(run: Finished, events: EventAccumulator) -> None:
-    """One clip for each video, which moves when it is decoded."""
+    """One clip for each video; its frames differ."""
     tags = [tag for tag in events.Tags()["images"] if tag.startswith("video/")]
     assert len(tags) == len(run.videos(0))
     for tag in tags:
@@ -188,7 +188,7 @@ def test_tensorboard_clips(run: Finished, events: EventAccumulator) -> None:
 
 
 def test_videos(run: Finished) -> None:
-    """A frame for each agent step of the episode; the picture of all skills holds theirs side by side."""
+    """One frame for each agent step of the episode; the video of all skills has them side by side."""
     videos = {path.name: read_frames(path) for path in (run.folder / "video").iterdir()}
     assert videos.keys() == run.videos(*EVALUATED)
     for frames in videos.values():
@@ -201,14 +201,14 @@ def test_videos(run: Finished) -> None:
 
 
 def test_console(run: Finished) -> None:
-    """DrQ's lines, with the figures of the updates once there were some."""
+    """DrQ's lines, with the values of the updates as soon as there are some."""
     number = r"-?\d+\.\d+"
     lines = [line for line in run.stdout.splitlines() if line.startswith("|")]
     assert len(lines) == len(run.table("train")) + len(run.table("eval"))
     updates = "".join(rf" \| {label}: {number}" for label in ("BR", "ALOSS", "CLOSS", "TLOSS", "TVAL", "AENT"))
     assert re.match(rf"\| train \| E: 20 \| S: 1600 \| R: {number} \| D: {number} s{updates}", lines[-2])
     assert re.match(rf"\| eval  \| E: 20 \| S: 1600 \| R: {number}", lines[-1])
-    assert "frames/s" not in run.stdout + run.stderr  # no progress bar where nobody looks
+    assert "frames/s" not in run.stdout + run.stderr  # no progress bar without a terminal
 
 
 @pytest.mark.parametrize("run", [2], ids=["diayn"], indirect=True)
@@ -231,7 +231,7 @@ def test_same_seed_same_evaluations(run: Finished, tmp_path: Path) -> None:
     ids=["diayn", "drq"],
 )
 def test_example_command(command: str, shorter: str, env: str, num_skills: int, last: int, tmp_path: Path) -> None:
-    """As the README has them, full size networks and batches and all, but for the number of steps."""
+    """The example commands with networks and batches of full size; only the number of steps is smaller."""
     run = finish(f"{command} {shorter}", tmp_path, num_skills)
     assert run.folder.parent.name == env
     assert np.isfinite(run.table("train").iloc[-1][UPDATE_COLUMNS].astype(float)).all()

@@ -24,9 +24,10 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from errors import LogError
 from evaluation import skill_report
 from evaluation.play import Trace
-from logger import CsvFile, Episode, Logger, Meters
+from logger import CsvFile, Episode, Logger, Meters, check_beginning
 from running.columns import update_metrics
 from tests.support.paths import ROOT
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
@@ -235,6 +236,26 @@ def test_a_row_may_leave_columns_out(tmp_path: Path) -> None:
     file.write({"one": 1.5})
     assert (tmp_path / "a.csv").read_text() == "one,two\n,2\n1.5,\n"
     file.close()
+
+
+def test_an_existing_file_is_cut_back_and_appended_to(tmp_path: Path) -> None:
+    path, columns = tmp_path / "a.csv", ("one", "two")
+    file = CsvFile(path, columns)
+    file.write({"one": 1})
+    keep = file.position()
+    file.write({"two": 2})
+    file.close()
+    for other, known, length in ((tmp_path / "none.csv", columns, keep), (path, ("one", "three"), keep)):
+        with pytest.raises(LogError, match="differs from what the checkpoint recorded"):
+            check_beginning(other, known, length)
+    for length in (keep - 1, 1000):  # within a row, and beyond the end
+        with pytest.raises(LogError, match=r"a\.csv differs"):
+            check_beginning(path, columns, length)
+    check_beginning(path, columns, keep)
+    file = CsvFile(path, columns, keep=keep)
+    file.write({"one": 3})
+    file.close()
+    assert path.read_text() == "one,two\n1,\n3,\n"
 
 
 # -- columns that are not declared -------------------------------------------------------------------------------------

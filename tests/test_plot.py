@@ -227,7 +227,7 @@ def test_distances_of_one_episode_a_skill(make_run: MakeRun) -> None:
     run = plot.read_run(make_run("one", [1.0], num_skills=3))
     assert run is not None
     for measured, lines in ((0.5, ["other skills", "the same skill"]), (math.nan, ["other skills"])):
-        run.tables["skills"]["state_distance_within"] = measured
+        run.skills["state_distance_within"] = measured
         axes = Figure().add_subplot()
         plot.draw_distances(axes, run)
         assert [line.get_label() for line in axes.get_lines()] == [f"states of {name}" for name in lines]

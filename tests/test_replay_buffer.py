@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_buffer import NO_SKILL, Batch, ReplayBuffer
+from replay_buffer import NO_SKILL, Batch, ReplayBuffer, _pack, _unpack
 
 FRAME_SHAPE = (2, 2, 3)
 ACTION_DIM = 2
@@ -287,3 +287,31 @@ def test_frames_on_a_cuda_device_give_the_same_batches_as_on_the_host() -> None:
         assert on_device.is_cuda
         assert on_host.is_cuda
         assert torch.equal(on_device, on_host)
+
+
+# -- compressed frames -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
+    seed=st.integers(0, 100),
+    constant=st.booleans(),
+)
+def test_packed_frames(shape: tuple[int, ...], seed: int, constant: bool) -> None:
+    """Unpacking returns the frames, and packing does not change them."""
+    array = np.random.default_rng(seed).integers(256, size=(1, *shape[1:]) if constant else shape, dtype=np.uint8)
+    frames = torch.from_numpy(np.broadcast_to(array, shape).copy())
+    before = frames.clone()
+    unpacked = _unpack(_pack(frames), shape)
+    assert unpacked.dtype == torch.uint8
+    assert torch.equal(unpacked, before)
+    assert torch.equal(frames, before)
+
+
+def test_packed_frames_that_do_not_fit() -> None:
+    shape = (3, 3, 2, 2)
+    packed = _pack(torch.zeros(shape, dtype=torch.uint8))
+    for wrong in (packed[:-8], packed[:0], packed + 1, _pack(torch.zeros(2, *shape[1:]).byte())):
+        with pytest.raises(ValueError, match=r"\w"):
+            _unpack(wrong, shape)

@@ -1,4 +1,4 @@
-"""The set-up: pinned requirements, conda's list of them, the code's imports, and `make` where something is missing."""
+"""Set-up: pinned requirements, conda's list of them, what the code imports, and `make` if something is missing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from config import parse_args
 from tests.support.paths import ROOT
+from train import parse_args
 
 SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 REQUIREMENTS = ("requirements.txt", "requirements-sweep.txt", "requirements-dev.txt")
-OF_SWEEPS = ("sweep.py", "sweep_record.py")  # which may ask for more
-NOT_NEEDED = {"labmaze"}  # dm_control asks for it; its suite never imports it
+OF_SWEEPS = ("sweep.py", "sweeping")  # may need requirements-sweep.txt too
+NOT_NEEDED = {"labmaze"}  # dm_control requires it, but its suite never imports it
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:home|root|work|opt|mnt|srv|Users)/\w")
 PACKAGE_HOST = re.compile(r"\b(?:pypi|pythonhosted|debian|ubuntu|npmjs|anaconda|download\.pytorch)\.(?:org|com)\b")
 
@@ -36,7 +36,7 @@ def requirements(name: str) -> list[Requirement]:
 
 
 def pins(requirements: list[Requirement], python: str) -> dict[str, str]:
-    """Name to version specifier, for one version of Python. A name may come once only."""
+    """Return the version specifier of each name for one version of Python. A name may be listed once only."""
     environment = {"python_version": python, "python_full_version": f"{python}.0"}
     valid = [r for r in requirements if r.marker is None or r.marker.evaluate(environment)]
     names = [canonicalize_name(r.name) for r in valid]
@@ -44,10 +44,15 @@ def pins(requirements: list[Requirement], python: str) -> dict[str, str]:
     return {name: str(r.specifier) for name, r in zip(names, valid, strict=True)}
 
 
+def program_files() -> list[Path]:
+    """Return the modules at the top level and in the packages."""
+    packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+    return sorted(path for folder in (ROOT, *packages) for path in folder.glob("*.py"))
+
+
 def third_party_imports(path: Path) -> Iterator[str]:
-    """Top-level names that a file imports from outside the standard library and this repository."""
-    own = {file.stem for folder in (ROOT, ROOT / "tests") for file in folder.glob("*.py")}
-    own |= {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    """Yield the top-level names that a file imports from outside the standard library and this repository."""
+    own = {"tests", *(file.stem for file in ROOT.glob("*.py")), *(file.parent.name for file in program_files())}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -75,7 +80,7 @@ def test_every_requirement_is_pinned(name: str) -> None:
 
 
 @pytest.mark.parametrize("python", SUPPORTED_PYTHONS)
-def test_every_python_gets_the_same_packages_once(python: str) -> None:
+def test_every_python_gets_the_same_packages(python: str) -> None:
     for name in REQUIREMENTS:
         listed = requirements(name)
         assert set(pins(listed, python)) == {canonicalize_name(r.name) for r in listed}
@@ -99,14 +104,16 @@ def test_every_import_is_required() -> None:
         for name in ("requirements.txt", "requirements-sweep.txt")
     )
     distributions = metadata.packages_distributions()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("envs/*.py")]:
-        required = always | in_sweeps if path.name in OF_SWEEPS else always
+    assert len(program_files()) > 40
+    for path in program_files():
+        place = path.relative_to(ROOT)
+        required = always | in_sweeps if place.parts[0] in OF_SWEEPS else always
         for module in third_party_imports(path):
             found = {canonicalize_name(name) for name in distributions.get(module, ())}
-            assert found & required, f"{path.name} imports {module}, which no requirements list"
+            assert found & required, f"{place} imports {module}, which is in no list of requirements"
 
 
-def test_what_dm_control_needs_is_listed() -> None:
+def test_the_dependencies_of_dm_control_are_listed() -> None:
     """`make` installs dm_control without its dependencies."""
     needs = [Requirement(line) for line in metadata.requires("dm_control") or ()]
     wanted = {canonicalize_name(r.name) for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})}
@@ -130,7 +137,7 @@ def test_no_file_names_a_machine_or_a_package_host() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What `make setup` reads, and a folder `bin` that comes first on its PATH."""
+    """The files that `make setup` reads, and a folder `bin` that comes first on its PATH."""
     for name in ("Makefile", *REQUIREMENTS):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "bin").mkdir()
@@ -150,21 +157,21 @@ def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def training_command(checkout: Path, arguments: str) -> list[str]:
-    """The flags that `make train ARGS="<arguments>"` gives to train.py."""
+    """Return the flags that `make train ARGS="<arguments>"` gives to train.py."""
     shown = make(checkout, "-n", "train", f"ARGS={arguments}").stdout.splitlines()
     [command] = [shlex.split(line) for line in shown if "train.py" in line]
     return command[command.index("train.py") + 1 :]
 
 
 @needs_make
-def test_make_train_starts_small_with_skills_and_a_first_evaluation(checkout: Path) -> None:
+def test_make_train_is_a_small_run_with_skills_and_evaluations(checkout: Path) -> None:
     flags = training_command(checkout, "")
     config = parse_args(flags)
     assert config.env == "cartpole_swingup"
     assert config.num_skills > 1
     assert config.eval_frequency > 0
     assert config.save_video
-    assert "--device" not in flags  # CUDA where there is one
+    assert "--device" not in flags  # CUDA if there is a device
 
 
 @needs_make
@@ -187,7 +194,7 @@ def test_flags_of_the_user_win(checkout: Path, arguments: str, expected: dict[st
 @pytest.mark.parametrize(
     "arguments", ["--resume runs/a", "--finetune_from=runs/a --lr 1e-4", "--config runs/a/config.json"]
 )
-def test_another_run_decides_alone(checkout: Path, arguments: str) -> None:
+def test_flags_that_name_another_run_stand_alone(checkout: Path, arguments: str) -> None:
     assert training_command(checkout, arguments) == shlex.split(arguments)
 
 
@@ -200,7 +207,7 @@ def test_another_run_decides_alone(checkout: Path, arguments: str) -> None:
         ('case "$2" in *ensurepip*) exit 1; esac', "apt-get install -y --no-install-recommends some-python-venv"),
     ],
 )
-def test_a_python_that_will_not_do(checkout: Path, python: str | None, message: str) -> None:
+def test_a_python_that_cannot_be_used(checkout: Path, python: str | None, message: str) -> None:
     script(checkout / "bin" / "id", "echo 1000")
     if python is not None:
         script(checkout / "bin" / "some-python", python)
@@ -211,7 +218,7 @@ def test_a_python_that_will_not_do(checkout: Path, python: str | None, message: 
 
 
 @needs_make
-def test_a_failed_install_is_done_again(checkout: Path) -> None:
+def test_a_failed_install_is_repeated(checkout: Path) -> None:
     venv_of = 'if [ "$2" = venv ]; then mkdir -p .venv/bin && cp "$0" .venv/bin/python; fi'
     script(checkout / "bin" / "some-python", f'echo "$@" >> calls; {venv_of}; [ "$2" != pip ] || [ -e works ]')
     calls = checkout / "calls"
@@ -233,7 +240,7 @@ def test_a_failed_install_is_done_again(checkout: Path) -> None:
 @needs_make
 @pytest.mark.parametrize("lacking", ["cv2", "dmc.py"])
 @pytest.mark.parametrize("root", [True, False])
-def test_a_missing_library_is_installed_by_root_and_named_to_others(checkout: Path, root: bool, lacking: str) -> None:
+def test_a_missing_library_is_installed_by_root_and_named_for_others(checkout: Path, root: bool, lacking: str) -> None:
     script(checkout / ".venv" / "bin" / "python", f'case "$*" in *{lacking}*) [ -e installed ];; esac')
     (checkout / ".venv" / "installed").touch()
     script(checkout / "bin" / "id", f"echo {0 if root else 1000}")

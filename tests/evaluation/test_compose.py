@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from evaluation.compose import Stretch, parse_schedule, scheduled_skills
+from evaluation.compose import parse_schedule, scheduled_skills
 from tests.support.runs import SeededEnv
 from video import VideoRecorder, read_video
 
@@ -21,14 +21,14 @@ RunEvaluate = Callable[[str], Path]
 
 def test_a_schedule_repeats() -> None:
     schedule = parse_schedule("3:2,1:1", [0, 1, 2, 3])
-    assert schedule == [Stretch(3, 2), Stretch(1, 1)]
+    assert schedule == [(3, 2), (1, 1)]
     skills = scheduled_skills(schedule, [0, 1, 2, 3], np.random.default_rng(0))
     assert list(islice(skills, 7)) == [3, 3, 1, 3, 3, 1, 3]
 
 
 def test_random_skills_are_drawn_once_per_stretch() -> None:
     schedule = parse_schedule("random:2", range(4))
-    assert schedule == [Stretch(None, 2)]
+    assert schedule == [(None, 2)]
     skills = list(islice(scheduled_skills(schedule, range(4), np.random.default_rng(0)), 40))
     assert skills[::2] == skills[1::2]
     assert set(skills) == {0, 1, 2, 3}

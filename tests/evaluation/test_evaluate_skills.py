@@ -44,7 +44,7 @@ def test_videos_and_traces(tmp_path: Path) -> None:
     assert evaluation.grid == tmp_path / "all.mp4"
     assert [frame.shape for frame in read_video(tmp_path / "two.mp4")] == [(48, 48, 3)] * 8
     assert [frame.shape for frame in read_video(tmp_path / "all.mp4")] == [(48, 96, 3)] * 8
-    traces = [start.trace for start in evaluation.starts if start.trace is not None]
+    traces = [start.trace for start in evaluation.starts]
     assert picture_interval(32) == 4
     assert [(len(t.actions), len(t.rewards), len(t.predicted), len(t.pictures)) for t in traces] == [
         *[(8, 8, 9, 3)] * 2,
@@ -65,7 +65,6 @@ def test_one_skill_has_no_grid(tmp_path: Path) -> None:
 
 def test_all_pictures_can_be_kept() -> None:
     evaluation = evaluate({1: "one"}, [5], None, keep_all_pictures=True)
-    assert evaluation.starts[0].trace is not None
     assert len(evaluation.starts[0].trace.pictures) == 1 + 8
 
 

@@ -14,7 +14,7 @@ import torch
 from config import make_config
 from diayn import DIAYNAgent
 from errors import UserError
-from evaluation import imitate
+from evaluation import load as loading
 from evaluation.evaluate_skills import evaluate_skills
 from evaluation.imitate import read_trajectory, stack_frames
 from evaluation.load import load
@@ -62,7 +62,7 @@ def test_the_best_skill_is_recorded_from_the_same_start(
         recorded.append((dict(names), list(seeds)))
         return evaluate_skills(agent, eval_envs, names, seeds, **settings)
 
-    monkeypatch.setattr(imitate, "evaluate_skills", spy)
+    monkeypatch.setattr(loading, "evaluate_skills", spy)
     likelihoods = [-3.0, -2.0, -1.0, -4.0]
     monkeypatch.setattr(DIAYNAgent, "log_likelihood", lambda self, obs: np.tile(likelihoods, (len(obs), 1)))
     run_evaluate(f"--imitate {given} --video_size 32")

@@ -1,15 +1,96 @@
-"""Locks of folders."""
+"""Files that are replaced atomically, and the lock of a folder."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-from running.atomic_files import LOCK_FILE, in_use, locked
+import pytest
+
+from errors import UserError
+from running.atomic_files import LOCK_FILE, in_use, locked, write_file
+from tests.support.disk import Crash, failing, no_space
+from tests.support.paths import ROOT
 
 
-def test_a_folder_is_in_use_while_it_is_locked(tmp_path: Path) -> None:
+def test_write_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for data in (b"old", b"new"):
+        write_file(path, data)
+        assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for moment in range(4):
+        path.write_bytes(b"old")
+        with failing(moment, no_space()), pytest.raises(OSError, match="No space") as caught:
+            write_file(path, b"new")
+        assert Path(str(caught.value.filename)).name.startswith("file")
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path, found = tmp_path / "file", []
+    for moment in range(6):
+        path.write_bytes(b"old")
+        with failing(moment, Crash()), pytest.raises(Crash):
+            write_file(path, b"new")
+        found.append(path.read_bytes())
+    assert found == [b"old"] * 4 + [b"new"] * 2
+
+
+def test_a_locked_folder_names_its_owner(tmp_path: Path) -> None:
     assert not in_use(tmp_path)
     with locked(tmp_path):
         assert in_use(tmp_path)
-    assert (tmp_path / LOCK_FILE).exists()
+        assert (tmp_path / LOCK_FILE).exists()
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(UserError, match=f"{tmp_path} is in use by {owner}"), locked(tmp_path):
+            pass
     assert not in_use(tmp_path)
+    with locked(tmp_path):
+        assert in_use(tmp_path)
+
+
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    script = "import sys, pathlib\nfrom running.atomic_files import locked\n"
+    script += "with locked(pathlib.Path(sys.argv[1])):\n    print('locked', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"locked\n"
+        assert in_use(tmp_path)
+        child.kill()
+    assert not in_use(tmp_path)
+
+
+def test_a_folder_without_a_lock_is_not_in_use(tmp_path: Path) -> None:
+    assert not in_use(tmp_path)
+    assert not in_use(tmp_path / "nowhere")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written"), locked(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path) as folder:
+        assert folder == tmp_path
+    assert "cannot be locked (No locks available): run only one process on it" in capsys.readouterr().err

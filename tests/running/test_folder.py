@@ -1,15 +1,41 @@
-"""The folder of a run: its name and the link to the latest run."""
+"""A run's folder and its config.json."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shlex
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import train
-from tests.support.runs import SMALL_RUN
+from config import Config
+from envs.renderer import RendererInfo
+from running.folder import git_commit, link_latest, new_run_folder, write_config
+from running.stored_config import CONFIG_FILE
+from tests.support.disk import copy_of, failing, no_space, read_json, snapshot
+from tests.support.labs import TINY, Prepare
+from tests.support.paths import ROOT
+from tests.support.program import call, parse, resume
+from tests.support.runs import RENDERER, SMALL_RUN
+
+GIT = ["-c", "user.name=a", "-c", "user.email=a@b"]
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_run_folder(prepare: Prepare, tmp_path: Path) -> None:
+    """It is runs/<env>/<timestamp>_seed<seed>; runs that start in the same second have different ones."""
+    first, second = prepare("--task dmc_walker_run --seed 7"), prepare("--task dmc_walker_run --seed 7")
+    assert first.folder.parent == second.folder.parent == tmp_path / "runs" / "walker_run"
+    for lab in (first, second):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_seed7(-run2)?", lab.folder.name)
+    assert first.folder != second.folder
 
 
 @pytest.mark.usefixtures("fake_envs")
@@ -22,7 +48,7 @@ def test_name_notes_and_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str
     folder = tmp_path / "cartpole_swingup"
     assert sorted(path.name for path in folder.iterdir()) == ["first", "first-run2", "latest"]
     assert (folder / "latest").resolve() == (folder / "first-run2").resolve()
-    assert json.loads((folder / "latest" / "config.json").read_text())["flags"]["notes"] == "a thought"
+    assert read_json(folder / "latest" / CONFIG_FILE)["flags"]["notes"] == "a thought"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "x\ny"])
@@ -30,3 +56,119 @@ def test_names_that_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         train.parse_args(["--run_name", name])
     assert "--run_name" in capsys.readouterr().err
+
+
+def test_a_folder_whose_run_fails_to_start_is_removed(tmp_path: Path) -> None:
+    """So are its parents, if they were made for it."""
+    (tmp_path / "mine").mkdir()
+    for work_dir, left in ((tmp_path / "new" / "runs", ["mine"]), (tmp_path / "mine", ["mine"])):
+        config = parse(f"--work_dir {work_dir}")
+        with pytest.raises(KeyError), new_run_folder(config) as folder:  # noqa: PT012
+            (folder / "file").write_text("")
+            raise KeyError
+        assert [path.name for path in tmp_path.rglob("*")] == left
+
+
+@pytest.mark.parametrize("name", ["a b", "é", "-x", "$HOME", "a/../b", "a'b", "a\nb", "\U0001f600"])
+@pytest.mark.usefixtures("fake_program")
+def test_odd_work_dir(tmp_path: Path, name: str) -> None:
+    """Everything is written below it, and the run can be resumed there."""
+    work_dir = tmp_path / "new" / name
+    words = [*TINY.split(), "--num_train_steps=12", "--num_seed_steps=12", f"--work_dir={work_dir}"]
+    assert call(words).code == 0
+    (folder,) = work_dir.glob("*/2*")
+    outside = {path for path in tmp_path.rglob("*") if not path.resolve().is_relative_to(work_dir.resolve())}
+    assert all(path.is_dir() for path in outside)
+    assert call([f"--resume={folder}"]) == (0, [])
+
+
+def test_latest_points_to_the_newest_run(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        link_latest(tmp_path / name)
+        assert (tmp_path / "latest").resolve() == (tmp_path / name).resolve()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "latest", "second"]
+
+
+def test_a_users_own_latest_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "latest").write_text("mine")
+    link_latest(tmp_path / "run")
+    assert (tmp_path / "latest").read_text() == "mine"
+
+
+# -- config.json -------------------------------------------------------------------------------------------------------
+
+
+def test_config_json(prepare: Prepare) -> None:
+    lab = prepare("--num_skills 3 --lr 0.002 --log_std_bounds -8 1 --task dmc_walker_run")
+    record = read_json(lab.folder / CONFIG_FILE)
+    flags = record["flags"]
+    assert flags.keys() == {field.name for field in dataclasses.fields(Config)}
+    given = {"num_skills": 3, "lr": 0.002, "log_std_bounds": [-8.0, 1.0], "env": "walker_run", "hidden_dim": 16}
+    derived = {"diayn_intrinsic_reward_coeff": 1.0, "temperature": "fixed", "extrinsic_reward_coeff": 0.0}
+    assert {name: flags[name] for name in (*given, *derived)} == given | derived
+    for package in ("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"):
+        assert record["versions"][package] == version(package)
+    assert {"scipy", "pandas", "imageio-ffmpeg", "psutil"} <= record["versions"].keys()
+    assert record["versions"]["python"] == sys.version.split()[0]
+    assert record["renderer"] == {"backend": "fake", "name": "a fake renderer"}
+    assert record["device"] == "cpu"
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode == 0:
+        assert record["git_commit"].removesuffix("-dirty") == git.stdout.strip()
+    else:
+        assert record["git_commit"] is None
+
+
+def test_the_commit_tells_changed_sources(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) is None
+    (tmp_path / "train.py").write_text("1\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "m"]):
+        subprocess.run(["git", "-C", str(tmp_path), *GIT, *words], check=True)
+    clean = git_commit(tmp_path)
+    assert clean is not None
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "train.py").write_text("2\n")
+    assert git_commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_every_resume_is_recorded_and_other_versions_cause_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renderer = RendererInfo("osmesa", "a renderer")
+    write_config(parse("--device cpu"), tmp_path, renderer)
+    path = tmp_path / CONFIG_FILE
+    record = read_json(path)
+    assert record["renderer"] == {"backend": "osmesa", "name": "a renderer"}
+    record["versions"]["mujoco"] = "0.1"
+    path.write_text(json.dumps(record))
+    for frame in (100, 200):
+        write_config(parse("--device cpu"), tmp_path, renderer, resumed_at=frame)
+        assert "mujoco 0.1 -> " in capsys.readouterr().err
+    resumed = read_json(path)["resumed"]
+    assert [entry["frame"] for entry in resumed] == [100, 200]
+    assert all(entry["versions"]["mujoco"] != "0.1" and entry["device"] == "cpu" for entry in resumed)
+
+
+def test_a_resume_records_what_it_changes(finished: Path) -> None:
+    with copy_of(finished) as folder:
+        before = read_json(folder / CONFIG_FILE)["flags"]
+        assert resume(folder, "--num_train_steps", "50") == (0, [])
+        record = read_json(folder / CONFIG_FILE)
+        assert record["resumed"][-1]["flags"] == {"num_train_steps": 50, "num_train_frames": 200}
+        assert record["flags"] == before | record["resumed"][-1]["flags"]
+
+
+def test_a_full_disk_leaves_config_json(finished: Path) -> None:
+    """It has the old text up to the moment at which the complete new one takes its place."""
+    for moment in range(6):
+        with copy_of(finished) as folder:
+            config, before = parse(f"--resume {folder} --num_train_steps 40"), snapshot(folder)
+            with failing(moment, no_space()) as moments, pytest.raises(OSError, match="No space") as caught:
+                write_config(config, folder, RENDERER, resumed_at=100)
+            assert Path(str(caught.value.filename)).parent == folder
+            if "rename" in moments[:-1]:
+                assert read_json(folder / CONFIG_FILE)["flags"]["num_train_steps"] == 40
+                before[CONFIG_FILE] = (folder / CONFIG_FILE).read_bytes()
+            assert snapshot(folder) == before

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from running.signals import StopRequest
 from sweeping import driver
-from sweeping.driver import Driver, settle
-from sweeping.ray_cluster import Cluster, Outcome
+from sweeping.driver import Driver
+from sweeping.ray_cluster import Cluster
 from sweeping.record import Sweep, Trial
 from sweeping.view import View
 from tests.support.sweeps import sweep_of_seeds
@@ -45,9 +46,9 @@ class FakeCluster(Cluster):
             return []
         return list(references)
 
-    def outcome(self, reference: int) -> Outcome:
+    def outcome(self, reference: int) -> int:
         codes = self.exit_codes.get(self.started[reference], [])
-        return Outcome(codes.pop(0) if codes else 0)
+        return codes.pop(0) if codes else 0
 
     def cancel(self, reference: int) -> None:
         self.cancelled.append(reference)
@@ -59,12 +60,23 @@ def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "REFRESH", 0.0)
 
 
+@pytest.fixture
+def drive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`drive(sweep, cluster, stop)`: run the sweep on the cluster."""
+
+    def run(sweep: Sweep, cluster: Cluster, stop: StopRequest | None = None) -> None:
+        monkeypatch.setattr(driver, "connect", lambda sweep, address: nullcontext(cluster))
+        driver.drive(sweep, None, stop or StopRequest())
+
+    return run
+
+
 def test_failed_attempts_are_retried_until_there_are_too_many(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drive: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = sweep_of_seeds(tmp_path, seeds=(1, 2, 3), max_failures=1)
     cluster = FakeCluster(sweep, {"seed=2": [1], "seed=3": [1, 1]})
-    Driver(sweep, cluster, StopRequest()).run()
+    drive(sweep, cluster)
     assert [(trial.state, trial.attempts, trial.failures) for trial in sweep.trials] == [
         ("finished", 1, 0),
         ("finished", 2, 1),
@@ -72,14 +84,15 @@ def test_failed_attempts_are_retried_until_there_are_too_many(
     ]
     assert sorted(cluster.started) == ["seed=1", "seed=2", "seed=2", "seed=3", "seed=3"]
     assert [trial.state for trial in Sweep.read(tmp_path).trials] == ["finished", "finished", "failed"]
-    last = capsys.readouterr().out.splitlines()[-1]
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"3 runs in {tmp_path}"
     assert last == f"3 runs: 1 failed, 2 finished; {tmp_path / 'summary.csv'}"
 
 
-def test_a_signal_cancels_every_attempt_once(tmp_path: Path) -> None:
+def test_a_signal_cancels_every_attempt_once(drive: Callable[..., None], tmp_path: Path) -> None:
     sweep, stop = sweep_of_seeds(tmp_path), StopRequest()
     cluster = FakeCluster(sweep, {"seed=1": [143], "seed=2": [143]}, stop)
-    Driver(sweep, cluster, stop).run()
+    drive(sweep, cluster, stop)
     assert cluster.cancelled == [0, 1]
     assert [(trial.state, trial.attempts) for trial in sweep.trials] == [("stopped", 1), ("stopped", 1)]
 
@@ -90,12 +103,12 @@ def test_an_error_cancels_every_attempt_and_is_raised(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Sweep, "write", lambda self: 1 / 0)
     monkeypatch.setattr(cluster, "wait", lambda references, timeout: list(references)[:1])
     with pytest.raises(ZeroDivisionError):
-        Driver(sweep, cluster, StopRequest()).run()
+        Driver(sweep, cluster, StopRequest(), View(sweep, None)).run()
     assert cluster.cancelled == [1]
     assert [trial.state for trial in sweep.trials] == ["finished", "finished"]
 
 
-def test_the_log_of_an_unrecorded_attempt_is_kept(tmp_path: Path) -> None:
+def test_the_log_of_an_unrecorded_attempt_is_kept(drive: Callable[..., None], tmp_path: Path) -> None:
     """A killed sweep.py may have started an attempt that sweep.json does not count."""
     sweep = sweep_of_seeds(tmp_path, seeds=(1,))
     trial = sweep.trials[0]
@@ -103,7 +116,7 @@ def test_the_log_of_an_unrecorded_attempt_is_kept(tmp_path: Path) -> None:
     trial.log(tmp_path).parent.mkdir()
     trial.log(tmp_path).write_text("host there\n")
     trial.attempts = 0
-    Driver(sweep, FakeCluster(sweep, {}), StopRequest()).run()
+    drive(sweep, FakeCluster(sweep, {}))
     assert (trial.attempts, trial.host) == (2, "here")
 
 
@@ -115,21 +128,21 @@ def test_a_full_disk_is_a_warning_while_runs_go_on(
 
     sweep = sweep_of_seeds(tmp_path)
     monkeypatch.setattr(Sweep, "write", full)
-    Driver(sweep, FakeCluster(sweep, {}), StopRequest()).run()
+    Driver(sweep, FakeCluster(sweep, {}), StopRequest(), View(sweep, None)).run()
     assert [trial.state for trial in sweep.trials] == ["finished", "finished"]
     assert "warning: sweep.json: No space left on device" in capsys.readouterr().err
 
 
 def test_settle_records_and_reports_how_an_attempt_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = sweep_of_seeds(tmp_path, max_failures=2)
-    trial, view = sweep.trials[0], View(sweep, None)
+    driver, trial = Driver(sweep, FakeCluster(sweep, {}), StopRequest(), View(sweep, None)), sweep.trials[0]
     trial.attempts = 1
     log = trial.log(tmp_path)
     log.parent.mkdir()
     log.write_text("host there\n$ python train.py\n" + "".join(f"line {n}\n" for n in range(9)))
     states = []
-    for outcome in (Outcome(1), Outcome(None, "node died"), Outcome(-9)):
-        settle(sweep, trial, outcome, stopping=False, view=view)
+    for outcome in (1, "node died", -9):
+        driver.settle(trial, outcome)
         states.append((trial.state, trial.failures))
     assert states == [("waiting", 1), ("waiting", 2), ("failed", 3)]
     assert trial.message.splitlines() == [f"line {n}" for n in range(4, 9)]
@@ -144,6 +157,8 @@ def test_a_cancelled_attempt_is_no_failure(tmp_path: Path) -> None:
     sweep = sweep_of_seeds(tmp_path)
     started, queued = sweep.trials
     started.folder(tmp_path).mkdir(parents=True)
+    driver = Driver(sweep, FakeCluster(sweep, {}), StopRequest(), View(sweep, None))
+    driver.cancel()
     for trial in (started, queued):
-        settle(sweep, trial, Outcome(None, "cancelled"), stopping=True, view=View(sweep, None))
+        driver.settle(trial, "cancelled")
     assert [(trial.state, trial.failures) for trial in sweep.trials] == [("stopped", 0), ("waiting", 0)]

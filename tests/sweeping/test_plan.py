@@ -38,10 +38,10 @@ def test_each_combination_is_planned_once() -> None:
         "--notes=-x --seed 1 2",
     ],
 )
-def test_train_parses_the_commands_to_the_checked_settings(line: str) -> None:
+def test_train_parses_the_commands_to_the_checked_settings(line: str, tmp_path: Path) -> None:
     for trial, expected in planned(line):
         assert train.parse_args(trial.arguments) == expected
-        assert train.parse_args(trial.command(Path("runs"))[1:]).run_name == trial.name
+        assert train.parse_args(trial.command(tmp_path)[1:]).run_name == trial.name
         assert trial.frames == expected.num_train_frames
 
 

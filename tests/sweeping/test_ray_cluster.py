@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from errors import UserError
 from running.atomic_files import in_use
 from sweeping.ray_cluster import attempt, environment_variables, resources
+from sweeping.record import Trial
 from tests.support.processes import ROOT, SMALL, wait_for
 from tests.support.sweeps import sweep_of_seeds
 
@@ -41,10 +43,10 @@ def node(**amounts: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("nodes", "options", "expected"),
     [
-        ([node(CPU=4)], {}, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9}),
-        ([node(CPU=4), node(CPU=2, GPU=2)], {}, {"CPU": 1.0, "GPU": 1.0, "memory": 1e9}),
-        ([node(CPU=4, GPU=1)], {"gpus_per_run": 0.25, "memory_per_run": 3.0}, {"CPU": 1, "GPU": 0.25, "memory": 3e9}),
-        ([node(CPU=4, GPU=1)], {"device": "cpu"}, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9}),
+        ([node(CPU=4)], {}, {"CPU": 1.0, "GPU": 0.0, "memory": 1.0}),
+        ([node(CPU=4), node(CPU=2, GPU=2)], {}, {"CPU": 1.0, "GPU": 1.0, "memory": 1.0}),
+        ([node(CPU=4, GPU=1)], {"gpus_per_run": 0.25, "memory_per_run": 3.0}, {"CPU": 1, "GPU": 0.25, "memory": 3.0}),
+        ([node(CPU=4, GPU=1)], {"device": "cpu"}, {"CPU": 1.0, "GPU": 0.0, "memory": 1.0}),
         ([node(CPU=4)], {"device": "cuda"}, "--device cuda: the runs get no GPU"),
         ([node(CPU=4)], {"cpus_per_run": 8.0}, "--cpus_per_run 8 is more than any node has (4)"),
         ([node(CPU=4)], {"gpus_per_run": 1.0}, "--gpus_per_run 1 is more than any node has (0)"),
@@ -67,36 +69,44 @@ def test_resources_of_a_run(nodes: list[Any], options: dict[str, Any], expected:
     assert expected in str(caught.value)
 
 
+def a_trial(steps: int) -> Trial:
+    return Trial("x", "cartpole_swingup", {}, shlex.split(f"{SMALL} --num_train_steps {steps}"), frames=steps)
+
+
 def test_a_run_without_a_config_starts_again_and_one_with_it_is_resumed(tmp_path: Path) -> None:
-    folder, log = tmp_path / "cartpole_swingup" / "x", tmp_path / "logs" / "x.log"
+    trial = a_trial(steps=30)
+    folder, log = trial.folder(tmp_path), trial.log(tmp_path)
     folder.mkdir(parents=True)
     (folder / "train.csv").touch()  # left by a kill at the start
-    command = ["train.py", *shlex.split(f"{SMALL} --num_train_steps 30 --work_dir {tmp_path} --run_name x")]
-    assert attempt(folder, log, command, 1.0, []) == 0
+    assert attempt(tmp_path, trial, 1.0, []) == 0
     assert (folder / "config.json").exists()
     assert not folder.with_name("x-run2").exists()
     assert log.read_text().splitlines()[1].startswith("$ python train.py --device cpu")
-    assert attempt(folder, log, command, 1.0, []) == 0
+    assert attempt(tmp_path, trial, 1.0, []) == 0
     assert "--resume" in log.read_text()
 
 
 def test_a_checkpoint_without_a_config_is_not_removed(tmp_path: Path) -> None:
-    folder = tmp_path / "cartpole_swingup" / "x"
-    (folder / "checkpoint").mkdir(parents=True)
+    trial = a_trial(steps=30)
+    checkpoint = trial.folder(tmp_path) / "checkpoint"
+    checkpoint.mkdir(parents=True)
     with pytest.raises(FileExistsError, match=r"restore it, or remove the folder"):
-        attempt(folder, tmp_path / "logs" / "x.log", ["train.py"], 1.0, [])
-    assert (folder / "checkpoint").exists()
+        attempt(tmp_path, trial, 1.0, [])
+    assert checkpoint.exists()
 
 
 def test_a_run_dies_with_its_worker(tmp_path: Path) -> None:
     """When the process that started it is killed, its folder is free."""
-    folder, log = tmp_path / "cartpole_swingup" / "x", tmp_path / "logs" / "x.log"
+    trial = a_trial(steps=100_000)
+    folder = trial.folder(tmp_path)
     code = (
-        "import sys; from pathlib import Path; root, folder, log, *command = sys.argv[1:]; sys.path.insert(0, root)\n"
-        "from sweeping.ray_cluster import attempt; attempt(Path(folder), Path(log), command, 1.0, [])"
+        "import pickle, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from sweeping.ray_cluster import attempt; attempt(*pickle.load(sys.stdin.buffer), 1.0, [])"
     )
-    command = f"train.py {SMALL} --num_train_steps 100000 --work_dir {tmp_path} --run_name x"
-    worker = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(folder), str(log), *shlex.split(command)])
+    worker = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdin=subprocess.PIPE)
+    assert worker.stdin is not None
+    with worker.stdin as pipe:
+        pickle.dump((tmp_path, trial), pipe)
     try:
         wait_for(lambda: (folder / "config.json").exists())
         assert in_use(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from errors import UserError
-from sweeping.record import Progress, Sweep, last_lines, read_host, read_progress, resumed_sweep
+from sweeping.record import Progress, Sweep, read_log, read_progress, resumed_sweep
 from tests.support.sweeps import sweep_of_seeds
 
 
@@ -132,9 +132,8 @@ def test_wall_time_includes_the_current_attempt(tmp_path: Path, monkeypatch: pyt
 
 def test_host_and_last_lines_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
-    assert (read_host(log), last_lines(log)) == ("", "")
+    assert read_log(log) == ("", "")
     log.write_text("host the")
-    assert read_host(log) == ""
+    assert read_log(log) == ("", "")
     log.write_text("host there\n$ python train.py\n" + "".join(f"line {n}\n\n" for n in range(9)))
-    assert read_host(log) == "there"
-    assert last_lines(log).splitlines() == [f"line {n}" for n in range(4, 9)]
+    assert read_log(log) == ("there", "\n".join(f"line {n}" for n in range(4, 9)))

@@ -1,0 +1,196 @@
+"""The parts of a run: which flags reach them, their random streams, device and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from config import Role, flags_with
+from diayn import DIAYNAgent
+from dmc import DMCEnv
+from drq import DrQAgent
+from envs.gym_env import GymPixelEnv
+from errors import RunError, UserError
+from running import build
+from running.build import choose_device, make_agent, make_deterministic, make_replay_buffer, out_of_memory_is_an_error
+from tests.support.labs import Prepare
+from tests.support.program import parse
+
+EVERY_AGENT_FLAG = (  # none has its default
+    "--device cpu --augmentation none --image_pad 2 --lr 0.02 --discount 0.5 --extrinsic_reward_coeff 0.7 "
+    "--init_temperature 0.3 --actor_update_frequency 3 --critic_tau 0.2 --critic_target_update_frequency 5 "
+    "--encoder_feature_dim 7 --hidden_dim 9 --hidden_depth 1 --log_std_bounds -4 1 --precision bf16"
+)
+EVERY_DIAYN_FLAG = (
+    f"{EVERY_AGENT_FLAG} --num_skills 3 --skill_embedding_dim 4 --lr_discriminator 0.03 --discriminator_encoder shared "
+    "--diayn_intrinsic_reward_coeff 0.6"
+)
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+# -- flags -------------------------------------------------------------------------------------------------------------
+
+
+def parameters(*kinds: type) -> set[str]:
+    return {name for kind in kinds for name in inspect.signature(kind).parameters}
+
+
+@pytest.mark.parametrize(
+    ("agent", "line"),
+    [
+        (DrQAgent, f"{EVERY_AGENT_FLAG} --num_skills 0 --temperature fixed"),
+        (DIAYNAgent, f"{EVERY_DIAYN_FLAG} --temperature fixed"),
+        (DIAYNAgent, f"{EVERY_DIAYN_FLAG} --temperature learned"),
+    ],
+)
+def test_flags_reach_the_agent(agent: type[DrQAgent], line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every parameter that is a flag gets its value; the line changes every one of them."""
+    config, default = parse(line), parse("--num_skills 0")
+    flags = parameters(agent, DrQAgent) & set(vars(config)) - {"seed"}
+    monkeypatch.setattr(build, agent.__name__, lambda *shapes, **given: given)
+    given: Any = make_agent(config, (9, 24, 24), 2)
+    assert len(flags) >= 15
+    assert {name: given[name] for name in flags} == {name: getattr(config, name) for name in flags}
+    assert given["learn_temperature"] == (config.temperature == "learned")
+    of_skills = {"num_skills", "skill_embedding_dim"} if agent is DrQAgent else set()
+    assert all(getattr(config, name) != getattr(default, name) for name in flags - of_skills - {"device"})
+
+
+def test_roles_are_parameters() -> None:
+    """A flag with the role of a part is a parameter of that part, and the other way round."""
+    flags = set(vars(parse("")))
+    agent, diayn = (set(flags_with(role)) for role in (Role.AGENT, Role.DIAYN))
+    assert not agent & diayn
+    assert agent | diayn == parameters(DIAYNAgent, DrQAgent) & flags - {"seed"}
+    assert agent <= parameters(DrQAgent)
+    for env in (DMCEnv, GymPixelEnv):
+        assert set(flags_with(Role.ENVIRONMENT)) == parameters(env) & flags
+
+
+@pytest.mark.parametrize(("agent", "num_skills"), [(DrQAgent, 0), (DIAYNAgent, 4)])
+def test_defaults_of_the_agents_are_the_flags(agent: type[DrQAgent], num_skills: int) -> None:
+    config = parse(f"--num_skills {num_skills}")
+    flags = {**dataclasses.asdict(config), "learn_temperature": config.temperature == "learned"}
+    defaults = {p.name: p.default for p in inspect.signature(agent).parameters.values() if p.default is not p.empty}
+    for absent in () if num_skills else ("num_skills", "skill_embedding_dim"):
+        assert defaults.pop(absent) == 0
+    assert len(defaults) >= 6
+    assert defaults == {name: flags[name] for name in defaults}
+
+
+# -- random streams ----------------------------------------------------------------------------------------------------
+
+
+def test_every_stream_follows_the_seed(prepare: Prepare) -> None:
+    labs = [prepare(f"--seed {seed} --eval_frequency 10 --num_eval_episodes 2") for seed in (1, 2)]
+    streams = [
+        (
+            lab.run.skill_rng.bit_generator.state,
+            lab.run.buffer.state_dict()["rng"],
+            lab.run.env.action_space.np_random.bit_generator.state,
+            lab.run.agent.generator.initial_seed(),
+        )
+        for lab in labs
+    ]
+    assert all(one != other for one, other in zip(*streams, strict=True))
+    first, second = ({played.seed for played in lab.play().evaluated()} for lab in labs)
+    assert len(first) == len(second) == 2 * 4, "each evaluation has its own starts"
+    assert not first & second
+
+
+def test_the_streams_of_a_run_differ(prepare: Prepare) -> None:
+    """Skills, batches, random actions, noise and weights, as each would be drawn first."""
+    run = prepare("--seed 7").run
+    places = [
+        run.skill_rng.bit_generator.state,
+        run.buffer.state_dict()["rng"],
+        run.env.action_space.np_random.bit_generator.state,
+    ]
+    assert len({place["state"]["state"] for place in places}) == 3
+    assert run.agent.generator.initial_seed() != torch.initial_seed() == 7
+
+
+def test_random_actions_have_their_own_stream(prepare: Prepare) -> None:
+    """A Gymnasium environment gets the seed itself: its starts must not be the random numbers of the actions."""
+    run = prepare().run
+    streams = [run.env.action_space.np_random, np.random.default_rng(run.config.seed)]
+    actions, starts = (stream.random(8).tolist() for stream in streams)
+    assert actions != starts
+
+
+# -- device and memory -------------------------------------------------------------------------------------------------
+
+
+def test_the_cpu_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert choose_device("cpu") == "cpu"
+    assert capsys.readouterr().err == ""
+
+
+@no_cuda
+def test_without_cuda_the_default_is_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert choose_device(None) == "cpu"
+    assert "warning: no CUDA device was found" in capsys.readouterr().err
+
+
+@no_cuda
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "cuda:7"])
+def test_a_device_that_does_not_exist(wanted: str) -> None:
+    with pytest.raises(UserError, match=rf"--device {wanted}: .*found here: 0; use --device cpu"):
+        choose_device(wanted)
+
+
+@pytest.mark.parametrize("wanted", ["", "gpu", "cuda:", "cuda:-1", "cuda0", "cpu:0", "CPU", "mps"])
+def test_a_device_that_is_misspelled(wanted: str) -> None:
+    with pytest.raises(UserError, match="--device must be cuda, cuda:N or cpu"):
+        choose_device(wanted)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_deterministic_settings() -> None:
+    make_deterministic()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_memory_of_the_replay_buffer_is_printed(prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare()
+    assert re.search(r"replay buffer: 500 transitions need [\d.]+ GB, [\d.]+ GB are free", capsys.readouterr().out)
+
+
+def test_a_replay_buffer_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message proposes a capacity that fits."""
+    monkeypatch.setattr(build, "free_memory", lambda: 10**8)
+    config = parse("--device cpu --replay_buffer_capacity 100000")
+    with pytest.raises(UserError, match=r"--replay_buffer_capacity: 100000 transitions need .*; try \d+$") as caught:
+        make_replay_buffer(config, (3, 84, 84), 1)
+    proposed = str(caught.value).rpartition(" ")[2]
+    make_replay_buffer(parse(f"--device cpu --replay_buffer_capacity {proposed}"), (3, 84, 84), 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "reported"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_an_error(error: Exception, reported: bool) -> None:
+    with pytest.raises(RunError if reported else type(error)) as caught, out_of_memory_is_an_error("this"):
+        raise error
+    if reported:
+        assert str(caught.value) == "there is not enough memory for this; choose a smaller size"
+    else:
+        assert caught.value is error

@@ -1,0 +1,144 @@
+"""The start of a run: what is printed, what is refused, and that nothing half-made stays."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import envs.make
+from dmc import DMCEnv
+from envs.renderer import RendererInfo
+from errors import UserError
+from running import start as start_module
+from running.loop import train
+from running.start import open_run
+from running.stored_config import CONFIG_FILE
+from tests.support.command_lines import WORDS
+from tests.support.disk import copy_of, no_space, snapshot
+from tests.support.fuzz import fuzz
+from tests.support.labs import TINY, Fakes, Prepare
+from tests.support.program import assert_refused, call, parse, resume
+from tests.support.runs import start_run
+
+TASKS = ("../../x", "/x/y", "..", ".", "", "cartpole_swingup/../../x", "dmc_../x", "~/x", "a\nb", "x" * 5000, "a\0b")
+TASK_PARTS = ("..", "/", "cartpole", "_", "swingup", "dmc_", "~", "\n", " ", "é", "\0", "$HOME")
+
+
+def test_a_run_prints_its_device_and_renderer(prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = prepare()
+    printed = capsys.readouterr().out
+    assert "device: cpu; renderer: fake, a fake renderer" in printed
+    assert f"outputs: {lab.folder}" in printed
+
+
+def test_a_budget_without_updates_is_a_warning(
+    fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes()
+    for seed_steps, warned in ((29, False), (30, True)):
+        start_run(f"{TINY} --num_seed_steps {seed_steps} --work_dir {tmp_path}").close()
+        warning = "warning: there will be no updates: --num_seed_steps is 30, the budget 30 agent steps"
+        assert (warning in capsys.readouterr().err) == warned
+
+
+def test_a_run_that_is_not_closed_keeps_its_files(fakes: Fakes, tmp_path: Path) -> None:
+    """For example in a notebook."""
+    fakes()
+    run = start_run(f"{TINY} --work_dir {tmp_path / 'runs'}")
+    train(run)
+    folder = run.folder
+    run.logger.close()
+    del run
+    gc.collect()
+    assert (folder / "checkpoint" / "manifest.json").exists()
+    assert (folder / "train.csv").exists()
+
+
+def test_nothing_half_made_stays(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the folder nor its parents, when writing to it fails."""
+    fakes()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(start_module, "write_config", fail)
+    with pytest.raises(UserError, match="--work_dir"):
+        start_run(f"{TINY} --work_dir {tmp_path / 'runs'}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_software_rendering_beside_a_gpu(
+    fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is slow, so there is a warning; on a machine without a GPU there is none."""
+    fakes()
+    renderer = RendererInfo("osmesa", "llvmpipe")
+    assert renderer.is_software
+    open_run(parse(f"{TINY} --work_dir {tmp_path}"), renderer).close()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(start_module, "choose_device", lambda wanted: "cuda")
+
+    def stop_here(*_: Any) -> None:
+        raise UserError("stop here")
+
+    monkeypatch.setattr(start_module, "build_run", stop_here)
+    with pytest.raises(UserError, match="stop here"):
+        open_run(parse(f"{TINY} --work_dir {tmp_path}"), renderer)
+    assert "warning: rendering in software beside a GPU; MUJOCO_GL=egl is faster" in capsys.readouterr().err
+
+
+@fuzz(40)
+@given(place=WORDS)
+@example(place="..")
+@example(place="x" * 5000)
+@pytest.mark.usefixtures("fake_program")
+def test_any_folder_to_resume(place: str) -> None:
+    """A folder that holds no run is refused, and nothing is made in it."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        answer = call([f"--resume={place}"])
+        assert_refused(answer, "--resume")
+        assert len(answer.lines) == 1
+        assert not any(Path(folder).iterdir())
+
+
+@fuzz(25)
+@given(task=st.sampled_from(TASKS) | st.lists(st.sampled_from(TASK_PARTS), max_size=6).map("".join))
+@pytest.mark.usefixtures("renderer", "fake_program")
+def test_task_that_is_a_path(task: str) -> None:
+    """There is no such task, so it is refused, and nothing is made in --work_dir or elsewhere."""
+    if task.removeprefix("dmc_").removeprefix("dmc_") == "cartpole_swingup":
+        return
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envs.make, "DMCEnv", DMCEnv)
+        work_dir = Path(place) / "a" / "b" / "runs"
+        answer = call([*shlex.split(TINY), f"--env={task}", "--work_dir", str(work_dir)])
+        assert_refused(answer, "--env")
+        assert not any(Path(place).iterdir())
+
+
+def test_a_full_disk_on_resume(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is changed, and the run can be resumed when there is room."""
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == CONFIG_FILE:
+            raise no_space()
+        replace(source, target)
+
+    with copy_of(finished) as folder:
+        before = snapshot(folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            assert_refused(resume(folder, "--num_train_steps", "40"), "No space left on device")
+        assert snapshot(folder) == before
+        assert resume(folder, "--num_train_steps", "40") == (0, [])
