@@ -42,62 +42,56 @@ class Role(enum.Flag):
     FOLLOWS_SKILLS = enum.auto()  # its default depends on whether there are skills
 
 
-def flag(
-    group: str,
-    default: Any,
-    help: str,
-    role: Role = Role.NONE,
-    *,
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-    choices: Sequence[str] = (),
-    alias: str | None = None,
-    derived: str | None = None,
-) -> Any:
-    """Declare a flag.
+def flags_of(group: str) -> Any:
+    """Return a function that declares a flag, to be listed by --help under the heading `group`."""
 
-    Args:
-        group: heading under which --help lists it.
-        role: what the flag is for.
-        low, above, high: limits of its value; `above` is exclusive.
-        derived: for a default of None, what `make_config` or the start of the run derives, in words.
-    """
-    limits = {"low": low, "above": above, "high": high}
-    metadata = {"group": group, "help": help, "role": role, "choices": choices, "alias": alias, "derived": derived}
-    return dataclasses.field(default=default, metadata={**metadata, **limits})
+    def flag(
+        default: Any,
+        help: str,
+        role: Role = Role.NONE,
+        *,
+        low: float | None = None,  # the smallest value
+        above: float | None = None,  # a value that all others exceed
+        high: float | None = None,  # the largest value
+        choices: Sequence[str] = (),
+        alias: str | None = None,
+        derived: str | None = None,  # if the default is None: what is derived in its place, in words
+    ) -> Any:
+        limits = {"low": low, "above": above, "high": high}
+        facts = {"group": group, "help": help, "role": role, "choices": choices, "alias": alias, "derived": derived}
+        return dataclasses.field(default=default, metadata={**facts, **limits})
+
+    return flag
+
+
+task, budget, diayn, tuning, drq, outputs = map(flags_of, ("task", "budget", "DIAYN", "fine-tuning", "DrQ", "outputs"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run. Build it with `make_config`, which derives defaults and checks values."""
 
-    env: str = flag(
-        "task",
+    env: str = task(
         "cartpole_swingup",
         "task of dm_control.suite, as domain_task (python dmc.py --tasks), or gym:ID, one of gymnasium's",
         Role.INHERITED,
         alias="task",
     )
-    action_repeat: int = flag(
-        "task", 4, "frames (control steps) for which an action is held", Role.ENVIRONMENT | Role.INHERITED, low=1
+    action_repeat: int = task(
+        4, "frames (control steps) for which an action is held", Role.ENVIRONMENT | Role.INHERITED, low=1
     )
-    time_limit: int = flag(
-        "task", None, "frames per episode", Role.ENVIRONMENT | Role.INHERITED, low=1, derived="the task's own"
+    time_limit: int = task(
+        None, "frames per episode", Role.ENVIRONMENT | Role.INHERITED, low=1, derived="the task's own"
     )
-    image_size: int = flag(
-        "task", 84, "height and width of an observation, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16
-    )
-    frame_stack: int = flag(
-        "task",
+    image_size: int = task(84, "height and width of an observation, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16)
+    frame_stack: int = task(
         3,
         "pictures in an observation, one per agent step",
         Role.ENVIRONMENT | Role.NETWORK,
         low=1,
         alias="framestack",
     )
-    benchmark: str = flag(
-        "task",
+    benchmark: str = task(
         None,
         "a paper's settings for the chosen task (batch size 512 and its action repeat); flags given beside it win",
         Role.SAME_EXPERIMENT,
@@ -105,66 +99,53 @@ class Config:
         derived="none",
     )
 
-    num_train_steps: int = flag("budget", 1_000_000, "training budget, agent steps", Role.RESUMABLE, low=1)
-    num_train_frames: int = flag(
-        "budget",
+    num_train_steps: int = budget(1_000_000, "training budget, agent steps", Role.RESUMABLE, low=1)
+    num_train_frames: int = budget(
         None,
         "training budget, frames; instead of --num_train_steps",
         Role.RESUMABLE,
         low=1,
         derived="num_train_steps x action_repeat",
     )
-    num_seed_steps: int = flag("budget", 1000, "agent steps with random actions before the first update", low=0)
-    num_train_iters: int = flag("budget", 1, "updates per agent step", low=1)
-    replay_buffer_capacity: int = flag("budget", 100_000, "transitions held (one per agent step)", low=1)
-    seed: int = flag(
-        "budget",
-        1,
-        "random seed of everything: weights, task, skills, batches, noise",
-        Role.SAME_EXPERIMENT,
-        low=0,
-        high=MAX_SEED,
+    num_seed_steps: int = budget(1000, "agent steps with random actions before the first update", low=0)
+    num_train_iters: int = budget(1, "updates per agent step", low=1)
+    replay_buffer_capacity: int = budget(100_000, "transitions held (one per agent step)", low=1)
+    seed: int = budget(
+        1, "random seed of weights, task, skills, batches and noise", Role.SAME_EXPERIMENT, low=0, high=MAX_SEED
     )
-    device: str = flag(
-        "budget",
+    device: str = budget(
         None,
         "cuda, cuda:N or cpu",
         Role.AGENT | Role.RESUMABLE | Role.OF_ONE_RUN,
         derived="cuda, or cpu when there is no CUDA device",
     )
-    deterministic: bool = flag(
-        "budget",
-        False,
-        "on CUDA: the same numbers in every run, more slowly; on the CPU they always are the same",
-        Role.RESUMABLE,
+    deterministic: bool = budget(
+        False, "on CUDA: the same numbers in every run, more slowly; the CPU's always are the same", Role.RESUMABLE
     )
 
-    num_skills: int = flag(
-        "DIAYN", 10, "number of skills; 0 is plain DrQ", Role.DIAYN | Role.NETWORK | Role.FOLLOWS_SKILLS, low=0
+    num_skills: int = diayn(
+        10, "number of skills; 0 is plain DrQ", Role.DIAYN | Role.NETWORK | Role.FOLLOWS_SKILLS, low=0
     )
-    skill_embedding_dim: int = flag(
-        "DIAYN", 10, "width of the learned skill embedding; 0 feeds the one-hot", Role.DIAYN | Role.NETWORK, low=0
+    skill_embedding_dim: int = diayn(
+        10, "width of the learned skill embedding; 0 feeds the one-hot", Role.DIAYN | Role.NETWORK, low=0
     )
-    lr_discriminator: float = flag(
-        "DIAYN", 1e-4, "learning rate of the discriminator, independent of --lr", Role.DIAYN, above=0
+    lr_discriminator: float = diayn(
+        1e-4, "learning rate of the discriminator, independent of --lr", Role.DIAYN, above=0
     )
-    discriminator_encoder: str = flag(
-        "DIAYN",
+    discriminator_encoder: str = diayn(
         "separate",
         "convolutions that the discriminator reads: the critic's (detached) or its own",
         Role.DIAYN,
         choices=("shared", "separate"),
     )
-    diayn_intrinsic_reward_coeff: float = flag(
-        "DIAYN",
+    diayn_intrinsic_reward_coeff: float = diayn(
         None,
         "weight of the intrinsic reward",
         Role.DIAYN | Role.FOLLOWS_SKILLS,
         low=0,
         derived="1.0 with skills, 0.0 without",
     )
-    extrinsic_reward_coeff: float = flag(
-        "DIAYN",
+    extrinsic_reward_coeff: float = diayn(
         None,
         "weight of the task's reward",
         Role.AGENT | Role.FOLLOWS_SKILLS,
@@ -172,116 +153,96 @@ class Config:
         derived="0.0 with skills, 1.0 without",
     )
 
-    finetune_from: str = flag(
-        "fine-tuning",
+    finetune_from: str = tuning(
         None,
         "a run with skills whose networks this run starts from",
         Role.FINE_TUNING | Role.SAME_EXPERIMENT | Role.OF_ONE_RUN,
         derived="none",
     )
-    finetune_skill: str = flag(
-        "fine-tuning",
+    finetune_skill: str = tuning(
         "best",
         "the skill to train further: a number, or the best by return on this task",
         Role.FINE_TUNING | Role.OF_ONE_RUN,
     )
-    finetune_critic: str = flag(
-        "fine-tuning",
+    finetune_critic: str = tuning(
         "pretrained",
         "Q functions to start from: the source run's, trained on its intrinsic reward, or new ones",
         Role.FINE_TUNING | Role.OF_ONE_RUN,
         choices=("pretrained", "scratch"),
     )
 
-    batch_size: int = flag("DrQ", 128, "transitions per update (the DrQ paper: 512)", low=1)
-    discount: float = flag("DrQ", 0.99, "discount factor per agent step", Role.AGENT, low=0, high=1)
-    lr: float = flag("DrQ", 1e-3, "learning rate of actor, critic and temperature", Role.AGENT, above=0)
-    cuda_graphs: bool = flag(
-        "DrQ", True, "on CUDA: launch an update as one recorded graph; false launches each kernel", Role.RESUMABLE
+    batch_size: int = drq(128, "transitions per update (the DrQ paper: 512)", low=1)
+    discount: float = drq(0.99, "discount factor per agent step", Role.AGENT, low=0, high=1)
+    lr: float = drq(1e-3, "learning rate of actor, critic and temperature", Role.AGENT, above=0)
+    cuda_graphs: bool = drq(
+        True, "on CUDA: launch an update as one recorded graph; false launches each kernel", Role.RESUMABLE
     )
-    precision: str = flag(
-        "DrQ", "fp32", "arithmetic of the convolutions; all else is fp32", Role.AGENT, choices=("fp32", "bf16")
+    precision: str = drq(
+        "fp32", "arithmetic of the convolutions; all else is fp32", Role.AGENT, choices=("fp32", "bf16")
     )
-    augmentation: str = flag(
-        "DrQ",
+    augmentation: str = drq(
         "shift",
         "image augmentation (paper, appendix E)",
         Role.AGENT,
         choices=("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none"),
     )
-    image_pad: int = flag("DrQ", 4, "largest random shift in each direction, pixels", Role.AGENT, low=0)
-    temperature: str = flag(
-        "DrQ",
+    image_pad: int = drq(4, "largest random shift in each direction, pixels", Role.AGENT, low=0)
+    temperature: str = drq(
         None,
         "entropy temperature alpha: learned, starting from --init_temperature (DrQ), or fixed at it (DIAYN)",
         Role.FOLLOWS_SKILLS,
         choices=("auto", "fixed", "learned"),
         derived="auto: fixed with skills, learned without",
     )
-    init_temperature: float = flag("DrQ", 0.1, "initial, or fixed, temperature", Role.AGENT, above=0)
-    actor_update_frequency: int = flag("DrQ", 2, "critic updates per update of the actor", Role.AGENT, low=1)
-    critic_tau: float = flag(
-        "DrQ", 0.01, "weight of the critic in the target's moving average", Role.AGENT, above=0, high=1
-    )
-    critic_target_update_frequency: int = flag("DrQ", 2, "critic updates per update of its target", Role.AGENT, low=1)
-    encoder_feature_dim: int = flag("DrQ", 50, "features behind the convolutions", Role.AGENT | Role.NETWORK, low=1)
-    hidden_dim: int = flag("DrQ", 1024, "units in a hidden layer", Role.AGENT | Role.NETWORK, low=1)
-    hidden_depth: int = flag("DrQ", 2, "hidden layers", Role.AGENT | Role.NETWORK, low=1)
-    log_std_bounds: tuple[float, float] = flag(
-        "DrQ", (-10.0, 2.0), "range of the policy's log standard deviation", Role.AGENT | Role.NETWORK
+    init_temperature: float = drq(0.1, "initial, or fixed, temperature", Role.AGENT, above=0)
+    actor_update_frequency: int = drq(2, "critic updates per update of the actor", Role.AGENT, low=1)
+    critic_tau: float = drq(0.01, "weight of the critic in the target's moving average", Role.AGENT, above=0, high=1)
+    critic_target_update_frequency: int = drq(2, "critic updates per update of its target", Role.AGENT, low=1)
+    encoder_feature_dim: int = drq(50, "features behind the convolutions", Role.AGENT | Role.NETWORK, low=1)
+    hidden_dim: int = drq(1024, "units in a hidden layer", Role.AGENT | Role.NETWORK, low=1)
+    hidden_depth: int = drq(2, "hidden layers", Role.AGENT | Role.NETWORK, low=1)
+    log_std_bounds: tuple[float, float] = drq(
+        (-10.0, 2.0), "range of the policy's log standard deviation", Role.AGENT | Role.NETWORK
     )
 
-    eval_frequency: int = flag(
-        "outputs",
+    eval_frequency: int = outputs(
         5000,
         "agent steps between evaluations, which wait for the episode's end; one more ends the run; 0: no evaluations",
         Role.RESUMABLE,
         low=0,
     )
-    num_eval_episodes: int = flag(
-        "outputs",
+    num_eval_episodes: int = outputs(
         None,
         "episodes per evaluation, for each skill",
         Role.RESUMABLE,
         low=1,
         derived="10 without skills, 1 with",
     )
-    eval_workers: int = flag(
-        "outputs",
-        0,
-        "processes that play evaluation episodes side by side; 0: in the training process",
-        Role.RESUMABLE,
-        low=0,
+    eval_workers: int = outputs(
+        0, "processes that play evaluation episodes side by side; 0: in the training process", Role.RESUMABLE, low=0
     )
-    log_frequency_step: int = flag(
-        "outputs", 10_000, "agent steps between histograms in TensorBoard", Role.RESUMABLE, low=1
-    )
-    log_save_tb: bool = flag("outputs", True, "write TensorBoard logs", Role.RESUMABLE)
-    save_video: bool = flag("outputs", True, "write a video of each skill at each evaluation", Role.RESUMABLE)
-    checkpoint_frequency: int = flag(
-        "outputs",
+    log_frequency_step: int = outputs(10_000, "agent steps between histograms in TensorBoard", Role.RESUMABLE, low=1)
+    log_save_tb: bool = outputs(True, "write TensorBoard logs", Role.RESUMABLE)
+    save_video: bool = outputs(True, "write a video of each skill at each evaluation", Role.RESUMABLE)
+    checkpoint_frequency: int = outputs(
         None,
         "agent steps between checkpoints; 0: only when the run stops",
         Role.RESUMABLE,
         low=0,
         derived="at every evaluation",
     )
-    save_replay_buffer: bool = flag(
-        "outputs", True, "keep the replay buffer in the checkpoints, for an exact resume", Role.RESUMABLE
+    save_replay_buffer: bool = outputs(
+        True, "keep the replay buffer in the checkpoints, for an exact resume", Role.RESUMABLE
     )
-    work_dir: str = flag(
-        "outputs", "runs", "folder in which run folders are made", Role.SAME_EXPERIMENT | Role.PLACED_BY_SWEEP
-    )
-    run_name: str = flag(
-        "outputs",
+    work_dir: str = outputs("runs", "folder in which run folders are made", Role.SAME_EXPERIMENT | Role.PLACED_BY_SWEEP)
+    run_name: str = outputs(
         None,
         "name of the run's folder; if it is taken, -run2 and so on is appended",
         Role.SAME_EXPERIMENT | Role.OF_ONE_RUN | Role.PLACED_BY_SWEEP,
         derived="<date>_<time>_seed<seed>",
     )
-    notes: str = flag("outputs", "", "free text, kept in config.json", Role.RESUMABLE | Role.OF_ONE_RUN)
-    resume: str = flag(
-        "outputs",
+    notes: str = outputs("", "free text, kept in config.json", Role.RESUMABLE | Role.OF_ONE_RUN)
+    resume: str = outputs(
         None,
         "resume the run in this folder, with its own flags",
         Role.RESUMABLE | Role.OF_ONE_RUN | Role.PLACED_BY_SWEEP,

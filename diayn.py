@@ -106,7 +106,7 @@ class DIAYNAgent(DrQAgent):
         return self.discriminator(features)
 
     def intrinsic_reward(self, logits: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
-        """log q_phi(z|s') - log p(z) (eq. 3) in nats, (N,): 0 at chance level, at most log K."""
+        """Return log q_phi(z|s') - log p(z) (eq. 3) in nats, (N,): 0 at chance level, at most log K."""
         return math.log(self.num_skills) - F.cross_entropy(logits, skill, reduction="none")
 
     def discriminate(

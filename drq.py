@@ -21,7 +21,7 @@ from utils import minimize, to_device
 Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device; reading one synchronizes
 
 NUM_VIEWS = 2  # the paper's M (views of obs) and K (views of next_obs)
-ROWS_MULTIPLE = 4  # of the batches that `evaluate` gives the networks
+ROWS_MULTIPLE = 4  # `evaluate` pads its rows to a multiple of this
 
 
 class Views(NamedTuple):
@@ -201,7 +201,7 @@ class DrQAgent(ActorCritic):
     def learn(self, views: Views) -> Metrics:
         """Update the networks: a function of the weights and the views, without randomness of its own."""
         actor_is_due, target_is_due = self.due()
-        with torch.no_grad():  # before the critic's step; serves the target's actions and a shared discriminator
+        with torch.no_grad():  # before the critic's step; for the target's actions and a shared discriminator
             next_features = self.critic.encoder(views.next_obs)
         reward, metrics = self.rewards(views, next_features)
         metrics |= self.update_critic(views, reward, next_features)
@@ -227,7 +227,7 @@ class DrQAgent(ActorCritic):
 
     @torch.no_grad()
     def target_q(self, views: Views, reward: torch.Tensor, next_features: torch.Tensor) -> torch.Tensor:
-        """y = r + gamma (1 - terminated) mean over K views of [min Q'(s', a') - alpha log pi(a'|s')] (eq. 2); (B,)."""
+        """Return y = r + gamma (1 - terminated) * mean over K views of [min Q' - alpha log pi(a'|s')] (eq. 2), (B,)."""
         skill = views.skill.repeat(NUM_VIEWS)
         next_action, log_prob = self.actor(next_features, skill).sample(views.next_noise)
         q1, q2 = self.critic_target(self.critic_target.encoder(views.next_obs), skill, next_action)
@@ -235,7 +235,7 @@ class DrQAgent(ActorCritic):
         return reward + self.discount * (1.0 - views.terminated) * value.view(NUM_VIEWS, -1).mean(dim=0)
 
     def critic_loss(self, views: Views, reward: torch.Tensor, next_features: torch.Tensor) -> torch.Tensor:
-        """Mean squared error to y, summed over both Qs and the M views (eq. 3; DrQ's code sums the views)."""
+        """Return the mean squared error to y, summed over both Qs and, as in DrQ's code, over the M views (eq. 3)."""
         target = self.target_q(views, reward, next_features).repeat(NUM_VIEWS)
         skill, action = views.skill.repeat(NUM_VIEWS), views.action.repeat(NUM_VIEWS, 1)
         q1, q2 = self.critic(self.critic.encoder(views.obs), skill, action)
@@ -248,8 +248,8 @@ class DrQAgent(ActorCritic):
         return {"critic_loss": loss.detach()}
 
     def actor_loss(self, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
-        """mean(alpha log pi - min Q) on the first view of obs, and log pi (B,). Only the actor gets gradients."""
-        with torch.no_grad():  # after the critic's step; serves actor and critic
+        """Return mean(alpha log pi - min Q) on the first view, and log pi (B,). Only the actor gets gradients."""
+        with torch.no_grad():  # after the critic's step; for both actor and critic
             features = self.critic.encoder(views.obs[: len(views.reward)])
         action, log_prob = self.actor(features, views.skill).sample(views.noise)
         with frozen(self.critic):
@@ -257,7 +257,7 @@ class DrQAgent(ActorCritic):
         return (self.log_alpha.detach().exp() * log_prob - torch.min(q1, q2)).mean(), log_prob
 
     def alpha_loss(self, log_prob: torch.Tensor) -> torch.Tensor:
-        """mean(alpha (-log pi - target entropy)) (SAC, eq. 18). Only the temperature gets gradients."""
+        """Return mean(alpha (-log pi - target entropy)) (SAC, eq. 18). Only the temperature gets gradients."""
         return (self.log_alpha.exp() * (-log_prob.detach() - self.target_entropy)).mean()
 
     def update_actor_and_alpha(self, views: Views) -> Metrics:

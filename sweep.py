@@ -1,4 +1,4 @@
-# PYTHON_ARGCOMPLETE_OK (shells complete flags: README.md)
+# PYTHON_ARGCOMPLETE_OK (shells complete flags: docs/running.md)
 """Train every combination of the values given for train.py's flags, several runs at a time, on Ray.
 
 python sweep.py --env cartpole_swingup walker_walk --seed 1 2 3 --num_skills 0 10

@@ -1,4 +1,4 @@
-# PYTHON_ARGCOMPLETE_OK (shell completion of flags: docs/outputs.md)
+# PYTHON_ARGCOMPLETE_OK (shell completion of flags: docs/running.md)
 """Train DrQ, with DIAYN skills or without, on a DeepMind Control Suite task seen as pixels.
 
 `python train.py --help` lists every flag; docs/outputs.md explains what a run writes. The loop is in running/loop.py.
@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from running.loop import train
                 from running.start import open_run
             run = open_run(config, renderer)
-        except (UserError, RenderingError) as error:
+        except (UserError, RenderingError, KeyboardInterrupt) as error:
+            if stop.number is not None:  # the interrupted import of a C extension raises ImportError
+                print("stopped before the run started", file=sys.stderr)
+                return stop.exit_code
             return _failed(str(error), 2)
-        except KeyboardInterrupt:
-            print("stopped before the run started", file=sys.stderr)
-            return stop.exit_code
         resume = f"resume with: {run.resume_command}"
         try:
             run.stop, stop.listening = stop, True

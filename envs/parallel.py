@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from errors import RenderingError, SimulationError
+from errors import SimulationError
 
 EvalEnvs = AsyncVectorEnv | SyncVectorEnv  # of HoldAfterEnd
 MAX_EVAL_ENVS = 16  # environments in one process; each has its own rendering context
@@ -65,11 +65,11 @@ class HoldAfterEnd(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndar
     def picture(self, height: int, width: int) -> np.ndarray | str | None:
         """Return the current scene, uint8 RGB `(height, width, 3)`, or None unless `recording`.
 
-        If drawing fails, return the error message: an exception would end the worker process.
+        If drawing fails, return the error message: a video that fails must not end the evaluation.
         """
         try:
             return self.env.render(height, width) if self.recording else None  # type: ignore[call-arg, return-value]
-        except RenderingError as error:
+        except Exception as error:
             return str(error)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 from pathlib import Path
 
@@ -174,7 +173,7 @@ def test_time_shares(prepare: Prepare) -> None:
 def test_resume_command(prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths below the working directory are shown relative to it, and odd names are quoted."""
     run = prepare().run
-    monkeypatch.setattr(shutil, "which", lambda name: sys.executable)
+    monkeypatch.setattr("shutil.which", lambda name: sys.executable)
     monkeypatch.chdir(ROOT)
     assert run.resume_command == f"python train.py --resume {run.folder}"
     run.folder = tmp_path / "a b"
