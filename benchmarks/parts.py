@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.support.oracle import FullStackReplay
 
 from benchmarks.contest import Row, contest, milliseconds, timing
 from benchmarks.update import FRAME_SHAPE, OBS_SHAPE, filled_buffers, make_agent, make_oracle
@@ -31,6 +30,7 @@ from running.loop import train
 from running.run import Run
 from running.start import open_run
 from running.state import save_checkpoint
+from tests.support.oracle import FullStackReplay
 
 
 def bench_replay(args: argparse.Namespace) -> Iterator[Row]:

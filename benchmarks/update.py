@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from augmentations import RandomShift
-from tests.support.oracle import FullStackReplay, OracleAgent
 from torch import nn
 
+from augmentations import RandomShift
 from benchmarks.contest import Row, contest
 from diayn import DIAYNAgent
 from drq import DrQAgent
 from logger import Meters
 from replay_buffer import ReplayBuffer
 from running.columns import update_metrics
+from tests.support.oracle import FullStackReplay, OracleAgent
 
 OBS_SHAPE = (9, 84, 84)
 FRAME_SHAPE = (3, 84, 84)
