@@ -38,11 +38,10 @@ LAYERS = (
     ("evaluation.load",),
     ("evaluation.compose", "evaluation.imitate"),
     ("evaluation.command",),
-    ("sweeping.record", "sweeping.preflight"),
+    ("sweeping.record",),
     ("sweeping.view", "sweeping.ray_cluster", "sweeping.plan"),
     ("sweeping.driver",),
     ("benchmarks.contest",),
-    ("benchmarks.update",),
     ("benchmarks.parts",),
     ("train", "evaluate", "plot", "sweep", "benchmark"),
 )
@@ -62,8 +61,8 @@ DEFERRED = {
     "console.arguments": {"argcomplete"},
     "dmc": {"dm_control"},
     "evaluate": {"evaluation.command"},
-    "sweep": {"sweeping"},
-    "sweeping.plan": {"sweeping"},
+    "sweep": {"sweeping.driver"},
+    "sweeping.plan": {"envs.make", "replay_buffer", "running.checkpoint"},
     "train": {"running.loop", "running.start"},
 }
 OF_THE_METHOD = ("networks", "augmentations", "drq", "diayn")
