@@ -46,7 +46,7 @@ LAYERS = (
     ("train", "evaluate", "plot", "sweep", "benchmark"),
 )
 COMMANDS = LAYERS[-1]
-PACKAGES = ("benchmarks", "console", "envs", "evaluation", "running", "sweeping")
+PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py")))
 
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
@@ -213,7 +213,7 @@ def test_modules_and_classes_are_small(module: str) -> None:
 
 
 def test_few_modules_at_the_top() -> None:
-    assert len(list(ROOT.glob("*.py"))) <= 17
+    assert len(list(ROOT.glob("*.py"))) <= 17, "put it into a package, or raise the limit and say why"
 
 
 def test_tests_do_not_import_tests() -> None:
