@@ -75,7 +75,7 @@ class Config:
 
     env: str = task(
         "cartpole_swingup",
-        "task of dm_control.suite, as domain_task (python dmc.py --tasks), or gym:ID, one of gymnasium's",
+        "dm_control.suite task, as domain_task (python dmc.py --tasks), or gym:ID for a Gymnasium environment",
         Role.INHERITED,
         alias="task",
     )
@@ -209,7 +209,7 @@ class Config:
 
     eval_frequency: int = outputs(
         5000,
-        "agent steps between evaluations, which wait for the episode's end; one more ends the run; 0: no evaluations",
+        "agent steps between evaluations, each at the next end of an episode; also one when the run ends. 0: never",
         Role.RESUMABLE,
         low=0,
     )

@@ -27,7 +27,14 @@ from tqdm import tqdm
 
 from errors import LogError
 from replay_buffer import NO_SKILL
-from running.columns import CONSOLE, CSV_FILES, EPISODE_COLUMNS, EVAL_SKILL_COLUMNS, csv_columns, update_metrics
+from running.columns import (
+    CONSOLE,
+    EPISODE_COLUMNS,
+    EVAL_SKILL_COLUMNS,
+    REQUIRED_CSV_FILES,
+    csv_columns,
+    update_metrics,
+)
 
 Row = dict[str, Any]
 
@@ -88,9 +95,10 @@ class CsvFile:
 def check_beginning(path: Path, columns: Sequence[str], keep: int) -> None:
     """Raise LogError unless the first `keep` bytes of a CSV file are complete rows with these columns."""
     beginning = path.read_bytes()[:keep] if path.is_file() else b""
-    header = f"{','.join(columns)}\n".encode()
-    if len(beginning) < keep or not beginning.startswith(header) or not beginning.endswith(b"\n"):
+    if len(beginning) < keep or not beginning.endswith(b"\n"):
         raise LogError(f"{path} differs from what the checkpoint recorded; restore a copy, or start a new run")
+    if not beginning.startswith(f"{','.join(columns)}\n".encode()):
+        raise LogError(f"{path} has other columns; use the version of the program that wrote it, or start a new run")
 
 
 class Meters:
@@ -287,7 +295,8 @@ class Logger:
     def evaluation(self, episode: int, step: int, results: Sequence[Episode], skills: Sequence[Row] = ()) -> None:
         """Log an evaluation: its episodes, and a row of skills.csv for each skill.
 
-        The means over skills weight every skill equally, as p(z) does, however long its episodes are.
+        The means over skills weight every skill equally, as p(z) does, however long its episodes are. A measure may be
+        missing or None for some skills: the mean is over the others, and empty if there are none.
 
         Args:
             episode: number of training episodes finished before it.
@@ -298,13 +307,14 @@ class Logger:
         mean_return = sum(result.extrinsic_reward for result in results) / len(results)
         row: Row = {"episode": episode, "step": step, "episode_reward": mean_return}
         if skills:
-            row |= {name: sum(skill[name] for skill in skills) / len(skills) for name in EVAL_SKILL_COLUMNS}
+            row |= {name: _mean(skill.get(name) for skill in skills) for name in EVAL_SKILL_COLUMNS}
         self._files["eval.csv"].write(row)
         duration = sum(result.duration for result in results)
-        self._tensorboard.scalars("eval", {**_without(row, "episode", "step"), "duration": duration}, step)
+        figures = {**_without(row, "episode", "step"), "duration": duration}
+        self._tensorboard.scalars("eval", _present(figures), step)
         for skill in skills:
             self._files["skills.csv"].write({"step": step, **skill})
-            figures = {name: value for name, value in skill.items() if value is not None}
+            figures = _present(skill)
             figures["episode_reward"] = figures.pop("episode_extrinsic_reward")
             tags = {f"{n}/skill_{skill['skill_id']}": v for n, v in _without(figures, "skill_id", "episodes").items()}
             self._tensorboard.scalars("eval", tags, step)
@@ -365,7 +375,7 @@ class Logger:
 
 def check_state(state: Mapping[str, Any]) -> None:
     """Raise KeyError, TypeError, ValueError, AttributeError or RuntimeError if `state` is no Logger's `state_dict`."""
-    position = {name: state["position"][name] for name in CSV_FILES} | state["position"]
+    position = {name: state["position"][name] for name in REQUIRED_CSV_FILES} | state["position"]
     if not all(type(size) is int and size >= 0 for size in position.values()):
         raise ValueError("lengths of log files")
     meters = Meters(update_metrics(with_skills=True))
@@ -377,6 +387,16 @@ def _check_declared(names: Iterable[str], declared: Sequence[str], kind: str) ->
     unknown = [name for name in names if name not in declared]
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: no such {kind}; declare it in running/columns.py")
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None if there are none."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _present(row: Mapping[str, Any]) -> Row:
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _without(row: Mapping[str, Any], *columns: str) -> Row:

@@ -35,8 +35,8 @@ OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.FINE_TUNING)) - {"num_skills"
 NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # flags that always differ between DrQ and DIAYN
 CONFIDENCE = 0.95
 SEEDS_FOR_INTERVAL = 5  # with fewer, a bootstrap gives little more than the lowest and highest value
-COLOURS = [f"C{number}" for number in range(10)]
-STYLES = ("-", "--", "-.")  # the next one when the colours repeat
+COLORS = [f"C{number}" for number in range(10)]
+STYLES = ("-", "--", "-.")  # the next one when the colors repeat
 LOWEST_BOUND = -1.0  # nats, of the axis; an untrained discriminator is overconfident by far more
 
 
@@ -81,7 +81,7 @@ class Group:
 
     label: str
     runs: list[Run]
-    colour: str
+    color: str
     style: str
 
 
@@ -172,8 +172,8 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
         shown = sorted((differing(runs) - NAMED_BY_KIND - OF_SKILLS) | differing(kin))
         words = ", ".join(f"{name} {group[0].settings[name]}" for name in shown)
         label = f"{kind} ({words})" if words else kind
-        again, colour = divmod(number, len(COLOURS))
-        groups.append(Group(label, one_for_each_seed(group), COLOURS[colour], STYLES[again % len(STYLES)]))
+        again, color = divmod(number, len(COLORS))
+        groups.append(Group(label, one_for_each_seed(group), COLORS[color], STYLES[again % len(STYLES)]))
     return groups
 
 
@@ -251,19 +251,19 @@ def draw_curves(
 ) -> pd.DataFrame:
     """Draw each group's curve over its seeds of a column of eval.csv, and return the numbers.
 
-    `levels` are heights of horizontal lines, which are labelled with `level_name`.
+    `levels` are heights of horizontal lines, which are labeled with `level_name`.
     """
     drawn, most = [], 0
     for group in groups:
         curves = [run.evaluations.groupby("step")[column].last() for run in group.runs]
         summary = over_seeds(curves)
         label = f"{group.label}: {len(curves)} seed" + ("s, mean; each one thin" if len(curves) > 1 else "")
-        look: dict[str, Any] = {"color": group.colour, "ls": group.style}
+        look: dict[str, Any] = {"color": group.color, "ls": group.style}
         most = max(most, len(curves))
         axes.plot(summary["frame"], summary["mean"], **look, marker=".", label=label)
-        axes.fill_between(summary["frame"], summary["low"], summary["high"], color=group.colour, alpha=0.25, lw=0)
+        axes.fill_between(summary["frame"], summary["low"], summary["high"], color=group.color, alpha=0.25, lw=0)
         if len(curves) > 3:  # with fewer it equals the mean
-            axes.plot(summary["frame"], summary["interquartile_mean"], color=group.colour, ls=":")
+            axes.plot(summary["frame"], summary["interquartile_mean"], color=group.color, ls=":")
         if len(curves) > 1:
             for single in curves:
                 axes.plot(single.index, single, **look, lw=0.8, alpha=0.5)
@@ -293,8 +293,8 @@ def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
 def draw_skill_returns(axes: Axes, run: Run) -> None:
     """Draw the return of each skill of one run."""
     for skill, table in run.skills.groupby("skill_id"):
-        colour = COLOURS[int(skill) % 10]
-        axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", ms=2, lw=1, color=colour, label=f"{skill}")
+        color = COLORS[int(skill) % 10]
+        axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", ms=2, lw=1, color=color, label=f"{skill}")
     _finish(axes, f"return of each skill of {run.folder.name}", legend_columns=2)
 
 
@@ -304,7 +304,7 @@ def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
         for run in group.runs:
             last = run.skills[run.skills["step"] == run.skills["step"].max()]
             rewards = last["mutual_information_bound"], last["episode_extrinsic_reward"]
-            axes.scatter(*rewards, color=group.colour, s=14)
+            axes.scatter(*rewards, color=group.color, s=14)
     _finish(axes, "return of a skill, last evaluation", x="its intrinsic reward, nats per agent step")
 
 

@@ -146,9 +146,9 @@ def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     for number, line in enumerate(lines, start=1):
         where = (int(8 * scale), int(30 * scale * number))
         edges = [(where[0] + x, where[1] + y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
-        for colour, places in (((0, 0, 0), edges), ((255, 255, 255), [where])):
+        for color, places in (((0, 0, 0), edges), ((255, 255, 255), [where])):
             for place in places:
-                cv2.putText(image, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.85 * scale, colour, 1, cv2.LINE_AA)
+                cv2.putText(image, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.85 * scale, color, 1, cv2.LINE_AA)
     return image
 
 
@@ -178,7 +178,7 @@ def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
             for frame in islice(read_video(path), None, None, stride)
         ]
         animation.durations = [max(20, round(1000 * stride / fps))] * len(animation.frames)
-        # Level 3 does not dither areas of one colour: half the size of OpenCV's default, and the text is legible.
+        # Level 3 does not dither areas of one color: half the size of OpenCV's default, and the text is legible.
         encoded, data = cv2.imencodeanimation(".gif", animation, [cv2.IMWRITE_GIF_DITHER, 3])
         if not encoded:
             raise OSError("OpenCV could not encode the animation")

@@ -10,7 +10,7 @@ from envs.gym_env import GymPixelEnv
 from envs.pixel_env import PixelEnv
 from errors import TaskError, UserError
 
-PREFIX = "gym:"  # of --env, for Gymnasium environments
+KINDS: dict[str, Callable[..., PixelEnv]] = {"gym": GymPixelEnv}  # by the prefix of --env; suite tasks have none
 
 
 def make_environment(config: Config) -> PixelEnv:
@@ -18,9 +18,13 @@ def make_environment(config: Config) -> PixelEnv:
 
     The renderer must have been chosen before (see `envs.renderer`).
     """
-    kind: Callable[..., PixelEnv] = GymPixelEnv if config.env.startswith(PREFIX) else DMCEnv
+    prefix, colon, name = config.env.partition(":")
+    if colon and prefix not in KINDS:
+        known = ", ".join(f"{each}:" for each in KINDS)
+        raise UserError(f"--env {config.env}: unknown prefix {prefix}:; give {known} or, for a suite task, none")
     try:
-        env = kind(config.env.removeprefix(PREFIX), **config.kwargs(Role.ENVIRONMENT))
+        settings = config.kwargs(Role.ENVIRONMENT)
+        env = KINDS[prefix](name, **settings) if colon else DMCEnv(config.env, **settings)
     except TaskError as error:
         raise UserError(f"--env: {error}") from error
     longest = env.max_episode_steps

@@ -31,7 +31,7 @@ class HoldAfterEnd(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndar
     `info["unstable"]`.
     """
 
-    recording = False  # whether `picture` draws: a vector calls a method of all its environments or of none
+    recording = False  # whether `picture` draws: a vector environment calls a method on all its environments or on none
     _obs: np.ndarray
     _over: bool
 

@@ -26,7 +26,7 @@ class Trace:
     rewards: list[float] = field(default_factory=list)  # the task's, T entries
     predicted: list[int] = field(default_factory=list)  # T + 1 skills; NO_SKILL without a discriminator
     states: list[np.ndarray] = field(default_factory=list)  # of the physics, T + 1 entries; empty if there are none
-    centres: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in metres, as many as states
+    centres: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in meters, as many as states
     pictures: list[np.ndarray] = field(default_factory=list)  # newest frames, uint8 (3, H, W)
 
 

@@ -125,8 +125,8 @@ def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
     axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="Blues", interpolation=None if readable else "nearest")
     for (row, column), share in np.ndenumerate(matrix) if readable else ():
         if share >= 0.005:
-            colour = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
     axes.set(xlabel="the discriminator names skill", ylabel="skill")
     if readable:
         axes.set(xticks=range(count), yticks=range(count))

@@ -24,7 +24,7 @@ SKILL_COLUMNS = (
     *("discriminator_accuracy", "accuracy_at_start", "mutual_information_bound"),
     *("displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
 )
-CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # every run has these; skills.csv only with skills
+REQUIRED_CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # in every checkpoint, also those of older versions
 
 CONSOLE = (  # column, label and format of each part of a line: DrQ's, with DIAYN's appended
     ("episode", "E", "{}"),

@@ -89,7 +89,8 @@ def write_config(
     """
     path = folder / CONFIG_FILE
     flags = {**dataclasses.asdict(config), "resume": None}
-    record: dict[str, Any] = {"flags": flags, **_recorded_environment(config, renderer), **more}
+    environment = _recorded_environment(config, renderer)
+    record: dict[str, Any] = {"flags": flags, **environment, **more}
     if resumed_at is not None:
         before = json.loads(path.read_bytes())
         old = before.get("flags", {})
@@ -98,7 +99,7 @@ def write_config(
         _warn_of_versions(versions if isinstance(versions, dict) else {}, record["versions"])
         resumed = [
             *(resumed if isinstance(resumed, list) else []),
-            {"frame": resumed_at, "flags": changed, **_recorded_environment(config, renderer)},
+            {"frame": resumed_at, "flags": changed, **environment},
         ]
         record = {**before, **more, "flags": flags, "resumed": resumed}
     write_file(path, (json.dumps(record, indent=2) + "\n").encode())

@@ -59,7 +59,8 @@ def start_episode(run: Run) -> EpisodeInProgress:
     config, env = run.config, run.env
     started, env_state = time.perf_counter(), env.state()
     try:
-        obs, _ = env.reset(seed=config.seed if run.step == 0 else None)  # later episodes continue the random stream
+        with run.stopwatch("environment"):  # later episodes continue the random stream
+            obs, _ = env.reset(seed=config.seed if run.step == 0 else None)
     except Exception:  # restore the environment so that a checkpoint stays consistent
         env.load_state(env_state)
         raise

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from config import TYPES, Config, Role, flags_with, shown_value
+from envs.renderer import do_without_renderer
 from errors import CheckpointError, UserError
 from running.stored_config import config_from, with_template
 from sweeping.record import Sweep, Trial
@@ -101,7 +102,6 @@ def replay_buffer_bytes(config: Config) -> int:
     may have no renderer.
     """
     from envs.make import make_environment
-    from envs.renderer import do_without_renderer
     from replay_buffer import ReplayBuffer
     from running.checkpoint import read_newest
 

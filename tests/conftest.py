@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import signal
@@ -21,6 +22,7 @@ import pytest
 import torch
 
 import evaluate
+import running.folder
 import train
 from diayn import DIAYNAgent
 from envs.renderer import RendererInfo, choose_renderer
@@ -41,6 +43,15 @@ torch.set_num_threads(1)  # the tensors of the tests are too small to gain from 
 def renderer() -> RendererInfo:
     """The renderer of this machine, chosen before a test imports dm_control."""
     return choose_renderer()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def versions_read_once() -> Iterator[None]:
+    """Look up the versions for config.json only once: that takes a tenth of a second for each run that is opened."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("version", "git_commit"):
+            patch.setattr(running.folder, name, functools.cache(getattr(running.folder, name)))
+        yield
 
 
 @pytest.fixture

@@ -284,6 +284,11 @@ def test_bad_bounds(bounds: tuple[float, float]) -> None:
     assert_refused({"log_std_bounds": bounds}, "--log_std_bounds")
 
 
+def test_choices() -> None:
+    choices = {name: field.metadata["choices"] for name, field in FIELDS.items() if field.metadata["choices"]}
+    assert choices == CHOICES
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_wrong_choice(name: str) -> None:
     assert_refused({name: "nonsense"}, f"--{name}", "nonsense", *CHOICES[name])

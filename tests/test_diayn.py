@@ -35,12 +35,12 @@ def discriminator_step(agent: DIAYNAgent, next_obs: torch.Tensor, skill: torch.T
     return agent.update_discriminator(agent.classify(next_obs), skill)
 
 
-COLOURS = np.random.default_rng(0).integers(256, size=(NUM_SKILLS, OBS_SHAPE[0], 1, 1), dtype=np.uint8)
+COLORS = np.random.default_rng(0).integers(256, size=(NUM_SKILLS, OBS_SHAPE[0], 1, 1), dtype=np.uint8)
 
 
-def colour_per_skill(skill: torch.Tensor) -> torch.Tensor:
-    """Return images (N, C, H, W) of a single colour, which depends on the skill only."""
-    return torch.from_numpy(COLOURS)[skill].expand(-1, *OBS_SHAPE).contiguous()
+def color_per_skill(skill: torch.Tensor) -> torch.Tensor:
+    """Return images (N, C, H, W) of a single color, which depends on the skill only."""
+    return torch.from_numpy(COLORS)[skill].expand(-1, *OBS_SHAPE).contiguous()
 
 
 # -- the intrinsic reward ----------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_discriminator_loss_and_accuracy() -> None:
 
 @both_encoders
 def test_discriminator_learns_separable_skills(discriminator_encoder: str) -> None:
-    """Images show one colour per skill: after 50 updates it predicts the skill, and r_int is close to log K."""
+    """Images show one color per skill: after 50 updates it predicts the skill, and r_int is close to log K."""
     agent = small_diayn(
         discriminator_encoder=discriminator_encoder,
         lr=1e-4,
@@ -211,12 +211,12 @@ def test_discriminator_learns_separable_skills(discriminator_encoder: str) -> No
     )
     for update in range(50):
         batch = random_batch(16, num_skills=NUM_SKILLS, seed=update)
-        images = colour_per_skill(batch.skill)
+        images = color_per_skill(batch.skill)
         metrics = agent.update(batch._replace(obs=images, next_obs=images))
     assert metrics["discriminator_accuracy"].item() > 0.9
     assert metrics["intrinsic_reward"].item() > 0.8 * math.log(NUM_SKILLS)
     skill = torch.arange(NUM_SKILLS)
-    assert (agent.assess(colour_per_skill(skill).numpy(), skill.numpy()).predicted == skill.numpy()).all()
+    assert (agent.assess(color_per_skill(skill).numpy(), skill.numpy()).predicted == skill.numpy()).all()
 
 
 def test_lr_discriminator_applies_to_the_discriminator_only() -> None:

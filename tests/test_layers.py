@@ -38,16 +38,15 @@ LAYERS = (
     ("evaluation.load",),
     ("evaluation.compose", "evaluation.imitate"),
     ("evaluation.command",),
-    ("sweeping.record", "sweeping.preflight"),
+    ("sweeping.record",),
     ("sweeping.view", "sweeping.ray_cluster", "sweeping.plan"),
     ("sweeping.driver",),
     ("benchmarks.contest",),
-    ("benchmarks.update",),
     ("benchmarks.parts",),
     ("train", "evaluate", "plot", "sweep", "benchmark"),
 )
 COMMANDS = LAYERS[-1]
-PACKAGES = ("benchmarks", "console", "envs", "evaluation", "running", "sweeping")
+PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py")))
 
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
@@ -62,8 +61,8 @@ DEFERRED = {
     "console.arguments": {"argcomplete"},
     "dmc": {"dm_control"},
     "evaluate": {"evaluation.command"},
-    "sweep": {"sweeping"},
-    "sweeping.plan": {"sweeping"},
+    "sweep": {"sweeping.driver"},
+    "sweeping.plan": {"envs.make", "replay_buffer", "running.checkpoint"},
     "train": {"running.loop", "running.start"},
 }
 OF_THE_METHOD = ("networks", "augmentations", "drq", "diayn")
@@ -209,12 +208,12 @@ def test_updates_do_not_wait_for_the_device(module: str) -> None:
 def test_modules_and_classes_are_small(module: str) -> None:
     assert len(FILES[module].read_text().splitlines()) <= 450
     for node in tree(module).body:
-        if isinstance(node, ast.ClassDef) and node.name != "Config":  # Config is the table of flags
+        if isinstance(node, ast.ClassDef):
             assert (node.end_lineno or 0) - node.lineno + 1 <= 220, node.name
 
 
 def test_few_modules_at_the_top() -> None:
-    assert len(list(ROOT.glob("*.py"))) <= 17
+    assert len(list(ROOT.glob("*.py"))) <= 17, "put it into a package, or raise the limit and say why"
 
 
 def test_tests_do_not_import_tests() -> None:

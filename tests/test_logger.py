@@ -204,6 +204,19 @@ def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
     ]
 
 
+def test_measures_that_skills_lack(make_logger: MakeLogger, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mean is over the skills that have it; if none does, the cell is empty and the console shows "-"."""
+    rows = skill_rows()
+    rows[0]["discriminator_accuracy"] = None
+    for row in rows:
+        del row["mutual_information_bound"]
+    make_logger(with_skills=True).evaluation(7, 2800, eval_results(), rows)
+    (row,) = table(tmp_path, "eval").to_dict("records")
+    assert row["discriminator_accuracy"] == rows[1]["discriminator_accuracy"]
+    assert np.isnan(row["mutual_information_bound"])
+    assert "| MI: -" in capsys.readouterr().out
+
+
 def test_eval_row_without_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
     make_logger().evaluation(7, 2800, [Episode(1.0, 10.0, length=5), Episode(1.0, 20.0, length=15)])
     assert table(tmp_path, "eval").to_dict("records") == [{"episode": 7, "step": 2800, "episode_reward": 15.0}]
@@ -245,9 +258,10 @@ def test_an_existing_file_is_cut_back_and_appended_to(tmp_path: Path) -> None:
     keep = file.position()
     file.write({"two": 2})
     file.close()
-    for other, known, length in ((tmp_path / "none.csv", columns, keep), (path, ("one", "three"), keep)):
-        with pytest.raises(LogError, match="differs from what the checkpoint recorded"):
-            check_beginning(other, known, length)
+    with pytest.raises(LogError, match="differs from what the checkpoint recorded"):
+        check_beginning(tmp_path / "none.csv", columns, keep)
+    with pytest.raises(LogError, match=r"a\.csv has other columns; use the version of the program that wrote it"):
+        check_beginning(path, ("one", "three"), keep)
     for length in (keep - 1, 1000):  # within a row, and beyond the end
         with pytest.raises(LogError, match=r"a\.csv differs"):
             check_beginning(path, columns, length)

@@ -216,10 +216,10 @@ def test_two_fine_tunings_of_one_seed_are_two_samples(make_run: MakeRun, tmp_pat
     assert numbers(tmp_path / "out")["seeds"].tolist() == [2, 2]
 
 
-def test_more_groups_than_colours_look_different(make_run: MakeRun, tmp_path: Path) -> None:
+def test_more_groups_than_colors_look_different(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(f"run{number}", [1.0, 2.0], batch_size=number) for number in range(1, 14)]
     groups = plot.make_groups([run for folder in runs if (run := plot.read_run(folder)) is not None])
-    assert len({(group.colour, group.style) for group in groups}) == 13
+    assert len({(group.color, group.style) for group in groups}) == 13
 
 
 def test_distances_of_one_episode_a_skill(make_run: MakeRun) -> None:

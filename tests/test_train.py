@@ -18,7 +18,7 @@ import torch
 
 import train
 from drq import DrQAgent
-from errors import RenderingError
+from errors import RenderingError, UserError
 from replay_buffer import Batch
 from running.checkpoint import Checkpoints
 from tests.support.disk import copy_of, failing, no_space
@@ -75,13 +75,23 @@ def test_a_signal_stops_the_run(
     assert last.endswith(f" --resume {file.parent}")
 
 
+@pytest.mark.parametrize("in_an_import", [False, True])
 def test_a_signal_before_the_run_starts(
-    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_an_import: bool,
+    fakes: Fakes,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nothing is left behind."""
+    """Nothing is left behind. A C extension whose import is interrupted raises ImportError."""
 
     def interrupted() -> Any:
-        signal.raise_signal(signal.SIGTERM)
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            if in_an_import:
+                raise UserError("a package cannot be loaded") from None
+            raise
 
     fakes()
     monkeypatch.setattr(train, "choose_renderer", interrupted)

@@ -27,17 +27,17 @@ ORANGE, TEAL, VIOLET = (
     (20, 140, 150),
     (120, 40, 200),
 )  # swapped channels show
-TOLERANCE = 12  # H.264 and GIF palettes change colours a little
+TOLERANCE = 12  # H.264 and GIF palettes change colors a little
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def plain(colour: Sequence[int], height: int = SIZE, width: int = SIZE) -> np.ndarray:
-    return np.full((height, width, 3), colour, np.uint8)
+def plain(color: Sequence[int], height: int = SIZE, width: int = SIZE) -> np.ndarray:
+    return np.full((height, width, 3), color, np.uint8)
 
 
-def clip(frames: int, colour: Sequence[int] = ORANGE) -> list[np.ndarray]:
-    """Return frames of one colour with a bright bar whose height is the frame's number."""
-    pictures = [plain(colour) for _ in range(frames)]
+def clip(frames: int, color: Sequence[int] = ORANGE) -> list[np.ndarray]:
+    """Return frames of one color with a bright bar whose height is the frame's number."""
+    pictures = [plain(color) for _ in range(frames)]
     for number, picture in enumerate(pictures):
         picture[: round(SIZE * number / frames), -8:] = 255
     return pictures
@@ -61,10 +61,10 @@ def read(path: Path) -> list[np.ndarray]:
     return frames
 
 
-def has_colour(picture: np.ndarray, colour: Sequence[int]) -> bool:
-    """Return whether the middle of the picture has that colour."""
+def has_color(picture: np.ndarray, color: Sequence[int]) -> bool:
+    """Return whether the middle of the picture has that color."""
     middle = picture[picture.shape[0] // 4 : -picture.shape[0] // 4, picture.shape[1] // 4 : -picture.shape[1] // 4]
-    return bool(np.abs(middle.reshape(-1, 3).mean(0) - colour).max() < TOLERANCE)
+    return bool(np.abs(middle.reshape(-1, 3).mean(0) - color).max() < TOLERANCE)
 
 
 def names(folder: Path) -> list[str]:
@@ -74,17 +74,17 @@ def names(folder: Path) -> list[str]:
 # -- recording ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("colour", [ORANGE, TEAL])
+@pytest.mark.parametrize("color", [ORANGE, TEAL])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
 def test_opencv_reads_back_what_was_recorded(
-    height: int, width: int, colour: tuple[int, int, int], tmp_path: Path
+    height: int, width: int, color: tuple[int, int, int], tmp_path: Path
 ) -> None:
-    path = write(tmp_path / "video", "4000_skill3", [plain(colour, height, width)] * 17)
+    path = write(tmp_path / "video", "4000_skill3", [plain(color, height, width)] * 17)
     assert path == tmp_path / "video" / "4000_skill3.mp4"
     assert names(tmp_path) == ["4000_skill3.mp4", "video"]
     frames = read(path)
     assert [frame.shape for frame in frames] == [(height, width, 3)] * 17
-    assert all(has_colour(frame, colour) for frame in frames)
+    assert all(has_color(frame, color) for frame in frames)
 
 
 def test_frames_keep_their_order(tmp_path: Path) -> None:
@@ -132,18 +132,18 @@ def test_recorder_knows_whether_it_records(tmp_path: Path) -> None:
 
 def test_recorders_work_side_by_side(tmp_path: Path) -> None:
     """As in an evaluation of several skills."""
-    colours = (ORANGE, TEAL, VIOLET)
-    recorders = [VideoRecorder(tmp_path, FPS) for _ in colours]
+    colors = (ORANGE, TEAL, VIOLET)
+    recorders = [VideoRecorder(tmp_path, FPS) for _ in colors]
     for number, recorder in enumerate(recorders):
         recorder.start(str(number))
     for _ in range(5):
-        for recorder, colour in zip(recorders, colours, strict=True):
-            recorder.record(plain(colour))
+        for recorder, color in zip(recorders, colors, strict=True):
+            recorder.record(plain(color))
     paths = [recorder.stop() for recorder in recorders]
     assert paths == [tmp_path / f"{number}.mp4" for number in range(3)]
-    for path, colour in zip(paths, colours, strict=True):
+    for path, color in zip(paths, colors, strict=True):
         assert path is not None
-        assert [has_colour(frame, colour) for frame in read(path)] == [True] * 5
+        assert [has_color(frame, color) for frame in read(path)] == [True] * 5
 
 
 def test_without_a_frame_there_is_no_file(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_tile_shows_all_videos_until_the_longest_ends(
         cells = [half for strip in np.split(frame, rows) for half in np.split(strip, columns, axis=1)]
         wanted = [TEAL if time < length - 1 else ORANGE for length in lengths]
         wanted += [(0, 0, 0)] * (len(cells) - number)
-        assert all(has_colour(cell, colour) for cell, colour in zip(cells, wanted, strict=True))
+        assert all(has_color(cell, color) for cell, color in zip(cells, wanted, strict=True))
     assert not [name for name in names(tmp_path) if "partial" in name]
 
 
@@ -392,7 +392,7 @@ def test_gif_clip_plays_as_long_as_the_video(frames: int, fps: float, kept: int,
     assert len(pictures) == kept <= video.CLIP_FRAMES
     side = SIZE * video.CLIP_SIZE // video.VIDEO_SIZE
     assert {picture.shape for picture, _ in pictures} == {(height, width, 3)} == {(side, side, 3)}
-    assert all(has_colour(picture, VIOLET) for picture, _ in pictures)
+    assert all(has_color(picture, VIOLET) for picture, _ in pictures)
     assert sum(duration for _, duration in pictures) / 1000 == pytest.approx(frames / fps, rel=0.1)
     bars = [int((picture[:, -2].min(axis=1) > 200).sum()) for picture, _ in pictures]
     assert bars == sorted(bars)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import re
 import shlex
@@ -150,8 +152,10 @@ def test_several_values() -> None:
 @fuzz(250)
 @given(words=command_lines())
 def test_any_command_line(words: list[str]) -> None:
-    """It gives a Config within every limit, or is refused in one line."""
-    parsed(words)
+    """It gives a Config within every limit that can be stored as JSON, or is refused in one line."""
+    config = parsed(words)
+    if config is not None:
+        assert json.loads(json.dumps(dataclasses.asdict(config)))["seed"] == config.seed
 
 
 # -- help and completion -----------------------------------------------------------------------------------------------

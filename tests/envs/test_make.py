@@ -45,6 +45,7 @@ def test_flags_reach_the_environment(env: str) -> None:
     [
         ({"env": "walker_rum"}, r"--env: .*'walker_rum'; did you mean walker_run"),
         ({"env": "gym:Nothing-v0"}, r"--env: gymnasium cannot make 'Nothing-v0'"),
+        ({"env": "pont:reach"}, r"--env pont:reach: unknown prefix pont:; give gym: or"),
         ({"env": "lqr_lqr_2_1"}, r"--env lqr_lqr_2_1 has no time limit of its own; give --time_limit"),
         (
             {"action_repeat": 4, "replay_buffer_capacity": 249},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +170,22 @@ def test_time_shares(prepare: Prepare) -> None:
     assert sum(shares.values()) == pytest.approx(1.0)
     lab.env.render_seconds = 1e9
     assert run.time_shares()["environment"] == 0
+
+
+def test_resetting_the_environment_counts_as_environment(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the rendering of a reset is not taken from the time of the steps."""
+    run = prepare().run
+    reset = run.env.reset
+
+    def slow(**options: Any) -> Any:
+        run.env.render_seconds += 0.05
+        time.sleep(0.1)
+        return reset(**options)
+
+    monkeypatch.setattr(run.env, "reset", slow)
+    run.in_progress = start_episode(run)
+    assert run.stopwatch.seconds["environment"] >= 0.1
+    assert run.time_shares()["environment"] > 0
 
 
 def test_resume_command(prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,45 @@ from running.checkpoint import FOLDER, Checkpoints
 from running.state import likely_cause, save_checkpoint
 from tests.support.disk import copy_of, load_piece, put_file, saved, snapshot
 from tests.support.fuzz import fuzz
-from tests.support.labs import FINISHED_FILES, Prepare, same
+from tests.support.labs import FINISHED_FILES, FINISHED_STEPS, Prepare, same
 from tests.support.program import assert_refused, can_open, resume
+
+# -- names in a checkpoint ---------------------------------------------------------------------------------------------
+
+
+ENCODER = [f"encoder.convs.{number}" for number in (0, 2, 4, 6)]
+HEAD = ["head.0", "head.1"]
+NETWORKS = {  # the layers that have parameters
+    "actor": [*HEAD, "skill.table", "policy.0", "policy.2", "policy.4"],
+    "critic": [*ENCODER, *HEAD, "skill.table", *(f"{q}.{number}" for q in ("q1", "q2") for number in (0, 2, 4))],
+    "discriminator": [*ENCODER, *HEAD, "classifier.0", "classifier.2", "classifier.4"],
+}
+
+
+def test_the_names_in_a_state_stay(finished: Path) -> None:
+    """Other names would need a new number of the format: checkpoints of earlier versions could not be resumed."""
+    state = load_piece(finished / FOLDER / "state_4.pt")
+    parts = {"flags", "counters", "agent", "replay_buffer", "random", "action_space", "skills", "environment"}
+    assert state.keys() == parts | {"underway", "logs", "stopwatch", "render_seconds"}
+    assert state["counters"] == {
+        "frames_before": 0,
+        "step": FINISHED_STEPS,
+        "episode": 2,
+        "evaluated": -1,
+        "scheduled": -1,
+        "learning_from": 10,
+    }
+    assert state["underway"].keys() == {"skill", "obs", "seconds", "extrinsic_reward", "actions", "action"}
+    assert len(state["underway"]["actions"]) == 5
+    agent = state["agent"]
+    assert agent.keys() == {*("modules", "optimizers", "log_alpha", "num_updates"), *("generator", "device", "skill")}
+    layers = {name: list(dict.fromkeys(key.rpartition(".")[0] for key in agent["modules"][name])) for name in NETWORKS}
+    assert layers == NETWORKS
+    assert agent["modules"].keys() == {*NETWORKS, "critic_target"}
+    assert state["logs"].keys() == {"position", "meters"}
+    assert state["stopwatch"].keys() == {"elapsed", "seconds"}
+    assert state["random"].keys() >= {"python", "numpy", "torch"}
+
 
 # -- crafted states ----------------------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class EmulatedCuda:
         self.captures = 0
 
     @contextlib.contextmanager
-    def graph(self, graph: EmulatedGraph, pool: Any = None) -> Iterator[None]:
+    def graph(self, graph: EmulatedGraph) -> Iterator[None]:
         self.captures += 1
         with graph.tape:
             yield
@@ -91,7 +91,6 @@ def emulate_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
     emulated = EmulatedCuda()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", EmulatedGraph)
     monkeypatch.setattr(torch.cuda, "graph", emulated.graph)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "Stream", EmulatedStream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", EmulatedStream)

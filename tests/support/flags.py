@@ -63,6 +63,7 @@ CHOICES = {
     "augmentation": ("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none"),
     "benchmark": ("planet", "dreamer"),
     "discriminator_encoder": ("shared", "separate"),
+    "finetune_critic": ("pretrained", "scratch"),
     "precision": ("fp32", "bf16"),
     "temperature": ("auto", "fixed", "learned"),
 }

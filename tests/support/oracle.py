@@ -354,6 +354,10 @@ class FullStackReplay:
         return Batch(*(torch.as_tensor(getattr(self, field)[rows], device=self.device) for field in Batch._fields))
 
 
+METRICS = (  # that the oracle computes; an agent may have more
+    *("batch_reward", "critic_loss", "actor_loss", "actor_entropy", "actor_target_entropy", "alpha_loss"),
+    *("alpha_value", "discriminator_loss", "discriminator_accuracy", "intrinsic_reward"),
+)
 OBS_SHAPE, ACTION_DIM = (6, 24, 28), 2  # not square, to detect transposed images
 SMALL: dict[str, Any] = {"device": "cpu", "encoder_feature_dim": 8, "hidden_dim": 16}
 SMALL_DIAYN: dict[str, Any] = {
