@@ -286,10 +286,9 @@ class Logger:
             row |= {"skill_id": result.skill, "episode_intrinsic_reward_sum": result.intrinsic_reward_sum}
         self._files["train.csv"].write(row)
         self._episode("train", number, step, result)
-        tags = _without(row, "episode", "step", "skill_id")
-        if self._with_skills:
-            tags[f"episode_intrinsic_reward_sum/skill_{result.skill}"] = result.intrinsic_reward_sum
-        self._tensorboard.scalars("train", tags, step)
+        skill_tag = f"episode_intrinsic_reward_sum/skill_{result.skill}"
+        tags = {skill_tag: result.intrinsic_reward_sum} if self._with_skills else {}
+        self._tensorboard.scalars("train", tags | _without(row, "episode", "step", "skill_id"), step)
         self._console("train", dict.fromkeys(self._metrics) | row)
 
     def evaluation(self, episode: int, step: int, results: Sequence[Episode], skills: Sequence[Row] = ()) -> None:
