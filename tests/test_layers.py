@@ -28,7 +28,7 @@ LAYERS = (
     ("dmc", "envs.gym_env"),
     ("envs.make",),
     ("logger", "video"),
-    ("evaluation.play",),
+    ("evaluation.play", "evaluation.figures"),
     ("evaluation.skill_report",),
     ("evaluation.evaluate_skills",),
     ("running.checkpoint", "running.folder"),
