@@ -19,6 +19,7 @@ def make_environment(config: Config) -> PixelEnv:
     The renderer must have been chosen before (see `envs.renderer`).
     """
     prefix, colon, name = config.env.partition(":")
+    kind: Callable[..., PixelEnv]
     if not colon:
         kind, name = DMCEnv, config.env
     elif prefix in KINDS:
