@@ -19,16 +19,7 @@ def make_environment(config: Config) -> PixelEnv:
     The renderer must have been chosen before (see `envs.renderer`).
     """
     prefix, colon, name = config.env.partition(":")
-<<<<<<< HEAD
     if colon and prefix not in KINDS:
-=======
-    kind: Callable[..., PixelEnv]
-    if not colon:
-        kind, name = DMCEnv, config.env
-    elif prefix in KINDS:
-        kind = KINDS[prefix]
-    else:
->>>>>>> contrib-fixes
         known = ", ".join(f"{each}:" for each in KINDS)
         raise UserError(f"--env {config.env}: unknown prefix {prefix}:; give {known} or, for a suite task, none")
     try:
