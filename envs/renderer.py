@@ -19,6 +19,11 @@ BACKENDS = ("egl", "osmesa")  # tried in this order if MUJOCO_GL is unset
 SOFTWARE_RENDERERS = re.compile("llvmpipe|softpipe|swrast|osmesa", re.IGNORECASE)
 INSTALL_HINT = "apt-get install libegl1 libgl1 libgl1-mesa-dri libglib2.0-0, or a GPU driver with EGL"
 PROBE_TIMEOUT = 120  # seconds
+# What users set and a renderer may fail for.
+VARIABLES = (
+    *("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "EGL_DEVICE_ID", "EGL_PLATFORM"),
+    *("__EGL_VENDOR_LIBRARY_FILENAMES", "__EGL_VENDOR_LIBRARY_DIRS", "MESA_LOADER_DRIVER_OVERRIDE", "GALLIUM_DRIVER"),
+)
 
 # Draws one frame in a separate process, because a broken OpenGL may abort the process that uses it. The scene is a box
 # in front of a dark background: a working renderer cannot give a picture of one color.
@@ -64,7 +69,8 @@ def choose_renderer() -> RendererInfo:
         except RenderingError as error:
             failures.append(str(error))
     problem = "MUJOCO_GL, set by you, does not render" if wanted else "no OpenGL renderer works"
-    hint = f"unset MUJOCO_GL, or {INSTALL_HINT}" if wanted else INSTALL_HINT
+    users = [f"{name} ({os.environ[name]})" for name in VARIABLES if os.environ.get(name)]
+    hint = f"unset {', '.join(users)}, or {INSTALL_HINT}" if users else INSTALL_HINT
     raise RenderingError(f"{problem} [{'; '.join(failures)}]; try: {hint}")
 
 

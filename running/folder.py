@@ -20,6 +20,7 @@ import torch
 
 from config import Config, folder_name
 from envs.renderer import RendererInfo
+from errors import one_line
 from running.atomic_files import write_file
 from running.stored_config import CONFIG_FILE
 
@@ -95,8 +96,8 @@ def write_config(
         before = json.loads(path.read_bytes())
         old = before.get("flags", {})
         changed = {name: value for name, value in json.loads(json.dumps(flags)).items() if old.get(name) != value}
-        versions, resumed = before.get("versions"), before.get("resumed")
-        _warn_of_versions(versions if isinstance(versions, dict) else {}, record["versions"])
+        resumed = before.get("resumed")
+        _warn_of_changes(before, environment)
         resumed = [
             *(resumed if isinstance(resumed, list) else []),
             {"frame": resumed_at, "flags": changed, **environment},
@@ -106,7 +107,7 @@ def write_config(
 
 
 def _recorded_environment(config: Config, renderer: RendererInfo) -> dict[str, Any]:
-    """Return the versions, renderer, device and commit that the run uses."""
+    """Return the versions, renderer, device, threads and commit that the run uses."""
     versions = {"python": sys.version.split()[0]}
     for package in RECORDED_PACKAGES:
         try:
@@ -117,17 +118,23 @@ def _recorded_environment(config: Config, renderer: RendererInfo) -> dict[str, A
         "versions": versions,
         "renderer": {"backend": renderer.backend, "name": renderer.name},
         "device": torch.cuda.get_device_name(config.device) if config.device != "cpu" else "cpu",
+        "threads": torch.get_num_threads(),  # of torch, on the CPU
         "tf32": {"cudnn": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         "git_commit": git_commit(Path(__file__).resolve().parent.parent),
     }
 
 
-def _warn_of_versions(before: dict[str, str], now: dict[str, str]) -> None:
-    changed = [
-        f"{name} {before[name]} -> {now[name]}" for name in EXACT_PACKAGES if before.get(name, now[name]) != now[name]
-    ]
+def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warn if what the numbers depend on differs from the record of the run's start, as far as that goes."""
+    old, new = (record["versions"] if isinstance(record.get("versions"), dict) else {} for record in (before, now))
+    changed = [f"{name} {old[name]} -> {new[name]}" for name in EXACT_PACKAGES if old.get(name, new[name]) != new[name]]
+    # On a CUDA device, the CPU's threads compute nothing that is learned.
+    for name in ("device", "threads") if now["device"] == "cpu" else ("device",):
+        if before.get(name, now[name]) != now[name]:
+            changed.append(f"{name} {before[name]} -> {now[name]}")
     if changed:
-        print(f"warning: {', '.join(changed)}: numbers may differ slightly from here on", file=sys.stderr)
+        what = one_line(", ".join(changed))
+        print(f"warning: {what}: from here on, numbers may differ from those of an uninterrupted run", file=sys.stderr)
 
 
 def git_commit(program: Path) -> str | None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 
+import envs.gym_env
+import train
 from envs.gym_env import GymPixelEnv
-from errors import RenderingError, TaskError
+from errors import RenderingError, SimulationError, TaskError
+from tests.support.labs import TINY
 from tests.support.paths import ROOT
+from tests.support.program import assert_refused, call
+from tests.support.runs import RENDERER
 
 TASK = "InvertedPendulum-v5"
 
@@ -184,3 +194,223 @@ def test_videos_play_in_real_time(make_env: MakeEnv) -> None:
     own = gymnasium.make(TASK, render_mode="rgb_array")
     assert make_env(action_repeat=2).metadata["render_fps"] == own.metadata["render_fps"] / 2 != 15
     own.close()
+
+
+# -- what an environment answers ---------------------------------------------------------------------------------------
+
+
+def box(low: float = -1.0, high: float = 1.0, shape: tuple[int, ...] = (2,), **more: Any) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(low, high, shape, **more)
+
+
+def box_of_nan() -> gymnasium.spaces.Box:
+    """Return a Box as only a faulty environment makes it."""
+    space = box()
+    space.low[0] = np.nan
+    return space
+
+
+class PaintedEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Paints its own pictures, without a renderer. Keyword arguments replace what it answers.
+
+    Args:
+        picture, reward: what render() and step() return; functions are called.
+        reset_answer, step_answer: of the whole method; None is the usual one.
+        fps: the metadata's render_fps.
+    """
+
+    observation_space = box()
+
+    def __init__(
+        self,
+        render_mode: str | None = None,
+        *,
+        space: gymnasium.Space[Any] | None = None,
+        picture: Any = lambda: np.full((40, 30, 3), 90, np.uint8),
+        reward: Any = 0.5,
+        reset_answer: Any = None,
+        step_answer: Any = None,
+        **metadata: Any,
+    ) -> None:
+        self.render_mode = render_mode
+        self.action_space = box() if space is None else space
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 20, **metadata}
+        self.answers = {"picture": picture, "reward": reward, "reset": reset_answer, "step": step_answer}
+
+    def answer(self, name: str) -> Any:
+        value = self.answers[name]
+        return value() if callable(value) else value
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return (np.zeros(2), {}) if self.answers["reset"] is None else self.answer("reset")
+
+    def step(self, action: np.ndarray) -> Any:
+        if self.answers["step"] is not None:
+            return self.answer("step")
+        return np.zeros(2), self.answer("reward"), False, False, {}
+
+    def render(self) -> Any:
+        return self.answer("picture")
+
+
+Paint = Callable[..., str]
+painted = itertools.count()
+
+
+@pytest.fixture
+def paint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Paint]:
+    """`paint(**answers)` registers a PaintedEnv with a time limit of 20 frames and returns its id."""
+    monkeypatch.setattr(train, "choose_renderer", lambda: RENDERER)
+    names: list[str] = []
+
+    def make(limit: int | None = 20, **answers: Any) -> str:
+        names.append(f"Painted{next(painted)}-v0")
+        gymnasium.register(names[-1], entry_point=PaintedEnv, max_episode_steps=limit, kwargs=answers)
+        return names[-1]
+
+    yield make
+    for name in names:
+        del gymnasium.registry[name]
+
+
+def fail(error: BaseException) -> Callable[[], Any]:
+    def answer() -> Any:
+        raise error
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        pytest.param({"picture": np.ones((9, 9, 3))}, "float64 values; they must be uint8.*multiply", id="in [0, 1]"),
+        pytest.param({"picture": np.full((9, 9, 3), 200.0)}, "float64 values; they must be uint8", id="float, to 255"),
+        pytest.param({"picture": np.ones((9, 9, 3), np.float32)}, "float32 values", id="float32 picture"),
+        pytest.param({"picture": np.ones((9, 9, 3), np.int64)}, "int64 values", id="integer picture"),
+        pytest.param({"picture": np.ones((9, 9, 3), bool)}, "bool values", id="picture of bool"),
+        pytest.param({"picture": np.ones((9, 9), np.uint8)}, r"shape \(9, 9\), not an RGB", id="gray picture"),
+        pytest.param({"picture": np.ones((9, 9, 4), np.uint8)}, r"shape \(9, 9, 4\), not an RGB", id="RGBA"),
+        pytest.param({"picture": np.ones((3, 9, 9), np.uint8)}, r"shape \(3, 9, 9\), not an RGB", id="channels first"),
+        pytest.param({"picture": np.ones((0, 9, 3), np.uint8)}, r"shape \(0, 9, 3\), not an RGB", id="empty picture"),
+        pytest.param({"picture": None}, r"cannot draw itself: .*shape \(\)", id="no picture"),
+        pytest.param({"picture": []}, r"cannot draw itself: .*shape \(0,\)", id="list of no picture"),
+        pytest.param({"picture": fail(KeyError())}, "cannot draw itself: KeyError", id="error without a message"),
+        pytest.param({"reward": np.zeros(2)}, r"stepped: .*shape \(2,\); it must return one number", id="two rewards"),
+        pytest.param({"reward": np.zeros(0)}, r"stepped: .*shape \(0,\)", id="empty reward"),
+        pytest.param({"reward": math.nan}, "stepped: step.* returned the reward nan", id="reward NaN"),
+        pytest.param({"reward": math.inf}, "stepped: step.* returned the reward inf", id="reward infinite"),
+        pytest.param({"reward": None}, "cannot be stepped: ", id="no reward"),
+        pytest.param({"reward": "much"}, "cannot be stepped: ", id="reward in words"),
+        pytest.param(
+            {"step_answer": (0, 0.0, False, {})}, "stepped: .*must return observation, reward", id="step of 4"
+        ),
+        pytest.param({"step_answer": 0}, "cannot be stepped: ", id="step of nothing"),
+        pytest.param({"step_answer": (0, 0.0, np.zeros(2, bool), False, {})}, "cannot be stepped: ", id="two ends"),
+        pytest.param({"step_answer": fail(OSError("lost\nfor good"))}, "cannot be stepped: lost$", id="step fails"),
+        pytest.param({"step_answer": fail(SystemExit(3))}, "cannot be stepped: 3", id="step exits"),
+        pytest.param(
+            {"reset_answer": np.zeros(2)}, "be reset: .*must return an observation and a dict", id="reset of 1"
+        ),
+        pytest.param(
+            {"reset_answer": (1, {}, 2)}, "be reset: .*must return an observation and a dict", id="reset of 3"
+        ),
+        pytest.param({"reset_answer": fail(TypeError("no seed"))}, "cannot be reset: no seed", id="reset fails"),
+        pytest.param({"space": box(-3.4e38, 3.4e38)}, "finite bounds, for example by .*TransformAction", id="3.4e38"),
+        pytest.param({"space": box(-math.inf, math.inf)}, "finite bounds", id="infinite bounds"),
+        pytest.param({"space": box(-1, 1e10)}, "finite bounds", id="one bound of 1e10"),
+        pytest.param({"space": box_of_nan()}, "finite bounds", id="a bound is NaN"),
+        pytest.param({"space": box(shape=(0,))}, "and there is none", id="no actions"),
+        pytest.param({"space": box(shape=())}, "one dimension", id="scalar action"),
+        pytest.param({"space": box(shape=(2, 2))}, "one dimension", id="matrix of actions"),
+        pytest.param({"space": box(0, 5, dtype=np.int64)}, "Box of floats", id="whole numbers"),
+        pytest.param({"space": gymnasium.spaces.Dict({"a": box()})}, "Box of floats", id="dict of actions"),
+        pytest.param({"render_modes": None}, "no render mode rgb_array", id="no render modes"),
+        pytest.param({"render_modes": ["human"]}, "no render mode rgb_array", id="a window only"),
+        pytest.param({"limit": 0}, "cannot make .*give --time_limit", id="no time"),
+        pytest.param({"limit": -5}, "give --time_limit", id="negative time limit"),
+        pytest.param({"limit": -1}, "give --time_limit", id="no time limit"),
+        pytest.param({"limit": None}, "has no time limit of its own; give --time_limit", id="time limit None"),
+        pytest.param({"limit": 2.5}, "give --time_limit", id="time limit no whole number"),
+        pytest.param({"colour": 3, "render_fps": None, "nonsense": box, "space": 3}, "Box of floats", id="space of 3"),
+    ],
+)
+def test_an_environment_is_tried_before_anything_is_made(
+    answers: dict[str, Any], expected: str, paint: Paint, tmp_path: Path
+) -> None:
+    words = [*shlex.split(TINY), "--env", f"gym:{paint(**answers)}", "--work_dir", str(tmp_path / "runs")]
+    answer = call(words)
+    assert_refused(answer)
+    (line,) = answer.lines
+    assert line.startswith("train.py: error: --env")
+    assert re.search(expected, line), line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param({}, id="as it should be"),
+        pytest.param({"reward": np.ones(1)}, id="reward of shape (1,)"),
+        pytest.param({"reward": np.float32(0.5)}, id="NumPy's number"),
+        pytest.param({"reward": np.ones((1, 1), int)}, id="reward of shape (1, 1)"),
+        pytest.param({"reward": [2]}, id="reward in a list"),
+        pytest.param({"step_answer": (None, 1.0, np.zeros(1, bool), np.bool_(False), None)}, id="ends of NumPy"),
+        pytest.param({"picture": lambda: np.zeros((30, 20, 3), np.uint8)[::-1]}, id="picture upside down in memory"),
+        pytest.param({"space": box(0, 1e6, dtype=np.float64)}, id="wide bounds"),
+    ],
+)
+def test_a_run_on_an_environment_that_fits(answers: dict[str, Any], paint: Paint, tmp_path: Path) -> None:
+    words = [*shlex.split(TINY), "--env", f"gym:{paint(**answers)}", "--num_seed_steps=4", "--num_train_steps=25"]
+    assert call([*words, "--time_limit=20", "--action_repeat=2", "--work_dir", str(tmp_path)]) == (0, [])
+    (folder,) = tmp_path.glob("*/2*")
+    assert call(["--resume", str(folder), "--num_train_steps=27"]) == (0, [])
+
+
+@pytest.mark.parametrize("fps", [None, 0, -5, math.nan, math.inf, "fast", [], 10**400])
+def test_a_useless_frame_rate_is_replaced(
+    fps: Any, paint: Paint, make_env: MakeEnv, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one warning, however many environments are made; None is how some write that there is none."""
+    envs.gym_env._warn_once.cache_clear()
+    name = paint(render_fps=fps)
+    assert [make_env(name, action_repeat=2).metadata["render_fps"] for _ in range(2)] == [15.0, 15.0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (fps is not None)
+    assert all("render_fps" in line and "play at 30" in line for line in lines)
+
+
+def test_a_reward_that_becomes_infinite_ends_the_episode(paint: Paint, make_env: MakeEnv) -> None:
+    rewards = [1.0]
+    env = make_env(paint(reward=lambda: rewards[-1]))
+    env.reset(seed=0)
+    rewards.append(math.inf)
+    with pytest.raises(SimulationError, match="the reward inf"):
+        env.step(np.zeros(2, np.float32))
+
+
+def test_an_environment_with_its_own_random_numbers_is_refused(
+    paint: Paint, make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint could not hold them."""
+    for odd in (np.random.RandomState(0), np.random.Generator(np.random.MT19937(0))):
+        monkeypatch.setattr(PaintedEnv, "np_random", odd)
+        with pytest.raises(TaskError, match=r"cannot be resumed.*default generator"):
+            make_env(paint())
+
+
+def test_nothing_is_tried_without_a_renderer(paint: Paint, make_env: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep is planned on machines that may have none."""
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    assert make_env(paint(picture=fail(OSError("drawn")))).max_episode_steps == 20
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "1 / 0", "def"])
+def test_a_module_that_cannot_be_imported(
+    code: str, make_env: MakeEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_environment.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_environment", raising=False)
+    with pytest.raises(TaskError, match="gymnasium cannot make 'broken_environment:X-v0': "):
+        make_env("broken_environment:X-v0")

@@ -82,6 +82,22 @@ def test_a_broken_choice_of_the_user_is_reported_and_not_replaced(monkeypatch: p
     assert os.environ["MUJOCO_GL"] == "nonsense"
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("PYOPENGL_PLATFORM", "osmesa"), ("PYOPENGL_PLATFORM", "nonsense"), ("MUJOCO_EGL_DEVICE_ID", "99")],
+)
+def test_the_users_other_variables_are_named(variable: str, value: str, renderer: RendererInfo) -> None:
+    """With the real probe, in a separate process: MuJoCo sets PYOPENGL_PLATFORM itself when it is imported."""
+    if renderer.backend != "egl":
+        pytest.skip("the variables concern EGL")
+    unset = {name: value for name, value in os.environ.items() if name not in renderer_module.VARIABLES}
+    command = [sys.executable, str(ROOT / "dmc.py")]
+    child = subprocess.run(command, env={**unset, variable: value}, capture_output=True, text=True)
+    assert child.returncode == 2
+    assert child.stderr.count("\n") == 1
+    assert f"; try: unset {variable} ({value}), or apt-get install" in child.stderr
+
+
 def test_a_process_without_a_renderer_may_not_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert may_draw()

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 from config import Config
@@ -114,6 +115,7 @@ def test_config_json(prepare: Prepare) -> None:
     assert record["versions"]["python"] == sys.version.split()[0]
     assert record["renderer"] == {"backend": "fake", "name": "a fake renderer"}
     assert record["device"] == "cpu"
+    assert record["threads"] == torch.get_num_threads()
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     if git.returncode == 0:
         assert record["git_commit"].removesuffix("-dirty") == git.stdout.strip()
@@ -149,6 +151,31 @@ def test_every_resume_is_recorded_and_other_versions_cause_a_warning(
     resumed = read_json(path)["resumed"]
     assert [entry["frame"] for entry in resumed] == [100, 200]
     assert all(entry["versions"]["mujoco"] != "0.1" and entry["device"] == "cpu" for entry in resumed)
+
+
+@pytest.mark.parametrize(
+    ("stored", "warned"),
+    [
+        ({"threads": 64}, "threads 64 -> 1"),
+        ({"threads": 1}, None),
+        ({"threads": None}, "threads None -> 1"),
+        ({"device": "NVIDIA H100", "threads": 2}, "device NVIDIA H100 -> cpu, threads 2 -> 1"),
+        ({"device": "NVIDIA\nH100"}, r"device NVIDIA\nH100 -> cpu"),
+        ({"versions": [], "device": "cpu"}, None),
+        ({}, None),  # of an earlier version
+    ],
+)
+def test_other_threads_or_another_device_cause_a_warning(
+    stored: dict[str, object], warned: str | None, finished: Path
+) -> None:
+    assert torch.get_num_threads() == 1  # tests/conftest.py
+    with copy_of(finished) as folder:
+        record = read_json(folder / CONFIG_FILE)
+        record = {name: value for name, value in record.items() if name not in ("threads", "device")}
+        (folder / CONFIG_FILE).write_text(json.dumps(record | stored))
+        words = "from here on, numbers may differ from those of an uninterrupted run"
+        assert resume(folder) == (0, [f"warning: {warned}: {words}"] if warned else [])
+        assert read_json(folder / CONFIG_FILE)["resumed"][-1]["threads"] == 1
 
 
 def test_a_resume_records_what_it_changes(finished: Path) -> None:
