@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dmc import resolve_task
         from running.build import choose_device
 
-        args.device = choose_device(args.device)
+        args.device = choose_device(getattr(args, "device", None))
         resolve_task(args.env)
     except (UserError, RenderingError, TaskError) as error:
         print(f"benchmark.py: error: {'--env: ' if isinstance(error, TaskError) else ''}{error}", file=sys.stderr)
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0], formatter_class=shown)
     add = parser.add_argument
     add("what", nargs="?", choices=(*NAMES, "all"), default="all", help="each takes minutes")
-    add("--device", help="cuda, cuda:N or cpu; without it CUDA, else the CPU")
+    add("--device", default=argparse.SUPPRESS, help="cuda, cuda:N or cpu (default: cuda, else cpu)")
     add("--batch_size", type=int, nargs="+", default=[128], help="of update, loop and replay")
     add("--num_skills", type=int, default=0, help="skills in the update, loop and checkpoint benchmarks")
     add("--blocks", type=int, default=5, help="blocks per variant")

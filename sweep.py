@@ -70,7 +70,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", type=Path, metavar="FOLDER", help="resume the unfinished runs of this sweep")
     add("--address", help="a running Ray cluster (auto: this machine's); default: Ray on this machine alone")
     add("--cpus_per_run", type=float, metavar="X", help="cores, and threads, of a run (default: 1)")
-    add("--gpus_per_run", type=float, metavar="X", help="GPUs of a run, or a fraction (default: 1 if there are any)")
+    add(
+        "--gpus_per_run",
+        type=float,
+        metavar="X",
+        help="GPUs of a run, or a fraction (default: 1 if there are any, else 0)",
+    )
     add("--memory_per_run", type=float, metavar="GB", help="memory reserved for a run (default: replay buffer + 2)")
     add("--max_failures", type=int, metavar="N", help="times that a failed run is resumed (default: 3)")
     own = {action.dest for action in parser._actions}
