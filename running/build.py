@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -49,8 +50,8 @@ def build_run(config: Config, resources: ExitStack) -> Run:
         episodes = len(agent.skills()) * config.num_eval_episodes
         factory = partial(make_environment, config)
         eval_envs = resources.enter_context(open_eval_envs(factory, episodes, config.eval_workers))
-    except OSError as error:
-        raise UserError(f"--eval_workers {config.eval_workers}: {error}; try fewer") from error
+    except (OSError, EOFError) as error:
+        raise UserError(f"--eval_workers {config.eval_workers}: {why_no_workers(error)}") from error
     return Run(
         config=config,
         agent=agent,
@@ -61,6 +62,15 @@ def build_run(config: Config, resources: ExitStack) -> Run:
         stopwatch=Stopwatch(),
         first_update_step=config.num_seed_steps,
     )
+
+
+def why_no_workers(error: OSError | EOFError) -> str:
+    """Return why worker processes could not be started, and what to do."""
+    if isinstance(error, (EOFError, ConnectionError)):
+        return "a worker process ended at its start; try fewer"
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
+        return f"{error.strerror}; try fewer"
+    return f"{error}; they need a /dev/shm that is writable and not full: fix that, or give --eval_workers 0"
 
 
 def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> DrQAgent:

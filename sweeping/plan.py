@@ -12,6 +12,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,15 @@ def check_environments(configs: Sequence[Config]) -> int:
     Returns the memory of the largest replay buffer, in bytes. Raises UserError.
     """
     distinct = {tuple(getattr(config, name) for name in CHECKED): config for config in configs}
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return max(pool.map(replay_buffer_bytes, distinct.values()))
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return max(pool.map(replay_buffer_bytes, distinct.values()))
+    except BrokenProcessPool:
+        envs = ", ".join(sorted({config.env for config in configs}))
+        raise UserError(f"--env: the process that checks {envs} has died; try them with train.py") from None
+    except OSError as error:
+        remedy = "a process that checks the flags needs a /dev/shm that is writable and not full, and free memory"
+        raise UserError(f"the sweep can't be checked: {error}; {remedy}") from error
 
 
 def replay_buffer_bytes(config: Config) -> int:

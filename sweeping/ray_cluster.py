@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -27,6 +28,7 @@ from sweeping.record import Sweep, Trial
 PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 100_000_000  # of a Ray on this machine alone; exit codes take no room
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")  # LP: llvmpipe
+FILE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 # The run's process executes this, then becomes train.py. The kernel kills it when the worker that started it dies, so
 # that the run's folder is free for another node. Ray workers block SIGINT, and a process inherits that.
@@ -65,12 +67,16 @@ class Cluster:
         except ray.exceptions.RayTaskError as error:
             return f"it could not be run: {str(error).strip().splitlines()[-1]}"
         except ray.exceptions.RayError as error:
-            first, *_ = str(error).strip().splitlines() or [""]
-            return f"its node or worker is lost: {one_line(first)}"
+            return f"its node or worker is lost: {one_line(first_line(error))}"
 
     def cancel(self, reference: Any) -> None:
         """Ask a running attempt to write a checkpoint and end; remove a queued one from the queue."""
         ray.cancel(reference)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of the error's message, or the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -81,15 +87,28 @@ def connect(sweep: Sweep, address: str | None) -> Iterator[Cluster]:
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(address=address or "local", **settings)
-    except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        nodes = ray.nodes()
+    except Exception as error:  # Ray raises many types, Exception itself among them
+        ray.shutdown()
+        reason = first_line(error).rstrip(".")
         if address is None:
-            raise UserError(f"Ray can't be started on this machine: {reason}") from error
+            raise UserError(f"Ray can't be started on this machine: {reason}{start_remedy(error)}") from error
         raise UserError(f"--address {address}: no Ray cluster answers ({reason}); start one with ray start") from error
     try:
-        yield Cluster(sweep, resources(sweep, ray.nodes()))
+        yield Cluster(sweep, resources(sweep, nodes))
     finally:
         ray.shutdown()
+
+
+def start_remedy(error: Exception) -> str:
+    """Return what to do if Ray cannot be started on this machine, to be appended to the reason; "" if unknown."""
+    if "AF_UNIX" in str(error):
+        return "; set TMPDIR to a folder with a shorter path, such as /tmp"
+    if isinstance(error, OSError) and error.errno in FILE_ERRORS:
+        return "; set TMPDIR to a folder that is writable and on a disk with free space"
+    if isinstance(error, TimeoutError) or "timed out" in str(error):
+        return "; it may be overloaded: try again, or name a running cluster with --address"
+    return ""
 
 
 def resources(sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -126,11 +145,15 @@ def check_nodes(folder: Path) -> None:
     ask = ray.remote(num_cpus=0, max_retries=0)(missing)
     for node in ray.nodes():
         if node["Alive"]:
+            host = node["NodeManagerHostname"]
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            unseen = ray.get(ask.options(scheduling_strategy=there).remote([folder, Path(__file__).resolve()]))
+            try:
+                unseen = ray.get(ask.options(scheduling_strategy=there).remote([folder, Path(__file__).resolve()]))
+            except ray.exceptions.RayError as error:
+                raise UserError(f"--address: node {host} does not answer ({first_line(error)})") from error
             if unseen:
                 raise UserError(
-                    f"--work_dir: node {node['NodeManagerHostname']} has no {unseen[0]}; every node must see this "
+                    f"--work_dir: node {host} has no {unseen[0]}; every node must see this "
                     "program and the folder of the runs at the same path"
                 )
 

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,15 @@ SMALL = (
 )
 
 
-def run_train(line: str, work_dir: Path | str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python train.py` without CUDA devices. Networks this small are fastest with one thread."""
+def run_train(
+    line: str, work_dir: Path | str, *, prefix: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python train.py` without CUDA devices. Networks this small are fastest with one thread.
+
+    The words `prefix` stand before the command.
+    """
     return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *shlex.split(f"{SMALL} {line}"), "--work_dir", str(work_dir)],
+        [*prefix, sys.executable, str(ROOT / "train.py"), *shlex.split(f"{SMALL} {line}"), "--work_dir", str(work_dir)],
         capture_output=True,
         text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment},
@@ -76,6 +83,18 @@ def test_work_dir_is_a_file(tmp_path: Path) -> None:
 def test_work_dir_unwritable() -> None:
     """The worker processes for evaluation have already been started then."""
     assert_refused(run_train("--eval_workers 2", "/proc/runs"), "--work_dir /proc/runs")
+
+
+@pytest.mark.parametrize("options", ["ro", "size=4k"])
+def test_workers_without_shared_memory(options: str, tmp_path: Path) -> None:
+    """/dev/shm is replaced for this process alone; only root can do that."""
+    mounted = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$@"'
+    prefix = ["unshare", "--mount", "sh", "-c", mounted, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no permission to mount a file system")
+    remedy = "they need a /dev/shm that is writable and not full: fix that, or give --eval_workers 0"
+    assert_refused(run_train("--eval_workers 2", tmp_path / "runs", prefix=prefix), "--eval_workers 2: ", remedy)
+    assert contents(tmp_path) == []
 
 
 @pytest.mark.parametrize(("options", "free_kb"), [("size=64k", 12), ("size=64k,nr_inodes=4", 64)])

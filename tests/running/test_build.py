@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,3 +201,25 @@ def test_out_of_memory_is_an_error(error: Exception, reported: bool) -> None:
         assert str(caught.value) == "there is not enough memory for this; choose a smaller size"
     else:
         assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; they need a /dev/shm that is writable"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; they need .*--eval_workers 0$"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; try fewer$"),
+        (EOFError(), "a worker process ended at its start; try fewer$"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "a worker process ended at its start; try fewer$"),
+    ],
+)
+def test_workers_that_cannot_be_started(
+    error: OSError, expected: str, prepare: Prepare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(build, "open_eval_envs", fail)
+    with pytest.raises(UserError, match=f"^--eval_workers 3: .*{expected}"):
+        prepare("--eval_workers 3")
+    assert list(tmp_path.iterdir()) == []

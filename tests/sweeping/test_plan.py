@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
 import sweep
+import sweeping.plan
 import train
 from config import Config, make_config
 from errors import UserError
@@ -98,4 +101,21 @@ def test_a_source_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"flags": {"num_skills": 4}}))
     ((_, config),) = planned(f"--finetune_from {tmp_path}")
     with pytest.raises(UserError, match="that run has no checkpoint yet"):
+        check_environments([config])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (BrokenProcessPool("gone"), "--env: the process that checks cartpole_swingup has died; try them with train.py"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; .*needs a /dev/shm that is writable"),
+    ],
+)
+def test_a_process_that_cannot_check(error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sweeping.plan, "ProcessPoolExecutor", fail)
+    ((_, config),) = planned("--seed 1")
+    with pytest.raises(UserError, match=expected):
         check_environments([config])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import shlex
 import subprocess
@@ -10,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from errors import UserError
 from running.atomic_files import in_use
-from sweeping.ray_cluster import attempt, environment_variables, resources
+from sweeping.ray_cluster import attempt, connect, environment_variables, resources
 from sweeping.record import Trial
 from tests.support.processes import ROOT, SMALL, wait_for
 from tests.support.sweeps import sweep_of_seeds
@@ -67,6 +70,61 @@ def test_resources_of_a_run(nodes: list[Any], options: dict[str, Any], expected:
     with pytest.raises(UserError) as caught:
         resources(sweep, [*nodes, dead])
     assert expected in str(caught.value)
+
+
+# -- the connection ----------------------------------------------------------------------------------------------------
+
+LONG_PATH = "validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x/plasma_store"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            Exception("The current node timed out during startup. This could\nhappen"),
+            "This could; it may be overloaded",
+        ),
+        (TimeoutError("no answer"), "no answer; it may be overloaded: try again, or name a running cluster"),
+        (OSError(LONG_PATH), "plasma_store; set TMPDIR to a folder with a shorter path, such as /tmp"),
+        (ValueError(LONG_PATH), "plasma_store; set TMPDIR to a folder with a shorter path, such as /tmp"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "set TMPDIR to a folder that is writable"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "set TMPDIR to a folder that is writable"),
+        (ray.exceptions.RaySystemError("no GCS"), "no GCS"),
+        (AssertionError(), "AssertionError"),
+        (KeyError("node_ip"), "'node_ip'"),
+    ],
+)
+def test_ray_that_cannot_be_started(
+    error: Exception, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+    for address, words in ((None, "Ray can't be started on this machine: "), ("a:1", "--address a:1: no Ray cluster")):
+        with pytest.raises(UserError) as caught, connect(sweep_of_seeds(tmp_path), address):
+            pass
+        message = str(caught.value)
+        assert message.startswith(words)
+        assert expected in message or address is not None
+        assert "\n" not in message
+
+
+@pytest.mark.slow
+def test_a_long_tmpdir_is_answered_with_the_remedy(tmp_path: Path) -> None:
+    """With the real Ray, whose sockets have the path of TMPDIR."""
+    place = tmp_path / ("x" * 100)
+    place.mkdir()
+    command = [sys.executable, str(ROOT / "sweep.py"), "--seed", "1", "--work_dir", str(tmp_path / "runs")]
+    ended = subprocess.run(command, env={**os.environ, "TMPDIR": str(place)}, capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("sweep.py: error: Ray can't be started on this machine: ")
+    assert line.endswith("; set TMPDIR to a folder with a shorter path, such as /tmp")
+    assert not (tmp_path / "runs").exists()
+
+
+# -- an attempt --------------------------------------------------------------------------------------------------------
 
 
 def a_trial(steps: int) -> Trial:
