@@ -313,8 +313,8 @@ class Logger:
         self._tensorboard.scalars("eval", _present(figures), step)
         for skill in skills:
             self._files["skills.csv"].write({"step": step, **skill})
-            figures = _present(skill)
-            figures["episode_reward"] = figures.pop("episode_extrinsic_reward")
+            renamed = {"episode_extrinsic_reward": "episode_reward"}
+            figures = {renamed.get(name, name): value for name, value in _present(skill).items()}
             tags = {f"{n}/skill_{skill['skill_id']}": v for n, v in _without(figures, "skill_id", "episodes").items()}
             self._tensorboard.scalars("eval", tags, step)
         self._console("eval ", row)
