@@ -7,7 +7,6 @@ python sweep.py --env cartpole_swingup walker_walk --seed 1 2 3 --num_skills 0 1
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shlex
 import sys
@@ -15,13 +14,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from config import Role, check_name, flags_with
-from console.arguments import UNITS, Parser, add_flags, complete
+from config import Role, check_name, check_value, flags_with
+from console.arguments import UNITS, Parser, add_flags, complete, integer
 from console.streams import tolerant_output
 from errors import UserError, one_line
 from running.signals import StopRequest
 from sweeping.plan import new_sweep
-from sweeping.record import OPTIONS, Sweep, resumed_sweep
+from sweeping.record import OPTIONS, Sweep, check_option, resumed_sweep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +76,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="GPUs of a run, or a fraction (default: 1 if there are any, else 0)",
     )
     add("--memory_per_run", type=float, metavar="GB", help="memory reserved for a run (default: replay buffer + 2)")
-    add("--max_failures", type=int, metavar="N", help="times that a failed run is resumed (default: 3)")
+    add("--max_failures", type=integer, metavar="N", help="times that a failed run is resumed (default: 3)")
     own = {action.dest for action in parser._actions}
     add_flags(parser, several=True, without=flags_with(Role.PLACED_BY_SWEEP))
     complete(parser)
@@ -85,11 +84,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.values = {name: given for name, given in vars(args).items() if name not in own}
     args.options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     for name, value in args.options.items():
-        if not OPTIONS[name] <= value < math.inf:
-            raise UserError(f"--{name} must be at least {OPTIONS[name]}; got {value}")
-    gpus = args.gpus_per_run or 0
-    if gpus > 1 and gpus != int(gpus):
-        raise UserError(f"--gpus_per_run must be whole above 1; got {gpus}")
+        check_option(name, value)
+    for name in ("work_dir", "resume"):
+        check_value(name, None if getattr(args, name) is None else str(getattr(args, name)))
     check_name("sweep_name", args.sweep_name)
     if args.resume is not None and (args.values or args.sweep_name):
         name = next(iter(args.values), "sweep_name")

@@ -5,6 +5,7 @@ Standard library only, except in the process that `check_environments` starts.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from typing import Any
 from config import TYPES, Config, Role, flags_with, shown_value
 from envs.renderer import do_without_renderer
 from errors import CheckpointError, UserError
+from running.atomic_files import no_room
 from running.stored_config import config_from, with_template
 from sweeping.record import Sweep, Trial
 
@@ -31,10 +33,27 @@ def new_sweep(values: Mapping[str, Sequence[Any]], folder: Path, options: Mappin
     """Return the sweep over these values of train.py's flags, checked. Writes nothing. Raises UserError."""
     planned = plan(values)
     folder = Path(os.path.realpath(folder))
-    if folder.exists():
-        raise UserError(f"--sweep_name {folder.name}: {folder} exists; choose another, or resume it: --resume {folder}")
+    check_place(folder)
     needed = check_environments([config for _, config in planned])
     return Sweep(folder, [trial for trial, _ in planned], round(needed / 1e9 + PROCESS_MEMORY, 2), **options)
+
+
+def check_place(folder: Path) -> None:
+    """Raise UserError if the sweep's folder exists, or certainly cannot be made."""
+    try:
+        nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if nearest == folder:
+            where = f"{folder} exists; choose another, or resume it: --resume {folder}"
+            raise UserError(f"--sweep_name {folder.name}: {where}")
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        names, path = os.pathconf(nearest, "PC_NAME_MAX"), os.pathconf(nearest, "PC_PATH_MAX")
+        if any(len(os.fsencode(part)) > names for part in folder.parts) or len(os.fsencode(folder)) > path // 2:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except OSError as error:
+        raise no_room(folder.parent, error) from error
 
 
 def plan(values: Mapping[str, Any]) -> list[tuple[Trial, Config]]:

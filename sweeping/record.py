@@ -8,13 +8,14 @@ import io
 import json
 import math
 import os
+import reprlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from config import folder_name
+from config import MAX_INTEGER, check_name, folder_name
 from errors import UserError
 from running.atomic_files import write_file
 from running.stored_config import CONFIG_FILE
@@ -26,6 +27,7 @@ MESSAGE_LINES = 5  # of a failed attempt's output, kept in the summary
 # The flags that a sweep stores and --resume may change, with their smallest values.
 OPTIONS = {"cpus_per_run": 0.01, "gpus_per_run": 0.0, "memory_per_run": 0.01, "max_failures": 0}
 IN_MEMORY = ("started_at", "progress")  # fields of a Trial that sweep.json does not hold
+LEAST_SHARE = 0.0001  # of a GPU, for Ray
 
 
 @dataclass
@@ -116,15 +118,20 @@ class Sweep:
         path = folder / SWEEP_FILE
         try:
             record = json.loads(path.read_bytes())
+            if not isinstance(record, dict) or "format" not in record:
+                raise ValueError("it has no format")
             if record.pop("format") != FORMAT:
                 raise UserError(f"--resume {folder}: {path} is of another version of sweep.py; use that one")
-            sweep = cls(Path(os.path.realpath(folder)), [Trial(**run) for run in record.pop("runs")], **record)
+            trials, options = checked_trials(record.pop("runs", None)), checked_options(record)
         except FileNotFoundError:
             raise UserError(f"--resume {folder}: there is no {SWEEP_FILE} in it; name a sweep's folder") from None
         except OSError as error:
-            raise UserError(f"--resume {folder}: {path} cannot be read: {error.strerror}") from error
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"--resume {folder}: {path} is damaged; restore its text, or start a new sweep") from None
+            reason = f"{path} cannot be read: {error.strerror}"
+            raise UserError(f"--resume {folder}: {reason}; name a sweep's folder") from error
+        except (ValueError, RecursionError) as error:
+            remedy = "restore its text, or start a new sweep"
+            raise UserError(f"--resume {folder}: {path} is damaged ({error}); {remedy}") from None
+        sweep = cls(Path(os.path.realpath(folder)), trials, **options)
         for trial in sweep.trials:
             trial.progress = read_progress(trial.folder(sweep.folder), trial.progress)
         return sweep
@@ -141,6 +148,88 @@ class Sweep:
             outcome = (f"{trial.wall_seconds:.0f}", trial.failures, trial.host, trial.message)
             table.writerow([trial.path, *trial.settings.values(), trial.state, *results, *outcome])
         return text.getvalue()
+
+
+def check_option(name: str, value: float) -> None:
+    """Raise UserError if the value of one of OPTIONS is out of range."""
+    if not math.isfinite(value) if isinstance(value, float) else value > MAX_INTEGER:
+        raise UserError(f"--{name} must be a finite number; got {value}")
+    if value < OPTIONS[name]:
+        raise UserError(f"--{name} must be at least {OPTIONS[name]}; got {value}")
+    if name == "gpus_per_run" and 1 < value != int(value):
+        raise UserError(f"--{name} must be whole above 1; got {value}")
+    if name == "gpus_per_run" and 0 < value < LEAST_SHARE:
+        raise UserError(f"--{name} must be 0 or at least {LEAST_SHARE}; got {value}")
+
+
+def checked_options(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a Sweep beside its runs, as sweep.json has them. Raises ValueError if one is impossible."""
+    known = {field.name: field for field in dataclasses.fields(Sweep) if field.name not in ("folder", "trials")}
+    if record.keys() - known.keys() or "needs_memory" not in record:
+        raise ValueError("it has unknown fields, or lacks some")
+    for name, value in record.items():
+        if value is None and known[name].default is None:
+            continue
+        if not _is_number(value) or (name == "max_failures" and not isinstance(value, int)):
+            raise ValueError(f"{name} is {reprlib.repr(value)}")
+        try:
+            if name in OPTIONS:
+                check_option(name, value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+    return dict(record)
+
+
+def checked_trials(runs: Any) -> list[Trial]:
+    """Return the runs that sweep.json has. Raises ValueError if one is impossible or two have the same folder."""
+    if not isinstance(runs, list) or not runs:
+        raise ValueError("it has no runs")
+    trials = [_checked_trial(f"runs[{number}]", run) for number, run in enumerate(runs)]
+    if len({trial.path for trial in trials}) < len(trials):
+        raise ValueError("two runs have the same folder")
+    if any(list(trial.settings) != list(trials[0].settings) for trial in trials):
+        raise ValueError("the runs have different flags")
+    return trials
+
+
+def _checked_trial(place: str, run: Any) -> Trial:
+    fields = {field.name: field for field in dataclasses.fields(Trial) if field.name not in IN_MEMORY}
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if not isinstance(run, dict) or run.keys() - fields.keys() or needed - run.keys():
+        raise ValueError(f"{place} is no run")
+    for name, value in run.items():
+        kind = fields[name].type
+        fits = {
+            "str": _is_text(value),
+            "int": isinstance(value, int) and _is_number(value),
+            "float": _is_number(value),
+            "list[str]": isinstance(value, list) and all(map(_is_text, value)),
+            "dict[str, str]": isinstance(value, dict) and all(map(_is_text, (*value, *value.values()))),
+        }
+        if not fits[str(kind)]:
+            raise ValueError(f"{place}.{name} is {reprlib.repr(value)}")
+    trial = Trial(**run)
+    if trial.state not in STATES:
+        raise ValueError(f"{place}.state is {reprlib.repr(trial.state)}")
+    try:  # an attempt may replace the folder of these names
+        check_name(f"{place}.name", trial.name)
+        check_name(f"{place}.env", folder_name(trial.env))
+    except UserError as error:
+        raise ValueError(str(error).removeprefix("--")) from None
+    return trial
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether this is a number that a field may have: finite, not negative, not a bool."""
+    return type(value) in (int, float) and 0 <= value <= MAX_INTEGER
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether this is a text that a command line can hold."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def resumed_sweep(folder: Path, options: Mapping[str, Any]) -> Sweep:
@@ -175,8 +264,8 @@ def read_progress(folder: Path, previous: Progress) -> Progress:
             progress.last_return, progress.best_return = returns[-1], max(returns)
             progress.bound = float(evaluations[-1].get("mutual_information_bound") or math.nan)
         if progress.frame:  # a fine-tuned run's budget excludes the frames that were used to choose its skill
-            progress.frame -= json.loads((folder / CONFIG_FILE).read_bytes()).get("frames_before", 0)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+            progress.frame -= int(json.loads((folder / CONFIG_FILE).read_bytes()).get("frames_before", 0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, csv.Error):
         return previous
     return progress
 

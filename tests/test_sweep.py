@@ -19,7 +19,7 @@ import plot
 import sweep
 import train
 from running.signals import StopRequest
-from sweeping.record import Progress, read_progress, resumed_sweep
+from sweeping.record import OPTIONS, Progress, read_progress, resumed_sweep
 from tests.support.compare import assert_equal_runs
 from tests.support.processes import PATIENCE, ROOT, SMALL, Child, Launch, launching, wait_for
 
@@ -50,6 +50,27 @@ def python(code: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[s
         ("--cpus_per_run 0", "--cpus_per_run must be at least 0.01"),
         ("--gpus_per_run 1.5", "--gpus_per_run must be whole above 1"),
         ("--max_failures -1", "--max_failures must be at least 0"),
+        ("--max_failures 1.5", "--max_failures: must be a whole number"),
+        ("--max_failures 1e30", "--max_failures must be a finite number"),
+        ("--max_failures x", "--max_failures: must be a whole number"),
+        *((f"--{name}=--", f"--{name}: -- is not a value") for name in (*OPTIONS, "seed", "save_video", "address")),
+        ("--seed=-- --dry_run", "--seed: -- is not a value"),
+        ("--seed -- --dry_run", "--seed: expected at least one argument"),
+        *(
+            (f"--{name}={value}", f"--{name} must be a finite number; got")
+            for name in ("cpus_per_run", "gpus_per_run", "memory_per_run")
+            for value in ("nan", "inf", "-inf", "1e400")
+        ),
+        ("--cpus_per_run -1e-9", "--cpus_per_run must be at least 0.01"),
+        ("--gpus_per_run -1", "--gpus_per_run must be at least 0.0"),
+        ("--gpus_per_run 1e-9", "--gpus_per_run must be 0 or at least 0.0001"),
+        ("--memory_per_run 0", "--memory_per_run must be at least 0.01"),
+        (f"--sweep_name {'x' * 300}", "--sweep_name must be at most 200 bytes long; got 300"),
+        ("--sweep_name ''", "--sweep_name must be letters"),
+        ("--sweep_name ..", "--sweep_name must be letters"),
+        ("--resume nowhere --dry_run", "there is no sweep.json in it; name a sweep's folder"),
+        (f"--resume {ROOT / 'sweep.py'}", "cannot be read: Not a directory; name a sweep's folder"),
+        (f"--resume {'x' * 300}", "cannot be read: File name too long; name a sweep's folder"),
         ("--sweep_name a/b", "--sweep_name must be letters"),
         ("--run_name x", "unrecognized arguments: --run_name"),
         ("--env walker_walk dmc_walker_walk", "--env names walker_walk twice"),
@@ -72,6 +93,39 @@ def test_bad_input_is_answered_with_one_line(
     assert expected in printed
     assert printed.startswith("sweep.py: error: ")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry_run",)])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        (str(ROOT / "sweep.py"), "Not a directory"),
+        (str(ROOT / "sweep.py" / "x"), "Not a directory"),
+        (f"/{'x' * 300}", "File name too long"),
+        ("/x" * 2000, "File name too long"),
+        ("a\0b", "has a character that no name can have"),
+        ("a\ud800b", "has a character that no name can have"),
+        ("/closed/x", "Permission denied"),
+    ],
+)
+def test_a_work_dir_that_cannot_be_used(
+    place: str,
+    reason: str,
+    dry_run: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is refused at once, before a task is checked or Ray is started."""
+    (tmp_path / "closed").mkdir()
+    place = place.replace("/closed", str(tmp_path / "closed"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")  # root may write anywhere
+    monkeypatch.setattr("sweeping.plan.check_environments", pytest.fail)
+    assert sweep.main(["--seed", "1", "--work_dir", place, *dry_run]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sweep.py: error: --work_dir ")
+    assert reason in line
+    assert [path.name for path in tmp_path.rglob("*")] == ["closed"]
 
 
 def test_a_damaged_record_is_answered_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from errors import RenderingError, SimulationError, TaskError
 from tests.support.labs import TINY
 from tests.support.paths import ROOT
 from tests.support.program import assert_refused, call
-from tests.support.runs import RENDERER
+from tests.support.runs import RENDERER, rows
 
 TASK = "InvertedPendulum-v5"
 
@@ -365,6 +365,15 @@ def test_a_run_on_an_environment_that_fits(answers: dict[str, Any], paint: Paint
     assert call([*words, "--time_limit=20", "--action_repeat=2", "--work_dir", str(tmp_path)]) == (0, [])
     (folder,) = tmp_path.glob("*/2*")
     assert call(["--resume", str(folder), "--num_train_steps=27"]) == (0, [])
+
+
+def test_an_episode_of_50_frames_counts_56(paint: Paint, tmp_path: Path) -> None:
+    """With an action repeat of 8, as docs/outputs.md says: seven agent steps, of which the last has 2 frames."""
+    name = paint(reward=1.0)
+    words = [*shlex.split(TINY), "--env", f"gym:{name}", "--time_limit=50", "--action_repeat=8", "--num_train_steps=7"]
+    assert call([*words, "--num_seed_steps=7", "--eval_frequency=0", "--work_dir", str(tmp_path)]).code == 0
+    (row,) = rows(next(tmp_path.glob("*/2*/train.csv")))
+    assert (row["step"], float(row["episode_reward"])) == ("56", 50.0)
 
 
 @pytest.mark.parametrize("fps", [None, 0, -5, math.nan, math.inf, "fast", [], 10**400])

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
+import os
+import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import sweep
 from errors import UserError
-from sweeping.record import Progress, Sweep, read_log, read_progress, resumed_sweep
+from sweeping.record import IN_MEMORY, Progress, Sweep, read_log, read_progress, resumed_sweep
+from tests.support.fuzz import ANY_JSON, fuzz
+from tests.support.program import call
 from tests.support.sweeps import sweep_of_seeds
 
 
@@ -66,6 +77,137 @@ def test_an_unusable_record_is_refused(text: str | None, expected: str, tmp_path
         (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UserError, match=expected):
         Sweep.read(tmp_path)
+
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param(lambda r: r.update(runs=[]), "it has no runs", id="no runs"),
+        pytest.param(lambda r: r.update(runs=None), "it has no runs", id="runs null"),
+        pytest.param(lambda r: r["runs"].append(r["runs"][0]), "two runs have the same folder", id="a run twice"),
+        pytest.param(lambda r: r["runs"][1].update(name="../../x"), r"runs\[1\].name must be letters", id="outside"),
+        pytest.param(lambda r: r["runs"][1].update(env=".."), r"runs\[1\].env must be letters", id="env outside"),
+        pytest.param(lambda r: r["runs"][1].update(name="x" * 999), "at most 200 bytes", id="long name"),
+        pytest.param(lambda r: r["runs"][1].update(name=3), r"runs\[1\].name is 3", id="number for a name"),
+        pytest.param(lambda r: r["runs"][0].update(progress=5), r"runs\[0\] is no run", id="what is only in memory"),
+        pytest.param(lambda r: r["runs"][0].pop("frames"), r"runs\[0\] is no run", id="no frames"),
+        pytest.param(lambda r: r["runs"][0].update(frames="many"), r"runs\[0\].frames is 'many'", id="frames in words"),
+        pytest.param(lambda r: r["runs"][0].update(frames=-1), r"runs\[0\].frames is -1", id="negative frames"),
+        pytest.param(lambda r: r["runs"][0].update(frames=True), r"runs\[0\].frames is True", id="frames true"),
+        pytest.param(lambda r: r["runs"][0].update(failures=1.5), r"runs\[0\].failures is 1.5", id="half a failure"),
+        pytest.param(lambda r: r["runs"][0].update(seconds=math.nan), r"runs\[0\].seconds is nan", id="seconds NaN"),
+        pytest.param(lambda r: r["runs"][0].update(state="done"), r"runs\[0\].state is 'done'", id="unknown state"),
+        pytest.param(lambda r: r["runs"][0].update(arguments=[1]), r"runs\[0\].arguments", id="number for a word"),
+        pytest.param(lambda r: r["runs"][0].update(arguments=["\0"]), r"runs\[0\].arguments", id="NUL"),
+        pytest.param(lambda r: r["runs"][0].update(host="\ud800"), r"runs\[0\].host", id="lone surrogate"),
+        pytest.param(lambda r: r["runs"][0].update(settings={"seed": 1}), r"runs\[0\].settings", id="setting a number"),
+        pytest.param(lambda r: r["runs"][0].update(settings={}), "the runs have different flags", id="other flags"),
+        pytest.param(lambda r: r.update(runs=[[]]), r"runs\[0\] is no run", id="list for a run"),
+        pytest.param(lambda r: r.update(cpus_per_run=0), "--cpus_per_run must be at least 0.01", id="no cores"),
+        pytest.param(lambda r: r.update(cpus_per_run=None), "cpus_per_run is None", id="cores null"),
+        pytest.param(lambda r: r.update(gpus_per_run=1.5), "--gpus_per_run must be whole", id="one and a half GPUs"),
+        pytest.param(lambda r: r.update(max_failures=1.5), "max_failures is 1.5", id="half a try"),
+        pytest.param(lambda r: r.update(max_failures=10**30), "max_failures is 1000", id="too many tries"),
+        pytest.param(lambda r: r.update(memory_per_run="2"), "memory_per_run is '2'", id="memory in words"),
+        pytest.param(lambda r: r.update(needs_memory=math.inf), "needs_memory is inf", id="infinite memory"),
+        pytest.param(lambda r: r.pop("needs_memory"), "lacks some", id="no memory"),
+        pytest.param(lambda r: r.update(folder="/x"), "unknown fields", id="a folder"),
+        pytest.param(lambda r: r.update(trials=[]), "unknown fields", id="trials"),
+    ],
+)
+def test_a_damaged_record_says_where(change: Change, expected: str, tmp_path: Path) -> None:
+    sweep_of_seeds(tmp_path).write()
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    change(record)
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=f"sweep.json is damaged .*{expected}.*restore its text, or start a new sweep"):
+        Sweep.read(tmp_path)
+
+
+@dataclass
+class Damage:
+    """A change of the text of sweep.json, drawn by hypothesis."""
+
+    data: st.DataObject
+
+    def any_json(self) -> Any:
+        return copy.deepcopy(self.data.draw(ANY_JSON))  # hypothesis draws the same object again
+
+    def of(self, record: dict[str, Any]) -> bytes:
+        places: list[tuple[Any, Any]] = []
+
+        def collect(inner: Any) -> None:
+            for key in inner if isinstance(inner, dict) else range(len(inner)) if isinstance(inner, list) else ():
+                places.append((inner, key))
+                collect(inner[key])
+
+        for _ in range(self.data.draw(st.integers(0, 3))):
+            places.clear()
+            collect(record)
+            inner, key = self.data.draw(st.sampled_from(places))
+            way = self.data.draw(st.sampled_from(["replace", "replace", "remove", "add", "repeat"]))
+            if way == "replace":
+                inner[key] = self.any_json()
+            elif way == "remove":
+                del inner[key]
+            elif isinstance(inner, list):
+                inner.insert(0, copy.deepcopy(inner[key]) if way == "repeat" else self.any_json())
+            else:
+                inner[self.data.draw(st.text(max_size=5) | st.sampled_from(IN_MEMORY))] = self.any_json()
+        text = json.dumps(record).encode()
+        way = self.data.draw(st.sampled_from(["whole", "whole", "whole", "cut", "byte", "deep"]))
+        if way == "cut":
+            return text[: self.data.draw(st.integers(0, len(text)))]
+        if way == "byte":
+            at = self.data.draw(st.integers(0, len(text) - 1))
+            return text[:at] + self.data.draw(st.binary(max_size=2)) + text[at + 1 :]
+        return b"[" * 100_000 if way == "deep" else text
+
+
+def check_any_record(data: st.DataObject) -> None:
+    """A damaged sweep.json is refused in one line, or it can be listed and written again; no run is elsewhere."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(os.path.realpath(place))
+        sweep_of_seeds(folder).write()
+        damaged = Damage(data).of(json.loads((folder / "sweep.json").read_text()))
+        (folder / "sweep.json").write_bytes(damaged)
+        answer = call(["--resume", place, "--dry_run"], sweep.main)
+        assert len(answer.lines) == 1
+        if answer.code == 0:
+            resumed = resumed_sweep(folder, {})
+            assert all(trial.folder(folder).parent.parent == folder for trial in resumed.trials)
+            resumed.write()
+            assert resumed_sweep(folder, {}) == resumed
+        else:
+            assert answer.code == 2
+            assert answer.lines[0].startswith("sweep.py: error: --resume ")
+            assert (folder / "sweep.json").read_bytes() == damaged
+
+
+@fuzz(300)
+@given(data=st.data())
+def test_any_record(data: st.DataObject) -> None:
+    check_any_record(data)
+
+
+@pytest.mark.slow
+@fuzz(3000)
+@given(data=st.data())
+def test_any_record_at_length(data: st.DataObject) -> None:
+    check_any_record(data)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "null", "[" * 100_000, '{"frames_before": "x"}', '{"frames_before": 1e999}', "\0", ""]
+)
+def test_a_runs_damaged_config_leaves_the_progress_unchanged(text: str, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("episode,step,fps\n1,100,20.5\n")
+    (tmp_path / "config.json").write_text(text)
+    before = Progress(7, 1.0)
+    assert read_progress(tmp_path, before) is before
 
 
 def test_progress_is_read_from_the_complete_rows(tmp_path: Path) -> None:
