@@ -19,7 +19,7 @@ from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import skill_name
 from running.build import choose_device, make_agent, out_of_memory_is_an_error
 from running.checkpoint import load_file, read_newest
-from running.state import INVALID_STATE
+from running.state import INVALID_STATE, read_counters
 from running.stored_config import checked_config, name_a_run
 
 
@@ -66,11 +66,13 @@ def load(place: Path, device: str | None) -> LoadedRun:
         with closing(env), out_of_memory_is_an_error("the networks", "end other programs, or name another --device"):
             agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
             agent.load_weights(state["agent"])
-        counters = state["counters"]
+            if not agent.is_finite():
+                raise UserError(f"{place}: the checkpoint has weights that are not finite; name another one")
+        counters = read_counters(state)
         return LoadedRun(
             config=config,
             agent=agent,
-            frame=int(counters["frames_before"]) + int(counters["step"]) * config.action_repeat,
+            frame=counters["frames_before"] + counters["step"] * config.action_repeat,
             label=Path(*run.relative_to(run.anchor).parts[-3:]),
             fps=env.metadata["render_fps"],
             max_episode_steps=env.max_episode_steps or 1,

@@ -17,7 +17,8 @@ LAYERS = (
     ("errors",),
     ("config",),
     ("console.streams", "console.packages", "console.arguments"),
-    ("running.atomic_files", "running.signals", "running.columns", "running.stored_config"),
+    ("running.atomic_files", "running.signals", "running.columns"),
+    ("running.stored_config", "running.tables"),
     ("utils",),
     ("replay_buffer", "cuda_graphs", "augmentations"),
     ("networks",),
@@ -27,7 +28,7 @@ LAYERS = (
     ("envs.pixel_env", "envs.parallel"),
     ("dmc", "envs.gym_env"),
     ("envs.make",),
-    ("logger", "video"),
+    ("logger", "video", "evaluation.figures"),
     ("evaluation.play",),
     ("evaluation.skill_report",),
     ("evaluation.evaluate_skills",),
@@ -52,7 +53,8 @@ PACKAGES = ("benchmarks", "console", "envs", "evaluation", "running", "sweeping"
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
     *("errors", "config", "console.streams", "console.packages", "console.arguments", "envs.renderer"),
-    *("running.atomic_files", "running.signals", "running.columns", "running.stored_config", "sweeping.record"),
+    *("running.atomic_files", "running.signals", "running.columns", "running.stored_config", "running.tables"),
+    "sweeping.record",
 )
 
 # Every import that is not at the top of its module. Commands import what is heavy after parsing.
