@@ -119,7 +119,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     answer = run_plot(folder.parent)
     assert (answer.code, len(answer.lines)) == (2, 1)
     assert answer.lines[0].startswith("plot.py: error: no evaluations in ")
-    assert str(folder / name if (name, kind) != ("eval.csv", "loop") else folder.parent) in answer.lines[0]
+    assert str(folder / name) in answer.lines[0]
     assert len(answer.lines[0]) < 1000
     assert not drawn(folder.parent)
 
@@ -150,7 +150,7 @@ def test_what_is_no_file_is_named(tmp_path: Path, name: str, kind: str) -> None:
         (folder / name).symlink_to(name)
     answer = run_plot(folder.parent)
     assert (answer.code, len(answer.lines)) == (2, 1)
-    assert str(folder / name) in answer.lines[0]
+    assert str(folder / name if (name, kind) != ("eval.csv", "loop") else folder.parent) in answer.lines[0]
 
 
 TOLERATED: dict[str, tuple[str, bytes | None]] = {
