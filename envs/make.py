@@ -9,7 +9,9 @@ from dmc import DMCEnv
 from envs.gym_env import GymPixelEnv
 from envs.pixel_env import PixelEnv
 from errors import TaskError, UserError
+from utils import free_memory
 
+BYTES_PER_VALUE = 8  # of an observation: itself, its frames, and the bounds of its space
 PREFIX = "gym:"  # of --env, for Gymnasium environments
 
 
@@ -18,6 +20,7 @@ def make_environment(config: Config) -> PixelEnv:
 
     The renderer must have been chosen before (see `envs.renderer`).
     """
+    _check_memory(config)
     kind: Callable[..., PixelEnv] = GymPixelEnv if config.env.startswith(PREFIX) else DMCEnv
     try:
         env = kind(config.env.removeprefix(PREFIX), **config.kwargs(Role.ENVIRONMENT))
@@ -29,3 +32,13 @@ def make_environment(config: Config) -> PixelEnv:
     if config.replay_buffer_capacity < longest:
         raise UserError(f"--replay_buffer_capacity must hold one episode, which is {longest} agent steps")
     return env
+
+
+def _check_memory(config: Config) -> None:
+    """Raise UserError if there is no memory for an observation."""
+    needed, free = 3 * config.frame_stack * config.image_size**2 * BYTES_PER_VALUE, free_memory()
+    if needed > free:
+        raise UserError(
+            f"--image_size {config.image_size} with --frame_stack {config.frame_stack}: an observation needs "
+            f"{needed / 1e9:.4g} GB, {free / 1e9:.2f} GB are free; choose smaller ones"
+        )
