@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import math
 import operator
 import os
@@ -270,9 +271,18 @@ def flags_with(role: Role) -> tuple[str, ...]:
     return tuple(name for name, field in FIELDS.items() if field.metadata["role"] & role)
 
 
-def folder_name(env: str) -> str:
-    """Return a task's name as the name of a file or folder."""
-    return re.sub(r"[^\w.-]+", "_", env)
+def folder_name(text: str) -> str:
+    """Return a task's name, or another text, as the name of a file or folder."""
+    return short_name(re.sub(r"[^\w.-]+", "_", text), text)
+
+
+def short_name(name: str, full: str | None = None) -> str:
+    """Return the name of a folder; one of more than LONGEST_NAME bytes is cut, and a hash of `full` is appended."""
+    data = os.fsencode(name)
+    if len(data) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256((full or name).encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{data[: LONGEST_NAME - 9].decode(errors='ignore')}_{digest}"
 
 
 def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = None) -> Config:

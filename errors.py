@@ -46,6 +46,13 @@ class WorkerError(RuntimeError):
     """A process that plays evaluation episodes has died."""
 
 
+def reason_of(error: Exception) -> str:
+    """Return the message of an error; of one of the system's, the file and the reason."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def one_line(message: str) -> str:
     """Escape characters that would break the line or act on a terminal, and shorten very long words."""
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)

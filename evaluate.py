@@ -19,7 +19,7 @@ from console.arguments import Parser
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
-from errors import RenderingError, RunError, SimulationError, UserError, one_line
+from errors import RenderingError, RunError, SimulationError, UserError, one_line, reason_of
 
 UNREAD = {  # flags that have no effect beside another
     "imitate": ("save_trajectories", "skills", "episodes"),
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("evaluate.py: stopped", file=sys.stderr)
         return 130
     except (UserError, OSError, RenderingError, RunError, SimulationError) as error:
-        print(f"evaluate.py: error: {one_line(str(error))}", file=sys.stderr)
+        print(f"evaluate.py: error: {one_line(reason_of(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from errors import LogError
 from replay_buffer import NO_SKILL
+from running.atomic_files import check_file, check_folder, write_file
 from running.columns import (
     CONSOLE,
     EPISODE_COLUMNS,
@@ -51,6 +52,21 @@ class Episode:
     length: int = 0  # agent steps
 
 
+def csv_lines(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], name: str) -> bytes:
+    """Return lines of a CSV file. Raises ValueError, with the file's name, if a row has an undeclared column."""
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, columns, lineterminator="\n")
+    for row in rows:
+        _check_declared(row, columns, f"column of {name}")
+        writer.writerow(row)
+    return lines.getvalue().encode()
+
+
+def header(columns: Sequence[str]) -> dict[str, str]:
+    """Return the first row of a CSV file."""
+    return dict(zip(columns, columns, strict=True))
+
+
 class CsvFile:
     """A CSV file with fixed columns. A row may leave columns out; their cells are empty.
 
@@ -67,7 +83,7 @@ class CsvFile:
             self._file.truncate(keep)
             self._file.seek(keep)
         else:
-            self.write(dict(zip(columns, columns, strict=True)))
+            self.write(header(columns))
 
     def position(self) -> int:
         """Sync the file to disk and return its length in bytes."""
@@ -76,10 +92,7 @@ class CsvFile:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row. Raises ValueError if it has a column that the file does not have."""
-        _check_declared(row, self.columns, f"column of {self._file.name}")
-        line = io.StringIO()
-        csv.DictWriter(line, self.columns, lineterminator="\n").writerow(row)
-        data = line.getvalue().encode()
+        data = csv_lines([row], self.columns, self._file.name)
         try:
             written = self._file.write(data)
         except OSError as error:  # Python's error has no file name
@@ -99,6 +112,22 @@ def check_beginning(path: Path, columns: Sequence[str], keep: int) -> None:
         raise LogError(f"{path} differs from what the checkpoint recorded; restore a copy, or start a new run")
     if not beginning.startswith(f"{','.join(columns)}\n".encode()):
         raise LogError(f"{path} has other columns; use the version of the program that wrote it, or start a new run")
+
+
+def check_logs(folder: Path, *, with_skills: bool, tensorboard: bool, position: Mapping[str, int]) -> None:
+    """Check all files of a run that a `Logger` with these arguments would open or change, without changing any.
+
+    Raises LogError, or OSError with the file's name.
+    """
+    for name, columns in csv_columns(with_skills).items():
+        if position.get(name):
+            check_beginning(folder / name, columns, position[name])
+        check_file(folder / name)
+    for path in event_files(folder / "tb"):
+        check_file(path)
+    for subfolder, used in (("tb", tensorboard), ("skills", with_skills)):
+        if used:
+            check_folder(folder / subfolder)
 
 
 class Meters:
@@ -145,6 +174,11 @@ class Meters:
         self._counts = dict(state["counts"])
 
 
+def event_files(folder: Path) -> list[Path]:
+    """Return TensorBoard's files in a folder."""
+    return sorted(folder.glob("events.out.tfevents.*"))
+
+
 class TensorBoard:
     """TensorBoard's event files. If the disk fails, a warning is printed and nothing more is written.
 
@@ -158,7 +192,7 @@ class TensorBoard:
     def __init__(self, folder: Path, *, enabled: bool, position: Mapping[str, int], step: int | None) -> None:
         self._folder = folder
         self._writer: SummaryWriter | None = None
-        for path in self._files():
+        for path in event_files(folder):
             if path.name in position:
                 os.truncate(path, min(position[path.name], path.stat().st_size))
             else:
@@ -174,7 +208,7 @@ class TensorBoard:
     def position(self) -> dict[str, int]:
         """Flush, and return the length of each event file in bytes, by name."""
         self.flush()
-        return {path.name: path.stat().st_size for path in self._files()}
+        return {path.name: path.stat().st_size for path in event_files(self._folder)}
 
     def scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -205,9 +239,6 @@ class TensorBoard:
             print(f"warning: no more TensorBoard logs, tb/ cannot be written: {error}", file=sys.stderr)
             self._writer = None
 
-    def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("events.out.tfevents.*"))
-
 
 class Logger:
     """Write a run's CSV files, skills/ and tb/; print its console lines; draw its progress bar.
@@ -235,9 +266,7 @@ class Logger:
     ) -> None:
         self._with_skills, self._picture_folder = with_skills, folder / "skills"
         columns, kept = csv_columns(with_skills), position or {}
-        for name in columns:  # check all files before any of them is changed
-            if kept.get(name):
-                check_beginning(folder / name, columns[name], kept[name])
+        check_logs(folder, with_skills=with_skills, tensorboard=tensorboard, position=kept)
         self._files = {name: CsvFile(folder / name, columns[name], keep=kept.get(name, 0)) for name in columns}
         self._tensorboard = TensorBoard(
             folder / "tb", enabled=tensorboard, position=kept, step=step if position else None
@@ -324,14 +353,13 @@ class Logger:
         """Write a picture, uint8 RGB `(H, W, 3)`, to skills/<step>_<name>.png and TensorBoard. Warn if that fails."""
         path = self._picture_folder / f"{step}_{name}.png"
         try:
-            _, png = cv2.imencode(".png", image[:, :, ::-1])
+            png = encode_png(image)
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(png.tobytes())
+            write_file(path, png)
         except (OSError, cv2.error) as error:
-            path.unlink(missing_ok=True)
             print(f"warning: the picture {path} was not written: {error}", file=sys.stderr)
             return
-        self._tensorboard.image(f"skills/{name}", png.tobytes(), image.shape[0], image.shape[1], step)
+        self._tensorboard.image(f"skills/{name}", png, image.shape[0], image.shape[1], step)
 
     def time_shares(self, shares: Mapping[str, float], step: int) -> None:
         """Log the share of the run's time so far that each part of the loop took."""
@@ -370,6 +398,12 @@ class Logger:
         ]
         tqdm.write(" | ".join([f"| {kind}", *parts]), file=sys.stdout)
         sys.stdout.flush()
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Return a picture, uint8 RGB `(H, W, 3)`, as PNG. Raises cv2.error."""
+    _, png = cv2.imencode(".png", image[:, :, ::-1])
+    return bytes(png.tobytes())
 
 
 def check_state(state: Mapping[str, Any]) -> None:

@@ -8,10 +8,12 @@ five seeds or more, the bootstrapped interval of the mean. Horizontal axes count
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +26,12 @@ from scipy import stats
 from config import FIELDS, Role, flags_with, folder_name
 from console.arguments import Parser
 from console.streams import tolerant_output
+from errors import UserError, one_line, reason_of
 from evaluation.figures import Axes, Figure
-from running.columns import SKILL_COLUMNS
+from running.atomic_files import output_folder, write_file
+from running.columns import EVAL_SKILL_COLUMNS
+from running.stored_config import CONFIG_FILE, known_flags
+from running.tables import read_table
 
 NOT_SETTINGS = flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT)
 # The flags that distinguish experiments, with their defaults as config.json would have them.
@@ -34,27 +40,32 @@ OF_DISCRIMINATOR = frozenset(flags_with(Role.DIAYN)) - frozenset(flags_with(Role
 OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.FINE_TUNING)) - {"num_skills", "finetune_from"}
 NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # flags that always differ between DrQ and DIAYN
 CONFIDENCE = 0.95
+MAX_COUNT = 2**53  # of frames, and of skills: what a float counts exactly
 SEEDS_FOR_INTERVAL = 5  # with fewer, a bootstrap gives little more than the lowest and highest value
 COLORS = [f"C{number}" for number in range(10)]
+LABELLED_SKILLS = 20  # in a legend, which would otherwise cover the curves
 STYLES = ("-", "--", "-.")  # the next one when the colors repeat
+EVAL_NUMBERS = ("step", "episode_reward")  # columns of eval.csv, and of skills.csv, that are drawn
+SKILL_NUMBERS = ("step", "skill_id", "episode_extrinsic_reward")
+SKILL_MEASURES = ("mutual_information_bound", "state_distance_within", "state_distance_between")  # cells may be empty
 LOWEST_BOUND = -1.0  # nats, of the axis; an untrained discriminator is overconfident by far more
 
 
 @dataclass
 class Run:
-    """The files of one run."""
+    """The files of one run, with the columns that are drawn."""
 
     folder: Path
     env: str
     seed: int
     flags: Mapping[str, Any]
-    evaluations: pd.DataFrame  # eval.csv
-    skills: pd.DataFrame  # skills.csv; empty if the run has none
+    evaluations: pd.DataFrame  # of eval.csv
+    skills: pd.DataFrame  # of skills.csv; empty if the run has none
 
     @property
     def num_skills(self) -> int:
         """Number of skills that are learned; 0 for a fine-tuned run, which has no discriminator."""
-        return 0 if self.flags.get("finetune_from") else int(self.flags.get("num_skills", 0))
+        return 0 if self.flags.get("finetune_from") else self.flags.get("num_skills", 0)
 
     @property
     def kind(self) -> str:
@@ -86,7 +97,7 @@ class Group:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read runs and draw a figure for each task. Return the exit code: 2 for bad input, after one line."""
+    """Read runs and draw a figure for each task. Return the exit code: 2 for bad input, 130 for Ctrl-C."""
     parser = Parser(prog="plot.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a run, or a folder with runs in it")
@@ -96,65 +107,85 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         reference = None if args.reference is None else read_reference(args.reference)
-        read = {folder: read_run(folder) for folder in find_runs(args.runs)}
-        runs = [run for run in read.values() if run is not None]
-        if args.out.exists() and not args.out.is_dir():
-            raise OSError(f"--out {args.out} is not a folder; name one")
-        if not runs:
-            raise OSError(f"no evaluations in {', '.join(map(str, args.runs))}; name a run's folder, or one above it")
-        for folder in [folder for folder, run in read.items() if run is None]:
-            print(f"left out: {folder} has no evaluations yet", file=sys.stderr)
-        args.out.mkdir(parents=True, exist_ok=True)
-        for env in sorted({run.env for run in runs}):
-            groups = make_groups([run for run in runs if run.env == env])
-            for path in draw_task(env, groups, reference, args.out):
-                print(path)
-    except (OSError, ValueError) as error:
-        print(f"plot.py: error: {error}", file=sys.stderr)
+        runs, left_out = read_runs(args.runs)
+        for reason in left_out:
+            print(f"left out: {one_line(reason)}", file=sys.stderr)
+        with output_folder(args.out):
+            for env in sorted({run.env for run in runs}):
+                groups = make_groups([run for run in runs if run.env == env])
+                for path in draw_task(env, groups, reference, args.out):
+                    print(path)
+    except (UserError, OSError, ValueError) as error:
+        print(f"plot.py: error: {one_line(reason_of(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("plot.py: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
+def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Return the runs in `places` and below them, and why others are left out. Raises UserError if there are none."""
+    runs, left_out = [], []
+    for folder in find_runs(places):
+        try:
+            runs.append(read_run(folder))
+        except (UserError, OSError) as error:
+            left_out.append(reason_of(error))
+    if not runs:
+        more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
+        reasons = "".join(f": {reason}{more}" for reason in left_out[:1])
+        nothing = f"no evaluations in {', '.join(map(str, places))}{reasons}"
+        raise UserError(f"{nothing}; name a run's folder, or one above it")
+    return runs, left_out
+
+
 def find_runs(places: Iterable[Path]) -> list[Path]:
-    """Return the folders of runs in `places` and below them, each once. Raises OSError."""
+    """Return the folders of runs in `places` and below them, each once. Raises UserError."""
     found: list[Path] = []
     for place in places:
         if not place.is_dir():
-            raise OSError(f"{place} is not a folder; name a run's folder, or one above it")
+            raise UserError(f"{place} is not a folder; name a run's folder, or one above it")
         found += sorted(Path(os.path.realpath(path.parent)) for path in place.rglob("eval.csv"))
     return list(dict.fromkeys(found))
 
 
-def read_run(folder: Path) -> Run | None:
-    """Read a run's files. Return None if it has no evaluation yet. Raises ValueError if config.json is damaged."""
-    evaluations, skills = (
-        pd.read_csv(path) if path.exists() and path.stat().st_size else pd.DataFrame(columns=list(SKILL_COLUMNS))
-        for path in (folder / "eval.csv", folder / "skills.csv")
-    )
-    if evaluations.empty:
-        return None
+def read_run(folder: Path) -> Run:
+    """Read a run's files. Raises UserError, which names the file, if one is damaged or there is no evaluation yet."""
     try:
-        flags = json.loads((folder / "config.json").read_text())["flags"]
+        flags = known_flags(folder / CONFIG_FILE)
     except FileNotFoundError:  # only the CSV files were kept
         flags = {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    return Run(folder, flags.get("env", folder.parent.name), int(flags.get("seed", 0)), flags, evaluations, skills)
+    run = Run(folder, flags.get("env", folder.parent.name), flags.get("seed", 0), flags, pd.DataFrame(), pd.DataFrame())
+    numbers = (*EVAL_NUMBERS, *(EVAL_SKILL_COLUMNS if run.num_skills else ()))
+    run.evaluations = read_csv(folder / "eval.csv", numbers)
+    if run.num_skills:
+        run.skills = read_csv(folder / "skills.csv", SKILL_NUMBERS, SKILL_MEASURES).astype({"skill_id": int})
+    if run.evaluations.empty:
+        raise UserError(f"{folder} has no evaluations yet")
+    return run
+
+
+def read_csv(path: Path, numbers: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
+    """Return columns of a CSV file of a run, without rows if there is no file or nothing in it. Raises UserError."""
+    if not os.path.lexists(path) or (path.is_file() and not path.stat().st_size):
+        return pd.DataFrame(columns=[*numbers, *optional], dtype=float)
+    table = pd.DataFrame(read_table(path, numbers, optional=optional), dtype=float)
+    for name in {"step", "skill_id"} & set(numbers):
+        if not table[name].between(0, MAX_COUNT).all():
+            raise UserError(f"{path} is damaged: {name} must be from 0 to {MAX_COUNT}")
+    return table
 
 
 def read_reference(path: Path) -> pd.DataFrame:
-    """Read published curves. Raises ValueError if columns are missing."""
+    """Read published curves. Raises UserError."""
     try:
-        table = pd.read_csv(path)
-    except ValueError as error:
-        raise ValueError(f"--reference {path} is not a CSV file; name one with published curves") from error
-    missing = {"env", "seed", "step", "episode_reward"} - set(table.columns)
-    if missing:
-        raise ValueError(f"--reference {path} lacks the columns {', '.join(sorted(missing))}")
-    return table
+        return pd.DataFrame(read_table(path, EVAL_NUMBERS, texts=("env", "seed")))
+    except UserError as error:
+        raise UserError(f"--reference {error}; name a CSV file with published curves") from error
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
@@ -171,7 +202,7 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
         kin = [run for run in runs if run.kind == kind]
         shown = sorted((differing(runs) - NAMED_BY_KIND - OF_SKILLS) | differing(kin))
         words = ", ".join(f"{name} {group[0].settings[name]}" for name in shown)
-        label = f"{kind} ({words})" if words else kind
+        label = one_line(f"{kind} ({words})" if words else kind)
         again, color = divmod(number, len(COLORS))
         groups.append(Group(label, one_for_each_seed(group), COLORS[color], STYLES[again % len(STYLES)]))
     return groups
@@ -184,7 +215,7 @@ def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
         sample = run.seed, run.flags.get("finetune_from") or ""
         if longest.setdefault(sample, run) is not run:
             why = f"{longest[sample].folder} has the same settings and seed"
-            print(f"warning: {run.folder} is left out: {why}", file=sys.stderr)
+            print(f"warning: {one_line(f'{run.folder} is left out: {why}')}", file=sys.stderr)
     return [longest[sample] for sample in sorted(longest)]
 
 
@@ -202,7 +233,7 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
     values = np.stack([np.interp(frames, curve.index, curve.to_numpy()) for curve in curves])
     mean = values.mean(axis=0)
     low = high = np.full_like(mean, np.nan)
-    if len(curves) >= SEEDS_FOR_INTERVAL:
+    if len(curves) >= SEEDS_FOR_INTERVAL and len(frames):
         result = stats.bootstrap(
             (values,), np.mean, axis=0, confidence_level=CONFIDENCE, method="percentile", n_resamples=2000, rng=0
         )
@@ -215,13 +246,13 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
 
 
 def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None, out: Path) -> list[Path]:
-    """Write the figure and the numbers of one task, and return the paths."""
+    """Write the figure and the numbers of one task, and return the paths. Raises OSError."""
     with_skills = [group for group in groups if group.runs[0].num_skills]
     shape = (2, 3) if with_skills else (1, 1)
     legend_height = 0.18 * (len(groups) + 2)
     figure = Figure(figsize=(5.2 * shape[1], 3.8 * shape[0] + legend_height), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False).ravel()
-    figure.suptitle(env)
+    figure.suptitle(one_line(env))
     if reference is not None:
         draw_reference(axes[0], reference[reference["env"] == env])
         axes[0].set_xlim(0, 1.1 * max(run.last_frame for group in groups for run in group.runs) + 1)
@@ -239,11 +270,17 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
         draw_reward_against_reward(axes[4], with_skills)
         draw_distances(axes[5], longest)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)
-    paths = [out / f"{folder_name(env)}.{kind}" for kind in ("png", "pdf", "csv")]
-    figure.savefig(paths[0], dpi=120)
-    figure.savefig(paths[1])
-    pd.concat(numbers).to_csv(paths[2], index=False, float_format="%.6g")
-    return paths
+    png, pdf = io.BytesIO(), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks
+        figure.savefig(png, format="png", dpi=120)
+        figure.savefig(pdf, format="pdf")
+    table = pd.concat(numbers).to_csv(index=False, float_format="%.6g")
+    contents = {"png": png.getvalue(), "pdf": pdf.getvalue(), "csv": table.encode()}
+    paths = {kind: out / f"{folder_name(env)}.{kind}" for kind in contents}
+    for kind, path in paths.items():
+        write_file(path, contents[kind])
+    return list(paths.values())
 
 
 def draw_curves(
@@ -292,10 +329,10 @@ def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
 
 def draw_skill_returns(axes: Axes, run: Run) -> None:
     """Draw the return of each skill of one run."""
-    for skill, table in run.skills.groupby("skill_id"):
-        color = COLORS[int(skill) % 10]
-        axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", ms=2, lw=1, color=color, label=f"{skill}")
-    _finish(axes, f"return of each skill of {run.folder.name}", legend_columns=2)
+    for number, (skill, table) in enumerate(run.skills.groupby("skill_id")):
+        color, label = COLORS[skill % 10], f"{skill}" if number < LABELLED_SKILLS else None
+        axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", ms=2, lw=1, color=color, label=label)
+    _finish(axes, f"return of each skill of {one_line(run.folder.name)}", legend_columns=2)
 
 
 def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
@@ -315,7 +352,7 @@ def draw_distances(axes: Axes, run: Run) -> None:
         measured = means[column].dropna()
         if len(measured):
             axes.plot(measured.index, measured, "o-", ms=2, label=f"states of {name}")
-    _finish(axes, f"distance of states, {run.folder.name}", legend_columns=1)
+    _finish(axes, f"distance of states, {one_line(run.folder.name)}", legend_columns=1)
 
 
 def _finish(axes: Axes, name: str, *, x: str = "frames", legend_columns: int = 0) -> None:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice, zip_longest
 from pathlib import Path
 
@@ -136,7 +136,8 @@ class VideoRecorder:
 def remove_unfinished(folder: Path) -> None:
     """Delete the unfinished videos of a process that was killed."""
     for path in folder.glob(".*.partial.mp4"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:

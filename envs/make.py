@@ -9,8 +9,10 @@ from dmc import DMCEnv
 from envs.gym_env import GymPixelEnv
 from envs.pixel_env import PixelEnv
 from errors import TaskError, UserError
+from utils import free_memory
 
 KINDS: dict[str, Callable[..., PixelEnv]] = {"gym": GymPixelEnv}  # by the prefix of --env; suite tasks have none
+BYTES_PER_VALUE = 8  # of an observation: itself, its frames, and the bounds of its space
 
 
 def make_environment(config: Config) -> PixelEnv:
@@ -22,6 +24,7 @@ def make_environment(config: Config) -> PixelEnv:
     if colon and prefix not in KINDS:
         known = ", ".join(f"{each}:" for each in KINDS)
         raise UserError(f"--env {config.env}: unknown prefix {prefix}:; give {known} or, for a suite task, none")
+    _check_memory(config)
     try:
         settings = config.kwargs(Role.ENVIRONMENT)
         env = KINDS[prefix](name, **settings) if colon else DMCEnv(config.env, **settings)
@@ -33,3 +36,13 @@ def make_environment(config: Config) -> PixelEnv:
     if config.replay_buffer_capacity < longest:
         raise UserError(f"--replay_buffer_capacity must hold one episode, which is {longest} agent steps")
     return env
+
+
+def _check_memory(config: Config) -> None:
+    """Raise UserError if there is no memory for an observation."""
+    needed, free = 3 * config.frame_stack * config.image_size**2 * BYTES_PER_VALUE, free_memory()
+    if needed > free:
+        raise UserError(
+            f"--image_size {config.image_size} with --frame_stack {config.frame_stack}: an observation needs "
+            f"{needed / 1e9:.4g} GB, {free / 1e9:.2f} GB are free; choose smaller ones"
+        )

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from config import folder_name
+from config import folder_name, short_name
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation.compose import play_schedule
 from evaluation.imitate import read_trajectory, record_imitation, skill_likelihoods
 from evaluation.load import LoadedRun, check_skill, load
 from evaluation.play import Start, best_skill, skill_name, start_seeds
-from logger import CsvFile, Row
+from logger import Row, csv_lines, encode_png, header
+from running.atomic_files import output_folder, write_file
 from running.build import out_of_memory_is_an_error
 from running.columns import SKILL_COLUMNS
 from utils import seed_sequence
@@ -34,8 +35,9 @@ def run_evaluation(args: argparse.Namespace) -> None:
     """
     loaded = load(args.run, args.device)
     run = loaded.label
-    out = args.out or Path("evaluations", run.parent, f"{run.name}_{loaded.frame}", output_name(args))
-    with out_of_memory_is_an_error("evaluating", "try fewer --episodes, a smaller --video_size or another --device"):
+    out = args.out or Path("evaluations", run.parent, short_name(f"{run.name}_{loaded.frame}"), output_name(args))
+    remedy = "try fewer --episodes, a smaller --video_size or another --device"
+    with output_folder(out), out_of_memory_is_an_error("evaluating", remedy):
         if args.imitate is not None:
             imitate(loaded, args, out)
         elif args.skill_schedule is not None:
@@ -81,11 +83,10 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
             keep_all_pictures=args.save_trajectories,
             between_steps=bar.update,
         )
-    out.mkdir(parents=True, exist_ok=True)
     write_table(out / "skills.csv", evaluation.rows, loaded.frame)
     if len(skills) > 1 and len(skills) == loaded.config.num_skills:
         for name, picture in evaluation.pictures(loaded.frame).items():
-            cv2.imwrite(str(out / f"{name}.png"), picture[:, :, ::-1])
+            write_file(out / f"{name}.png", encode_png(picture))
     if args.save_trajectories:
         for start in evaluation.starts:
             path = out / f"trajectory_{skill_name(start.skill)}_{start.seed}.npz"
@@ -117,10 +118,8 @@ def choose_best(loaded: LoadedRun, seeds: Sequence[int]) -> int:
 
 def write_table(path: Path, rows: Sequence[Row], frame: int) -> None:
     """Print rows of skills.csv and write them to a file."""
-    file = CsvFile(path, SKILL_COLUMNS)
-    for row in rows:
-        file.write({"step": frame, **row})
-    file.close()
+    lines = [header(SKILL_COLUMNS), *({"step": frame, **row} for row in rows)]
+    write_file(path, csv_lines(lines, SKILL_COLUMNS, path.name))
     table = pd.DataFrame(rows, columns=list(SKILL_COLUMNS)).dropna(axis=1, how="all")
     print(table.to_string(index=False, float_format="%.3f"))
     if len(rows) > 1:
@@ -133,8 +132,9 @@ def save_trajectory(path: Path, start: Start, env: str) -> None:
 
     It has actions `(T, A)`, rewards `(T,)`, states `(T + 1, D)`, frames `(T + 1, 3, H, W)`, skill, seed and env.
     """
+    memory = io.BytesIO()
     np.savez_compressed(
-        path,
+        memory,
         actions=start.trace.actions,
         rewards=start.trace.rewards,
         states=start.trace.states,
@@ -143,6 +143,7 @@ def save_trajectory(path: Path, start: Start, env: str) -> None:
         seed=start.seed,
         env=env,
     )
+    write_file(path, memory.getvalue())
 
 
 def imitate(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
@@ -152,9 +153,8 @@ def imitate(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
     frames, seed = read_trajectory(args.imitate, loaded.config)
     table = skill_likelihoods(loaded.agent, frames, loaded.config.frame_stack)
     best = int(table["log_q_mean"].idxmax())
-    out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / "imitation.csv", index=False)
     print(table.to_string(index=False, float_format="%.4f"))
     print(f"skill {best} explains {args.imitate} best")
     if not args.no_video:
         record_imitation(loaded, frames, best, args.seed if seed is None else seed, out, args.video_size)
+    write_file(out / "imitation.csv", table.to_csv(index=False).encode())

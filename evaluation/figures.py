@@ -6,8 +6,11 @@ import os
 
 os.environ["MPLBACKEND"] = "agg"  # a notebook sets a backend that this Python may lack, and the import would fail
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a folder's name is no formula
 
 __all__ = ["Axes", "Figure", "FigureCanvasAgg"]

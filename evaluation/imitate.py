@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,32 +16,76 @@ from config import Config
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation.load import LoadedRun
+from running.atomic_files import check_regular
+from utils import free_memory
 from video import VideoRecorder
+
+LARGEST_SCALAR = 4000  # bytes, of a number or a text of a trajectory
 
 
 def read_trajectory(path: Path, config: Config) -> tuple[np.ndarray, int | None]:
     """Read an .npz file from --save_trajectories. Raises UserError.
 
     Return its frames, resized to the run's image size, uint8 `(T + 1, 3, H, W)`, and the seed of its start if known.
+    Nothing is unpickled, and nothing is read before its size is known.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
-            frames, seed = data["frames"], int(data["seed"]) if "seed" in data else None
-            env = str(data["env"]) if "env" in data else config.env
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"--imitate {path} holds no trajectory; name an .npz from --save_trajectories") from error
+        check_regular(path)
+        with zipfile.ZipFile(path) as file:
+            seed = _read_scalar(file, "seed", "iu")
+            env = _read_scalar(file, "env", "U")
+            shape, dtype = _read_header(file, "frames")
+            if env not in (None, config.env):
+                raise UserError(f"its frames are of {env}, the run's of {config.env}; name some of its task")
+            if dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or shape[0] < 2 or min(shape) < 1:
+                raise UserError(f"frames must be uint8 (T + 1, 3, H, W); got {dtype} {shape}")
+            if seed is not None and seed < 0:
+                raise UserError(f"its seed is {seed}; it must be 0 or above")
+            _check_memory(shape, config)
+            frames = _read_array(file, "frames")
+        if frames.shape[2:] != (config.image_size, config.image_size):
+            frames = np.stack([_resized(f, config.image_size, cv2.INTER_AREA).transpose(2, 0, 1) for f in frames])
     except OSError as error:
         raise UserError(
             f"--imitate {path}: {error.strerror or error}; name an .npz from --save_trajectories"
         ) from error
-    if env != config.env:
-        raise UserError(f"--imitate {path}: its frames are of {env}, the run's of {config.env}; name some of its task")
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or len(frames) < 2:
-        raise UserError(f"--imitate {path}: frames must be uint8 (T + 1, 3, H, W); got {frames.dtype} {frames.shape}")
-    size = config.image_size
-    if frames.shape[2:] != (size, size):
-        frames = np.stack([_resized(frame, size, cv2.INTER_AREA).transpose(2, 0, 1) for frame in frames])
-    return frames, seed
+    except UserError as error:
+        raise UserError(f"--imitate {path}: {error}") from error
+    except Exception as error:  # a crafted file can make it fail in any way
+        raise UserError(f"--imitate {path} holds no trajectory; name an .npz from --save_trajectories") from error
+    return frames, None if seed is None else int(seed)
+
+
+def _read_header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of an array in an .npz file, without reading it. Raises any exception."""
+    with file.open(f"{name}.npy") as member:
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = read[np.lib.format.read_magic(member)](member)
+    return shape, dtype
+
+
+def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    with file.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _read_scalar(file: zipfile.ZipFile, name: str, kinds: str) -> Any:
+    """Return a number or a text in an .npz file, or None if it is missing. Raises UserError if it is something else."""
+    if f"{name}.npy" not in file.namelist():
+        return None
+    shape, dtype = _read_header(file, name)
+    if shape != () or dtype.kind not in kinds or dtype.itemsize > LARGEST_SCALAR:
+        raise UserError(f"its {name} is no {'number' if kinds != 'U' else 'text'} but {dtype} {shape}")
+    return _read_array(file, name).item()
+
+
+def _check_memory(shape: Sequence[int], config: Config) -> None:
+    """Raise UserError if frames of this shape, and the observations stacked from them, do not fit in memory."""
+    pixels = 3 * config.image_size**2
+    needed = math.prod(shape) + shape[0] * pixels * (2 + 2 * config.frame_stack)
+    free = free_memory()
+    if needed > free:
+        raise UserError(f"its {shape[0]} frames need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
 
 
 def stack_frames(frames: np.ndarray, frame_stack: int) -> np.ndarray:
@@ -61,12 +108,17 @@ def record_imitation(loaded: LoadedRun, frames: np.ndarray, skill: int, seed: in
     """Write given.mp4 of frames `(T + 1, 3, H, W)`, the skill's video, and imitation.mp4 with both side by side.
 
     The skill is played from the start with this seed. `size` is the height and width of a video in pixels.
+    If an exception is raised, no video is left behind.
     """
     recorder = VideoRecorder(folder, loaded.fps, size=size)
     with recorder.recorded("given"):
         for frame in frames[1:]:
             recorder.record(_resized(frame, size, cv2.INTER_NEAREST), ["given"])
-    evaluation = loaded.evaluate([skill], [seed], video_folder=folder, video_size=size)
+    try:
+        evaluation = loaded.evaluate([skill], [seed], video_folder=folder, video_size=size)
+    except BaseException:
+        (folder / "given.mp4").unlink(missing_ok=True)
+        raise
     videos = (folder / "given.mp4", *evaluation.videos.values())
     recorder.tile("imitation", [video for video in videos if video.exists()])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,10 @@ from envs.parallel import EvalEnvs, open_eval_envs
 from errors import CheckpointError, RenderingError, UserError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import skill_name
+from replay_buffer import NO_SKILL
 from running.build import choose_device, make_agent, out_of_memory_is_an_error
 from running.checkpoint import load_file, read_newest
-from running.state import INVALID_STATE
+from running.state import INVALID_STATE, read_counters
 from running.stored_config import checked_config, name_a_run
 
 
@@ -62,15 +63,18 @@ def load(place: Path, device: str | None) -> LoadedRun:
             raise UserError(f"{run} has no checkpoint; {name_a_run(run)}, or wait for its first evaluation")
         config = checked_config(state["flags"], f"{place}: the checkpoint")
         config = dataclasses.replace(config, device=choose_device(device), cuda_graphs=False)
+        _check_sizes(config, state["agent"])
         env = make_environment(config)
         with closing(env), out_of_memory_is_an_error("the networks", "end other programs, or name another --device"):
             agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
             agent.load_weights(state["agent"])
-        counters = state["counters"]
+            if not agent.is_finite():
+                raise UserError(f"{place}: the checkpoint has weights that are not finite; name another one")
+        counters = read_counters(state)
         return LoadedRun(
             config=config,
             agent=agent,
-            frame=int(counters["frames_before"]) + int(counters["step"]) * config.action_repeat,
+            frame=counters["frames_before"] + counters["step"] * config.action_repeat,
             label=Path(*run.relative_to(run.anchor).parts[-3:]),
             fps=env.metadata["render_fps"],
             max_episode_steps=env.max_episode_steps or 1,
@@ -81,6 +85,22 @@ def load(place: Path, device: str | None) -> LoadedRun:
         raise
     except INVALID_STATE as error:
         raise UserError(f"{place}: the checkpoint does not fit this version of the program") from error
+
+
+def _check_sizes(config: Config, agent: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the weights and the skill of an agent fit the config, as far as that shows in advance.
+
+    To build an agent of a damaged size could take all memory.
+    """
+    tensors = [tensor for module in agent["modules"].values() for tensor in module.values()]
+    stored = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in tensors)
+    depth, width = config.hidden_depth, config.hidden_dim
+    layers = max(depth - 1, 0) * width**2 + depth
+    others = (config.image_size**2, config.frame_stack, width, config.encoder_feature_dim, config.num_skills)
+    if max(layers, *others, config.skill_embedding_dim if config.num_skills else 0) > stored:
+        raise ValueError("the networks have other sizes")
+    if type(agent["skill"]) is not int or not NO_SKILL <= agent["skill"] < max(config.num_skills, 1):
+        raise ValueError("there is no such skill")
 
 
 def check_skill(flag: str, skill: int, known: list[int]) -> None:

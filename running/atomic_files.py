@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, reason_of
 
 UNFINISHED = ".partial"
 LOCK_FILE = ".lock"
@@ -29,9 +31,11 @@ def write_file(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
         sync_folder(path.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a full disk's error has no name
+    except (OSError, KeyboardInterrupt) as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk's error has no name
         raise
 
 
@@ -42,6 +46,64 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError, with the file's name, if it is not a regular file. To read a pipe could take forever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+
+
+def check_file(path: Path) -> None:
+    """Raise OSError, with the file's name, if the file exists and cannot be written, or is not a regular file."""
+    if not os.path.lexists(path):
+        return
+    check_regular(path)
+    with path.open("rb+"):
+        pass
+
+
+def check_folder(folder: Path) -> None:
+    """Raise OSError, with the folder's name, if no file can be made in it. A folder that is missing can be made."""
+    if not os.path.lexists(folder):
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        error.filename = str(folder)
+        raise
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make the folder and its parents; after the block remove those that were made and are empty. Raises OSError."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        if not (folder.is_dir() and any(folder.iterdir())):
+            for place in missing:
+                with suppress(OSError):
+                    place.rmdir()
+
+
+@contextmanager
+def output_folder(out: Path) -> Iterator[None]:
+    """Make the folder that --out names, for the block to write to; remove it again if nothing was written.
+
+    Raises UserError if the folder, or a file in it, cannot be written.
+    """
+    try:
+        with made_folder(out):
+            check_folder(out)
+            yield
+    except OSError as error:
+        place = Path(str(error.filename))
+        if not (place.is_relative_to(out) or out.is_relative_to(place)):  # nothing that was written
+            raise
+        raise UserError(f"{reason_of(error)}; free space, or name another folder with --out") from error
 
 
 @contextmanager

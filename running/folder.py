@@ -21,7 +21,7 @@ import torch
 from config import Config, folder_name
 from envs.renderer import RendererInfo
 from errors import one_line
-from running.atomic_files import write_file
+from running.atomic_files import made_folder, write_file
 from running.stored_config import CONFIG_FILE
 
 RECORDED_PACKAGES = (
@@ -35,20 +35,15 @@ EXACT_PACKAGES = ("torch", "numpy", "dm_control", "mujoco")  # another version m
 def new_run_folder(config: Config) -> Iterator[Path]:
     """Make the folder <work_dir>/<env>/<run_name>; if the block fails, remove whatever was made."""
     parent = Path(config.work_dir) / folder_name(config.env)
-    missing = [place for place in (parent, *parent.parents) if not place.exists()]
-    folder = None
-    try:
+    with made_folder(parent):
         folder = _make_unique(parent / (config.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_seed{config.seed}"))
-        if config.run_name not in (None, folder.name):
-            print(f"warning: --run_name {config.run_name} is taken; this run is {folder.name}", file=sys.stderr)
-        yield folder
-    except BaseException:
-        if folder is not None:
+        try:
+            if config.run_name not in (None, folder.name):
+                print(f"warning: --run_name {config.run_name} is taken; this run is {folder.name}", file=sys.stderr)
+            yield folder
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
-        for place in missing:
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
-        raise
+            raise
 
 
 def _make_unique(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from config import Config
 from drq import DrQAgent
 from envs.parallel import EvalEnvs
 from envs.renderer import RendererInfo
-from errors import CheckpointError, LogError, RenderingError, RunError, UserError, WorkerError
+from errors import CheckpointError, LogError, RenderingError, RunError, UserError, WorkerError, reason_of
 from evaluation.play import best_skill
-from logger import Logger
-from running.atomic_files import locked, no_room
+from logger import Logger, check_logs
+from running.atomic_files import check_folder, locked, no_room
 from running.build import build_run, choose_device, out_of_memory_is_an_error
+from running.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from running.checkpoint import Checkpoints, State, read_newest
 from running.folder import link_latest, new_run_folder, write_config
 from running.run import Run
@@ -130,18 +132,21 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
         logs: of the checkpoint; what the files hold beyond it is cut off.
     """
     config, folder = run.config, run.folder
+    position = None if logs is None else logs["position"]
+    more = {"finetuned_skill": run.agent.skill, "frames_before": run.frames_before} if config.finetune_from else {}
     try:
+        # Nothing has been changed up to here. config.json is replaced atomically, so it comes before the logs are cut.
+        _check_outputs(config, folder, position or {})
+        write_config(config, folder, renderer, None if config.resume is None else run.frame, **more)
         run.logger = Logger(
             folder,
             with_skills=config.learns_skills,
             tensorboard=config.log_save_tb,
             total_frames=run.frames_before + config.num_train_frames,
-            position=None if logs is None else logs["position"],
+            position=position,
             step=run.frame,
         )
         resources.callback(run.logger.close)
-        more = {"finetuned_skill": run.agent.skill, "frames_before": run.frames_before} if config.finetune_from else {}
-        write_config(config, folder, renderer, None if config.resume is None else run.frame, **more)
         if config.resume is None:
             link_latest(folder)
     except LogError as error:
@@ -149,11 +154,17 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
     except OSError as error:
         if config.resume is None:
             raise no_room(config.work_dir, error) from error
-        reason = error.strerror or error
-        raise UserError(f"--resume {folder}: {reason}: {error.filename or folder}; fix that first") from error
+        raise UserError(f"--resume {folder}: {reason_of(error)}; fix that first") from error
     if logs is not None:
         run.logger.load_meters(logs, run.agent.device)
     remove_unfinished(folder / "video")
     print(f"outputs: {folder}")
     if config.resume is not None:
         print(f"resumed at frame {run.frame}, in episode {run.episode + 1}")
+
+
+def _check_outputs(config: Config, folder: Path, position: Mapping[str, int]) -> None:
+    """Check that everything the run will write can be written, without changing it. Raises LogError, OSError."""
+    check_logs(folder, with_skills=config.learns_skills, tensorboard=config.log_save_tb, position=position)
+    for place in (folder, folder / CHECKPOINT_FOLDER, *([folder / "video"] if config.save_video else [])):
+        check_folder(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from config import Config
+from config import MAX_INTEGER, Config
 from errors import CheckpointError, RenderingError, RunError
 from logger import check_state
 from running.checkpoint import State
@@ -18,6 +19,7 @@ from running.run import EpisodeInProgress, Run
 from utils import plain, random_states, set_random_states
 
 UNUSUAL = 100.0  # times the usual value
+SMALLEST_COUNTERS = {"evaluated": -1, "scheduled": -1}  # -1: no evaluation yet; others are 0 or above
 INVALID_STATE = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError)
 
 
@@ -75,10 +77,19 @@ def save_checkpoint(run: Run) -> None:
         run.logger.status("")
 
 
+def read_counters(state: State) -> dict[str, int]:
+    """Return the counters in a state. Raises ValueError, KeyError, TypeError, AttributeError if they are damaged."""
+    counters: dict[str, int] = state["counters"]
+    for name, value in counters.items():
+        if type(value) is not int or not SMALLEST_COUNTERS.get(name, 0) <= value <= MAX_INTEGER:
+            raise ValueError(f"the counter {name} is {reprlib.repr(value)}")
+    return counters
+
+
 def restore(run: Run, state: State) -> None:
     """Set a newly built run to a state that `state_of` returned. Raises CheckpointError, RenderingError."""
     try:
-        counters = {name: int(value) for name, value in state["counters"].items()}
+        counters = read_counters(state)
         run.frames_before, run.step, run.episode = (counters[name] for name in ("frames_before", "step", "episode"))
         run.evaluations.last, run.evaluations.counted_from = counters["evaluated"], counters["scheduled"]
         run.first_update_step = counters["learning_from"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from config import (
     shown_value,
 )
 from errors import UserError
+from running.atomic_files import check_regular
 
 CONFIG_FILE = "config.json"  # in a run's folder
 NAMED_RUNS = 5  # runs that a message names
@@ -147,20 +149,39 @@ def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, 
         source: the flag that named the folder, for the message of the UserError that is raised.
     """
     path = folder / name
+    place = f"--{source}: {path}"
+    try:
+        return checked_flags(_flags_in(path, place), place)
+    except FileNotFoundError:
+        raise UserError(f"--{source}: there is no {path}; {name_a_run(folder)}") from None
+
+
+def known_flags(path: Path) -> dict[str, Any]:
+    """Return the flags in a config.json that this version knows, with types and ranges checked.
+
+    Raises UserError or OSError, which name the file; FileNotFoundError if there is none.
+    """
+    check_regular(path)
+    flags = {name: value for name, value in _flags_in(path, str(path)).items() if name in TYPES}
+    flags = checked_flags(flags, str(path))
+    _check_ranges(flags, str(path))
+    return flags
+
+
+def _flags_in(path: Path, place: str) -> dict[str, Any]:
+    """Return the flags in a config.json as they are. Raises FileNotFoundError, UserError."""
     try:
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"--{source}: there is no {path}; {name_a_run(folder)}") from None
+        raise
     except OSError as error:
-        raise UserError(f"--{source}: {path} cannot be read: {error.strerror}; name a run's") from error
+        raise UserError(f"{place} cannot be read: {error.strerror}; name a run's") from error
     except (ValueError, RecursionError):
-        raise UserError(
-            f"--{source}: {path} is damaged, or not a run's; restore its text, or start a new run"
-        ) from None
+        raise UserError(f"{place} is damaged, or not a run's; restore its text, or start a new run") from None
     flags = record.get("flags") if isinstance(record, dict) else None
     if not isinstance(flags, dict):
-        raise UserError(f"--{source}: {path} has no flags; restore its text, or start a new run")
-    return checked_flags(flags, f"--{source}: {path}")
+        raise UserError(f"{place} has no flags; restore its text, or start a new run")
+    return flags
 
 
 def name_a_run(folder: Path) -> str:
@@ -181,12 +202,16 @@ def checked_config(flags: Mapping[str, Any], place: str) -> Config:
     """
     values: dict[str, Any] = {name: field.default for name, field in FIELDS.items()}
     values |= checked_flags(flags, place)
+    _check_ranges(values, place)
+    return Config(**values)
+
+
+def _check_ranges(flags: Mapping[str, Any], place: str) -> None:
     try:
-        for name, value in values.items():
+        for name, value in flags.items():
             check_value(name, value)
     except UserError as error:
         raise UserError(f"{place} is damaged: {error}") from error
-    return Config(**values)
 
 
 def checked_flags(flags: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -206,7 +231,7 @@ def _stored_value(place: str, name: str, value: Any) -> Any:
     numbers = {int: type(value) is int, float: _is_number(value)}
     fits = numbers[kind] if kind in numbers else isinstance(value, typing.get_origin(kind) or kind)
     if not fits:
-        raise UserError(f"{place} is damaged: {name} is {value!r}; restore its text, or start a new run")
+        raise UserError(f"{place} is damaged: {name} is {reprlib.repr(value)}; restore its text, or start a new run")
     return float(value) if kind is float else value
 
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from typing import Any, get_origin
 
 import pytest
 
-from config import FIELDS, MAX_INTEGER, TYPES, Config, Role, flags_with, folder_name, make_config, shown_value
+from config import (
+    FIELDS,
+    MAX_INTEGER,
+    TYPES,
+    Config,
+    Role,
+    flags_with,
+    folder_name,
+    make_config,
+    short_name,
+    shown_value,
+)
 from errors import UserError
 from tests.support.flags import ABOVE_RANGE, BELOW_RANGE, CHOICES, DERIVED, FLAGS, FLOATS
 from tests.support.program import assert_names
@@ -335,3 +347,14 @@ def test_a_run_name_fits_a_file_system() -> None:
 def test_texts_that_no_file_name_can_hold(name: str, value: str) -> None:
     with pytest.raises(UserError, match=f"--{name}"):
         make_config({name: value})
+
+
+def test_names_that_are_too_long_are_cut() -> None:
+    """Short ones stay as they are; a hash tells apart what is cut."""
+    assert folder_name("gym:ns/Env-v0") == "gym_ns_Env-v0"
+    assert short_name("x" * 200) == "x" * 200
+    for letter in ("x", "é", "\U0001f600", "\udcff", "猫"):
+        names = {short_name(letter * 300), short_name(letter * 301), folder_name(letter * 300)}
+        assert all(0 < len(os.fsencode(name)) <= 200 for name in names)
+        assert short_name(letter * 300) != short_name(letter * 301)
+    assert folder_name("x/" * 300) != folder_name("x:" * 300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ import torch
 
 import evaluate
 from evaluation.command import output_name
-from tests.support.paths import ROOT
+from tests.support.disk import no_space
+from tests.support.paths import ROOT, Mount
 from tests.support.runs import SeededEnv, rows, start_seeds_since
 from video import read_video
 
@@ -157,6 +159,98 @@ def test_runs_of_two_sweeps_have_folders_of_their_own(
         assert Path("evaluations", sweep, "cartpole_swingup", f"seed=1_{frame}", "skills_1").is_dir()
 
 
+LONG_LINES = {
+    "schedule": f"--skill_schedule {','.join(f'{part % 4}:{part + 1}' for part in range(60))}",
+    "skills": f"--skills {','.join(['0', '1', '2', '3'] * 200)}",
+    "trajectory": f"--imitate {'é' * 120}.npz",
+}
+
+
+@pytest.mark.parametrize("kind", LONG_LINES)
+def test_long_names_are_cut(kind: str) -> None:
+    """Two that differ only at their ends, or in letters that no name can have, still have folders of their own."""
+    words = shlex.split(LONG_LINES[kind])
+    other = words[1][:-5] + "2.npz" if kind == "trajectory" else f"{words[1][:-1]}2"
+    names = [output_name(evaluate.parse_args(["run", words[0], value])) for value in (words[1], other)]
+    assert len(set(names)) == 2
+    assert all(100 < len(name.encode()) <= 200 for name in names)
+    assert all(name.startswith(("schedule_0_1_1_2", "skills_0_1_2", "imitate_éé")) for name in names)
+
+
+@pytest.mark.parametrize("line", [LONG_LINES["schedule"], LONG_LINES["skills"]])
+def test_long_lines_are_played(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "runs" / "cartpole_swingup" / ("x" * 255)
+    shutil.copytree(pretrained, place)
+    assert evaluate.main([str(place), "--device", "cpu", "--video_size", "32", *shlex.split(line)]) == 0
+    (out,) = (tmp_path / "evaluations").glob("*/*/*/*")
+    assert {path.name for path in out.iterdir()} >= {"schedule.mp4"} or (out / "skills.csv").exists()
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "line", "some"),
+    [
+        ("4k", "--no_video", False),
+        ("4k", "", False),
+        ("12k", "--no_video --save_trajectories", True),
+        ("100k", "--no_video --save_trajectories --episodes 9", True),
+        ("64k,nr_inodes=2", "--no_video", False),
+    ],
+)
+def test_a_full_disk(
+    pretrained: Path, mount: Mount, capsys: pytest.CaptureFixture[str], size: str, line: str, some: bool
+) -> None:
+    """The message names a file, and every file that is there is whole."""
+    disk = mount(f"size={size}")
+    if size == "4k":
+        (disk / "filler").write_bytes(bytes(4 << 10))
+    out = disk / "out"
+    assert evaluate.main([str(pretrained), "--device", "cpu", "--out", str(out), *shlex.split(line)]) == 2
+    *warnings, error = capsys.readouterr().err.splitlines()
+    assert all(warning.startswith("warning: the video ") for warning in warnings)
+    assert error.startswith(f"evaluate.py: error: {out}")
+    assert "No space left on device; free space, or name another folder with --out" in error
+    assert out.exists() == some
+    if some:
+        assert len(rows(out / "skills.csv")) == 4
+    for path in out.glob("*.png"):
+        assert cv2.imread(str(path)) is not None
+    for path in out.glob("*.npz"):
+        with np.load(path) as data:
+            assert len(data["frames"]) == len(data["actions"]) + 1
+    assert not list(disk.rglob("*.partial"))
+
+
+def test_a_full_disk_leaves_the_old_files(run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = run_evaluate("--no_video --save_trajectories")
+    before = contents(out)
+
+    def full(source: Any, target: Any) -> None:
+        raise no_space()
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(AssertionError):
+        run_evaluate("--no_video --save_trajectories --seed 1")
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("line", ["", "--skill_schedule 0:3", "--skills best"])
+def test_a_folder_that_cannot_be_written_is_refused_before_playing(
+    pretrained: Path, tmp_path: Path, fake_envs: list[SeededEnv], capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    known = len(fake_envs)
+    for out in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out"), tmp_path / ("x" * 300)):
+        assert evaluate.main([str(pretrained), "--device", "cpu", "--out", str(out), *shlex.split(line)]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.endswith("name another folder with --out")
+    assert not start_seeds_since(fake_envs, known)
+    assert contents(tmp_path) == {str(tmp_path / "file"): b"mine"}
+
+
 @pytest.mark.parametrize("line", ["", "--skill_schedule 0:3"])
 def test_ctrl_c_leaves_no_unfinished_video(
     pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
@@ -175,7 +269,7 @@ def test_ctrl_c_leaves_no_unfinished_video(
     arguments = [str(pretrained), "--device", "cpu", "--out", str(out), *shlex.split(line)]
     assert evaluate.main(arguments) == 130
     assert capsys.readouterr().err.endswith("evaluate.py: stopped\n")
-    assert not out.exists() or not list(out.iterdir())
+    assert not out.exists()
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ LAYERS = (
     ("errors",),
     ("config",),
     ("console.streams", "console.packages", "console.arguments"),
-    ("running.atomic_files", "running.signals", "running.columns", "running.stored_config"),
+    ("running.atomic_files", "running.signals", "running.columns"),
+    ("running.stored_config", "running.tables"),
     ("utils",),
     ("replay_buffer", "cuda_graphs", "augmentations"),
     ("networks",),
@@ -27,8 +28,8 @@ LAYERS = (
     ("envs.pixel_env", "envs.parallel"),
     ("dmc", "envs.gym_env"),
     ("envs.make",),
-    ("logger", "video"),
-    ("evaluation.play", "evaluation.figures"),
+    ("logger", "video", "evaluation.figures"),
+    ("evaluation.play",),
     ("evaluation.skill_report",),
     ("evaluation.evaluate_skills",),
     ("running.checkpoint", "running.folder"),
@@ -51,7 +52,8 @@ PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
     *("errors", "config", "console.streams", "console.packages", "console.arguments", "envs.renderer"),
-    *("running.atomic_files", "running.signals", "running.columns", "running.stored_config", "sweeping.record"),
+    *("running.atomic_files", "running.signals", "running.columns", "running.stored_config", "running.tables"),
+    "sweeping.record",
 )
 
 # Every import that is not at the top of its module. Commands import what is heavy after parsing.

@@ -46,6 +46,11 @@ def test_flags_reach_the_environment(env: str) -> None:
         ({"env": "walker_rum"}, r"--env: .*'walker_rum'; did you mean walker_run"),
         ({"env": "gym:Nothing-v0"}, r"--env: gymnasium cannot make 'Nothing-v0'"),
         ({"env": "pont:reach"}, r"--env pont:reach: unknown prefix pont:; give gym: or"),
+        ({"image_size": 10**7}, r"--image_size 10000000 with --frame_stack 3: .* choose smaller ones"),
+        (
+            {"frame_stack": 2**63 - 1, "image_size": 2**63 - 1},
+            r"--frame_stack 9223372036854775807: an observation needs",
+        ),
         ({"env": "lqr_lqr_2_1"}, r"--env lqr_lqr_2_1 has no time limit of its own; give --time_limit"),
         (
             {"action_repeat": 4, "replay_buffer_capacity": 249},

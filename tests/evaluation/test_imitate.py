@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate
 from config import make_config
 from diayn import DIAYNAgent
 from errors import UserError
@@ -19,6 +23,7 @@ from evaluation.evaluate_skills import evaluate_skills
 from evaluation.imitate import read_trajectory, stack_frames
 from evaluation.load import load
 from tests.support.fake_env import IMAGE_SIZE
+from tests.support.paths import Mount
 from tests.support.runs import SeededEnv, rows
 from video import read_video
 
@@ -107,3 +112,124 @@ def test_what_is_no_trajectory_is_refused(tmp_path: Path) -> None:
     for name, words in (("other.npz", "holds no trajectory"), ("text.npz", "holds no"), ("nowhere.npz", "No such")):
         with pytest.raises(UserError, match=words):
             read_trajectory(tmp_path / name, CONFIG)
+
+
+# -- crafted files -----------------------------------------------------------------------------------------------------
+
+FRAMES = np.zeros((5, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+
+
+def npz(**members: Any) -> bytes:
+    """Return an .npz file. Bytes are written as they are, as a member that NumPy cannot write."""
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, value in members.items():
+            if not isinstance(value, bytes):
+                array = io.BytesIO()
+                np.save(array, np.asarray(value), allow_pickle=True)
+                value = array.getvalue()
+            file.writestr(f"{name}.npy", value)
+    return memory.getvalue()
+
+
+def claiming(shape: str, dtype: str = "|u1", content: bytes = b"") -> bytes:
+    """Return an array file whose header claims a shape and a type."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+CRAFTED = {
+    "a negative seed": (npz(frames=FRAMES, seed=-1), "its seed is -1"),
+    "a seed of several numbers": (npz(frames=FRAMES, seed=[1, 2]), "its seed is no number"),
+    "a seed in a list": (npz(frames=FRAMES, seed=[1]), "its seed is no number"),
+    "a fractional seed": (npz(frames=FRAMES, seed=np.float64(1.5)), "its seed is no number"),
+    "a NaN seed": (npz(frames=FRAMES, seed=np.float64("nan")), "its seed is no number"),
+    "a seed in words": (npz(frames=FRAMES, seed="one"), "its seed is no number"),
+    "a pickled seed": (npz(frames=FRAMES, seed=np.array(10**40, object)), "its seed is no number"),
+    "a seed without end": (npz(frames=FRAMES, seed=claiming("(10000000000,)", "<i8")), "its seed is no number"),
+    "a task in numbers": (npz(frames=FRAMES, env=3), "its env is no text"),
+    "a task without end": (npz(frames=FRAMES, env=claiming("()", "<U100000000")), "its env is no text"),
+    "pickled frames": (npz(frames=np.array([None, {}], object)), "frames must be uint8"),
+    "flat frames": (npz(frames=FRAMES.ravel()), "frames must be uint8"),
+    "frames with two channels": (npz(frames=FRAMES[:, :2]), "frames must be uint8"),
+    "frames without pixels": (npz(frames=FRAMES[:, :, :0]), "frames must be uint8"),
+    "frames without rows and columns": (npz(frames=FRAMES[:, :, :0, :0]), "frames must be uint8"),
+    "one frame": (npz(frames=FRAMES[:1]), "frames must be uint8"),
+    "frames without end": (npz(frames=claiming("(1000000000, 3, 24, 24)")), "1000000000 frames need"),
+    "frames beyond 64 bits": (npz(frames=claiming(f"({10**30}, 3, 24, 24)")), "frames need"),
+    "pictures without end": (npz(frames=claiming("(2, 3, 1000000, 1000000)")), "2 frames need"),
+    "a negative shape": (npz(frames=claiming("(-5, 3, 24, 24)")), "frames must be uint8"),
+    "frames that are cut": (npz(frames=claiming("(5, 3, 24, 24)", content=bytes(100))), "holds no trajectory"),
+    "a header in words": (npz(frames=claiming("many")), "holds no trajectory"),
+    "no array": (npz(frames=b"text"), "holds no trajectory"),
+    "no frames": (npz(seed=3), "holds no trajectory"),
+    "damaged": (npz(frames=np.arange(10_000))[:200] + npz(frames=FRAMES)[200:], "holds no trajectory"),
+    "empty": (b"", "holds no trajectory"),
+    "a single array": (claiming("(1000000000, 3, 24, 24)"), "holds no trajectory"),
+}
+
+
+@pytest.mark.parametrize("case", CRAFTED)
+def test_a_crafted_file_is_refused(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    """In one line, before anything is played or written."""
+    data, words = CRAFTED[case]
+    path, out = tmp_path / "t.npz", tmp_path / "new" / "out"
+    path.write_bytes(data)
+    assert evaluate.main([str(pretrained), "--device", "cpu", "--imitate", str(path), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"evaluate.py: error: --imitate {path}")
+    assert words in line
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damaged", range(40))
+def test_any_flipped_byte(tmp_path: Path, damaged: int) -> None:
+    data = bytearray(npz(frames=np.random.default_rng(0).integers(256, size=(3, 3, 24, 24), dtype=np.uint8), seed=1))
+    rng = np.random.default_rng(damaged)
+    for place in rng.integers(len(data), size=1 + damaged % 3):
+        data[place] = rng.integers(256)
+    (tmp_path / "t.npz").write_bytes(data)
+    try:
+        frames, _ = read_trajectory(tmp_path / "t.npz", CONFIG)
+    except UserError as error:
+        assert str(tmp_path / "t.npz") in str(error)  # noqa: PT017
+    else:
+        assert frames.shape == (3, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.npz")
+    with pytest.raises(UserError, match="is not a regular file"):
+        read_trajectory(tmp_path / "t.npz", CONFIG)
+
+
+def test_any_whole_seed_is_a_start(tmp_path: Path) -> None:
+    for seed in (0, 2**32, 2**64 - 1):
+        (tmp_path / "t.npz").write_bytes(npz(frames=FRAMES, seed=np.uint64(seed)))
+        assert read_trajectory(tmp_path / "t.npz", CONFIG)[1] == seed
+
+
+def test_nothing_stays_if_the_skill_cannot_be_played(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.npz").write_bytes(npz(frames=FRAMES))
+
+    def interrupted(env: SeededEnv, action: np.ndarray) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SeededEnv, "step", interrupted)
+    line = [str(pretrained), "--device", "cpu", "--imitate", str(tmp_path / "t.npz"), "--out", str(tmp_path / "out")]
+    assert evaluate.main(line) == 130
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk(pretrained: Path, tmp_path: Path, mount: Mount, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = mount("size=8k")
+    (disk / "filler").write_bytes(bytes(8 << 10))
+    (tmp_path / "t.npz").write_bytes(npz(frames=FRAMES))
+    line = [str(pretrained), "--device", "cpu", "--no_video", "--imitate", str(tmp_path / "t.npz"), "--out", str(disk)]
+    assert evaluate.main(line) == 2
+    assert f"evaluate.py: error: {disk / 'imitation.csv'}: No space left on device" in capsys.readouterr().err
+    assert [path.name for path in disk.iterdir()] == ["filler"]

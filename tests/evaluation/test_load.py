@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import evaluate
 from errors import UserError
 from evaluation.load import check_skill, load
+from tests.support.disk import load_piece, saved
 from tests.support.fake_env import IMAGE_SIZE
 from tests.support.runs import SeededEnv
 
@@ -52,3 +56,75 @@ def test_a_skill_that_the_run_does_not_have(known: list[int], words: str) -> Non
     check_skill("skills", known[0], known)
     with pytest.raises(UserError, match=f"--skills: the run has {words}; got 9"):
         check_skill("skills", 9, known)
+
+
+# -- crafted checkpoints -----------------------------------------------------------------------------------------------
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def weights(state: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = state["agent"]["modules"]["actor"]
+    return found
+
+
+def first_weight(state: dict[str, Any]) -> torch.Tensor:
+    tensor: torch.Tensor = next(iter(weights(state).values()))
+    return tensor
+
+
+def counter(name: str, value: Any) -> Change:
+    return lambda state: state["counters"].update({name: value})
+
+
+def skill(value: Any) -> Change:
+    return lambda state: state["agent"].update(skill=value)
+
+
+ODD_STEPS: tuple[Any, ...] = (float("inf"), -1, 2**63, None, "1", 1.0)
+ODD_SKILLS: tuple[Any, ...] = (4, -2, "0", None, 1.0, 10**30)
+CRAFTED: dict[str, Change] = {
+    **{f"step {value!r}": counter("step", value) for value in ODD_STEPS},
+    **{f"skill {value!r}": skill(value) for value in ODD_SKILLS},
+    "no step": lambda s: s["counters"].pop("step"),
+    "no frames": lambda s: s["counters"].pop("frames_before"),
+    "negative frames": lambda s: s["counters"].update(frames_before=-3),
+    "no counters": lambda s: s.pop("counters"),
+    "a list of counters": lambda s: s.update(counters=[1, 2]),
+    "no flags": lambda s: s.pop("flags"),
+    "a list of flags": lambda s: s.update(flags=["lr"]),
+    "a flag of a huge number": lambda s: s["flags"].update(lr=10**5000),
+    "deep layers": lambda s: s["flags"].update(hidden_depth=10**9),
+    "huge pictures": lambda s: s["flags"].update(image_size=10**7),
+    "many pictures": lambda s: s["flags"].update(frame_stack=10**12),
+    "wide layers": lambda s: s["flags"].update(hidden_dim=10**9),
+    "many skills": lambda s: s["flags"].update(num_skills=10**9),
+    "no agent": lambda s: s.pop("agent"),
+    "an agent in words": lambda s: s.update(agent="agent"),
+    "no networks": lambda s: s["agent"].update(modules={}),
+    "a missing tensor": lambda s: weights(s).popitem(),
+    "an unknown tensor": lambda s: weights(s).update(xyzzy=torch.zeros(3)),
+    "a word for a tensor": lambda s: weights(s).update({next(iter(weights(s))): "word"}),
+    "another shape": lambda s: weights(s).update({next(iter(weights(s))): torch.zeros(7)}),
+    "a huge shape": lambda s: weights(s).update({next(iter(weights(s))): torch.zeros(1).expand(10**9, 10**6)}),
+    "a NaN weight": lambda s: first_weight(s).fill_(float("nan")),
+    "an infinite weight": lambda s: first_weight(s).fill_(float("inf")),
+    "an infinite temperature": lambda s: s["agent"]["log_alpha"].fill_(float("inf")),
+}
+
+
+@pytest.mark.parametrize("case", CRAFTED)
+def test_a_crafted_checkpoint_is_refused(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    """In one line that names the file or what it asks for, and nothing is made."""
+    (file,) = pretrained.glob("checkpoint/state_*.pt")
+    state = load_piece(file)
+    CRAFTED[case](state)
+    path, out = tmp_path / "state_4.pt", tmp_path / "new" / "out"
+    path.write_bytes(saved(state))
+    assert evaluate.main([str(path), "--device", "cpu", "--no_video", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("evaluate.py: error: ")
+    assert str(path) in line or "not enough memory" in line
+    assert list(tmp_path.iterdir()) == [path]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from errors import UserError
-from running.atomic_files import LOCK_FILE, in_use, locked, write_file
+from running.atomic_files import LOCK_FILE, check_file, check_folder, in_use, locked, made_folder, write_file
 from tests.support.disk import Crash, failing, no_space
 from tests.support.paths import ROOT
 
@@ -94,3 +94,50 @@ def test_a_disk_without_locks(
     with locked(tmp_path) as folder:
         assert folder == tmp_path
     assert "cannot be locked (No locks available): run only one process on it" in capsys.readouterr().err
+
+
+def test_what_can_be_written_is_found_out_without_a_change(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere/at/all")
+    before = {path: path.lstat() for path in (tmp_path, *tmp_path.iterdir())}
+    for path in (tmp_path / "file", tmp_path / "new"):
+        check_file(path)
+    for path in (tmp_path, tmp_path / "new"):
+        check_folder(path)
+    for check, names in ((check_file, ("", "pipe", "link")), (check_folder, ("file", "pipe", "link"))):
+        for name in names:
+            with pytest.raises(OSError, match=str(tmp_path)) as caught:
+                check(tmp_path / name)
+            assert caught.value.filename == str(tmp_path / name)
+    after = {path: path.lstat() for path in (tmp_path, *tmp_path.iterdir())}
+    assert after.keys() == before.keys()
+    assert after[tmp_path / "file"].st_mtime_ns == before[tmp_path / "file"].st_mtime_ns
+
+
+@pytest.mark.parametrize("error", [None, OSError, KeyboardInterrupt])
+def test_a_folder_in_which_nothing_is_written_is_removed(tmp_path: Path, error: type[BaseException] | None) -> None:
+    (tmp_path / "mine").mkdir()
+    for name, written in (("a/b", False), ("mine", False), ("mine/c", False), ("d/../e/f", True)):
+        folder = tmp_path / name
+        try:
+            with made_folder(folder):
+                assert folder.is_dir()
+                if written:
+                    (folder / "file").write_text("")
+                if error is not None:
+                    raise error
+        except (OSError, KeyboardInterrupt):
+            pass
+        assert folder.is_dir() == (written or name == "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "e", "mine"]
+
+
+def test_ctrl_c_leaves_nothing_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_file(tmp_path / "file", b"new")
+    assert not list(tmp_path.iterdir())

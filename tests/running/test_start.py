@@ -6,7 +6,10 @@ import errno
 import gc
 import os
 import shlex
+import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +145,119 @@ def test_a_full_disk_on_resume(finished: Path, monkeypatch: pytest.MonkeyPatch) 
             assert_refused(resume(folder, "--num_train_steps", "40"), "No space left on device")
         assert snapshot(folder) == before
         assert resume(folder, "--num_train_steps", "40") == (0, [])
+
+
+# -- a refused resume changes nothing ----------------------------------------------------------------------------------
+
+
+def blocked_by_a_file(path: Path) -> None:
+    """Put a file in the place of a folder."""
+    if path.is_dir():
+        for child in path.iterdir():
+            child.unlink()
+        path.rmdir()
+    path.write_text("mine")
+
+
+def blocked_by_a_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def blocked_by_a_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def blocked_by_a_link(path: Path) -> None:
+    """Put a link to nowhere in its place."""
+    path.unlink(missing_ok=True)
+    path.symlink_to("nowhere/at/all")
+
+
+TB = "--log_save_tb true"
+BLOCKED: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    **{f"{name}: a folder": (blocked_by_a_folder, name, "") for name in ("train.csv", "eval.csv", "skills.csv")},
+    "skills.csv: a pipe": (blocked_by_a_pipe, "skills.csv", ""),
+    "skills.csv: a link": (blocked_by_a_link, "skills.csv", ""),
+    "tb: a file": (blocked_by_a_file, "tb", TB),
+    "tb: a link": (blocked_by_a_link, "tb", TB),
+    "events: a folder": (lambda path: path.mkdir(parents=True), "tb/events.out.tfevents.1", ""),
+    "skills: a file": (blocked_by_a_file, "skills", ""),
+    "video: a file": (blocked_by_a_file, "video", "--save_video true"),
+}
+
+
+@pytest.fixture
+def cut_back(fakes: Fakes, tmp_path: Path) -> Path:
+    """The folder of a run with TensorBoard whose files have all grown since its last checkpoint."""
+    fakes()
+    words = shlex.split(f"{TINY} --eval_frequency 20 --log_save_tb true --work_dir {tmp_path / 'runs'}")
+    assert call(words).code == 0
+    (folder,) = (tmp_path / "runs").glob("*/2*")
+    for path in (*folder.glob("*.csv"), *folder.glob("tb/*")):
+        with path.open("ab") as file:
+            file.write(b"more\n")
+    return folder
+
+
+def assert_refused_unchanged(folder: Path, name: str, line: str) -> None:
+    before = snapshot(folder)
+    answer = resume(folder, "--num_train_steps", "40", *line.split())
+    assert_refused(answer)
+    assert str(folder / name) in answer.lines[-1]
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("case", BLOCKED)
+def test_a_refused_resume_changes_nothing(cut_back: Path, case: str) -> None:
+    """Neither of the files that are cut back, although only the last one cannot be written. Then the run is resumed."""
+    block, name, line = BLOCKED[case]
+    if case.startswith("tb: a link"):
+        for path in (cut_back / "tb").iterdir():
+            path.unlink()
+        (cut_back / "tb").rmdir()
+    kept = (cut_back / name).read_bytes() if (cut_back / name).is_file() else None
+    block(cut_back / name)
+    assert_refused_unchanged(cut_back, name, line)
+    place = cut_back / name
+    place.rmdir() if place.is_dir() else place.unlink()
+    if kept is not None:
+        place.write_bytes(kept)
+    assert resume(cut_back, "--num_train_steps", "40", *line.split()).code == 0
+
+
+@contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Let nobody change the file or the folder, not even root."""
+    if subprocess.run(["chattr", "+i", str(path)], capture_output=True).returncode:
+        pytest.skip("files cannot be made immutable here")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], check=True)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "skills.csv", CONFIG_FILE, "tb", "tb/*", "checkpoint", "skills"])
+def test_what_is_immutable_is_refused(cut_back: Path, name: str) -> None:
+    (path,) = cut_back.glob(name)
+    with immutable(path):
+        assert_refused_unchanged(cut_back, str(path.relative_to(cut_back)), TB)
+    assert resume(cut_back, "--num_train_steps", "40", "--log_save_tb", "true").code == 0
+
+
+@pytest.mark.parametrize("name", ["tb", "checkpoint", "skills", "skills.csv", CONFIG_FILE])
+def test_what_is_mounted_read_only_is_refused(cut_back: Path, name: str) -> None:
+    place = str(cut_back / name)
+    if os.geteuid() != 0 or subprocess.run(["mount", "--bind", place, place], capture_output=True).returncode:
+        pytest.skip("no permission to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", place], check=True)
+        assert_refused_unchanged(cut_back, name, TB)
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_an_unfinished_video_that_stays_is_no_reason_to_stop(cut_back: Path) -> None:
+    (cut_back / "video" / ".0.partial.mp4").mkdir(parents=True)
+    assert resume(cut_back, "--num_train_steps", "40").code == 0
