@@ -24,6 +24,7 @@ DREAMER_ACTION_REPEAT = 2
 BENCHMARK_BATCH_SIZE = 512
 MAX_SEED = 2**64 - 1  # the largest seed that torch accepts
 MAX_INTEGER = 2**63 - 1  # of every other integer flag
+LARGEST_PICTURE = 4096  # pixels; every renderer and video encoder can do it
 LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and more may be appended
 DEFAULT_CHECKPOINT_FREQUENCY = 5000  # agent steps, when the run never evaluates
 
@@ -86,7 +87,13 @@ class Config:
     time_limit: int = task(
         None, "frames per episode", Role.ENVIRONMENT | Role.INHERITED, low=1, derived="the task's own"
     )
-    image_size: int = task(84, "height and width of an observation, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16)
+    image_size: int = task(
+        84,
+        "height and width of an observation, pixels",
+        Role.ENVIRONMENT | Role.NETWORK,
+        low=16,
+        high=LARGEST_PICTURE,
+    )
     frame_stack: int = task(
         3,
         "pictures in an observation, one per agent step",
@@ -203,7 +210,7 @@ class Config:
     critic_target_update_frequency: int = drq(2, "critic updates per update of its target", Role.AGENT, low=1)
     encoder_feature_dim: int = drq(50, "features behind the convolutions", Role.AGENT | Role.NETWORK, low=1)
     hidden_dim: int = drq(1024, "units in a hidden layer", Role.AGENT | Role.NETWORK, low=1)
-    hidden_depth: int = drq(2, "hidden layers", Role.AGENT | Role.NETWORK, low=1)
+    hidden_depth: int = drq(2, "hidden layers", Role.AGENT | Role.NETWORK, low=1, high=1000)
     log_std_bounds: tuple[float, float] = drq(
         (-10.0, 2.0), "range of the policy's log standard deviation", Role.AGENT | Role.NETWORK
     )
@@ -403,7 +410,7 @@ def _check_fine_tuning(values: Mapping[str, Any]) -> None:
     if values["finetune_from"] is None:
         if (skill, values["finetune_critic"]) != ("best", "pretrained"):
             raise UserError("--finetune_skill and --finetune_critic need --finetune_from, a run with skills")
-    elif skill != "best" and not (skill.isdecimal() and int(skill) < count):
+    elif skill != "best" and not (re.fullmatch(r"\d{1,19}", skill) and int(skill) < count):
         raise UserError(f"--finetune_skill must be best or a skill from 0 to {count - 1}; got {skill}")
 
 

@@ -107,10 +107,15 @@ class CsvFile:
 
 def check_beginning(path: Path, columns: Sequence[str], keep: int) -> None:
     """Raise LogError unless the first `keep` bytes of a CSV file are complete rows with these columns."""
-    beginning = path.read_bytes()[:keep] if path.is_file() else b""
-    if len(beginning) < keep or not beginning.endswith(b"\n"):
+    expected, first, last = f"{','.join(columns)}\n".encode(), b"", b""
+    if path.is_file() and path.stat().st_size >= keep:
+        with path.open("rb") as file:
+            first = file.read(min(keep, len(expected)))
+            file.seek(keep - 1)
+            last = file.read(1)
+    if last != b"\n":
         raise LogError(f"{path} differs from what the checkpoint recorded; restore a copy, or start a new run")
-    if not beginning.startswith(f"{','.join(columns)}\n".encode()):
+    if first != expected:
         raise LogError(f"{path} has other columns; use the version of the program that wrote it, or start a new run")
 
 

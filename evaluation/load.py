@@ -16,12 +16,13 @@ from envs.make import make_environment
 from envs.parallel import EvalEnvs, open_eval_envs
 from errors import CheckpointError, RenderingError, UserError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
-from evaluation.play import skill_name
+from evaluation.play import bytes_of_traces, skill_name
 from replay_buffer import NO_SKILL
 from running.build import choose_device, make_agent, out_of_memory_is_an_error
 from running.checkpoint import load_file, read_newest
 from running.state import INVALID_STATE, read_counters
 from running.stored_config import checked_config, name_a_run
+from utils import check_memory
 
 
 @dataclasses.dataclass
@@ -41,6 +42,8 @@ class LoadedRun:
 
     def evaluate(self, skills: Sequence[int], seeds: Sequence[int], **settings: Any) -> Evaluation:
         """Play each skill from each start, with the other arguments of `evaluate_skills`."""
+        needed = bytes_of_traces(len(skills) * len(seeds), self.max_episode_steps, self.config.image_size)
+        check_memory({f"--episodes {len(seeds)}": needed})
         names = {skill: skill_name(skill) for skill in skills}
         settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps}
         with self.open_eval_envs(len(skills) * len(seeds)) as eval_envs:

@@ -16,6 +16,8 @@ from logger import Episode
 from replay_buffer import NO_SKILL
 from video import VideoRecorder
 
+BYTES_PER_STEP = 200  # of a trace: an array, two numbers and their places in lists
+
 
 @dataclass
 class Trace:
@@ -28,6 +30,11 @@ class Trace:
     states: list[np.ndarray] = field(default_factory=list)  # of the physics, T + 1 entries; empty if there are none
     centres: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in meters, as many as states
     pictures: list[np.ndarray] = field(default_factory=list)  # newest frames, uint8 (3, H, W)
+
+
+def bytes_of_traces(episodes: int, steps: int, image_size: int) -> int:
+    """Return the memory that the traces of so many episodes of so many agent steps take at least."""
+    return episodes * (BYTES_PER_STEP * steps + 3 * image_size**2)
 
 
 @dataclass

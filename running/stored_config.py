@@ -26,7 +26,7 @@ from config import (
     shown_value,
 )
 from errors import UserError
-from running.atomic_files import check_regular
+from running.atomic_files import read_file
 
 CONFIG_FILE = "config.json"  # in a run's folder
 NAMED_RUNS = 5  # runs that a message names
@@ -161,7 +161,6 @@ def known_flags(path: Path) -> dict[str, Any]:
 
     Raises UserError or OSError, which name the file; FileNotFoundError if there is none.
     """
-    check_regular(path)
     flags = {name: value for name, value in _flags_in(path, str(path)).items() if name in TYPES}
     flags = checked_flags(flags, str(path))
     _check_ranges(flags, str(path))
@@ -171,7 +170,7 @@ def known_flags(path: Path) -> dict[str, Any]:
 def _flags_in(path: Path, place: str) -> dict[str, Any]:
     """Return the flags in a config.json as they are. Raises FileNotFoundError, UserError."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(read_file(path))
     except FileNotFoundError:
         raise
     except OSError as error:
