@@ -167,6 +167,13 @@ class Config:
         "the skill to train further: a number, or the best by return on this task",
         Role.FINE_TUNING | Role.OF_ONE_RUN,
     )
+    finetune_snapshot: int = tuning(
+        None,
+        "frame of the run's snapshot to start from",
+        Role.FINE_TUNING | Role.OF_ONE_RUN,
+        low=0,
+        derived="its last checkpoint",
+    )
     finetune_critic: str = tuning(
         "pretrained",
         "Q functions to start from: the source run's, trained on its intrinsic reward, or new ones",
@@ -233,6 +240,13 @@ class Config:
         Role.RESUMABLE,
         low=0,
         derived="at every evaluation",
+    )
+    snapshot_frequency: int = outputs(
+        0,
+        "agent steps between snapshots (the networks of that moment, kept), each at the next end of an episode; also "
+        "one when the run ends. 0: never",
+        Role.RESUMABLE,
+        low=0,
     )
     save_replay_buffer: bool = outputs(
         True, "keep the replay buffer in the checkpoints, for an exact resume", Role.RESUMABLE
@@ -401,8 +415,10 @@ def check_value(name: str, value: Any) -> None:
 def _check_fine_tuning(values: Mapping[str, Any]) -> None:
     skill, count = values["finetune_skill"], values["num_skills"]
     if values["finetune_from"] is None:
-        if (skill, values["finetune_critic"]) != ("best", "pretrained"):
-            raise UserError("--finetune_skill and --finetune_critic need --finetune_from, a run with skills")
+        if (skill, values["finetune_critic"], values["finetune_snapshot"]) != ("best", "pretrained", None):
+            raise UserError(
+                "--finetune_skill, --finetune_critic and --finetune_snapshot need --finetune_from, a run with skills"
+            )
     elif skill != "best" and not (skill.isdecimal() and int(skill) < count):
         raise UserError(f"--finetune_skill must be best or a skill from 0 to {count - 1}; got {skill}")
 

@@ -13,6 +13,7 @@ from evaluation.play import skill_name, start_seeds
 from logger import Episode
 from running.build import out_of_memory_is_an_error
 from running.run import EpisodeInProgress, Run
+from running.snapshots import write_snapshot
 from running.state import check_losses, last_good_checkpoint, not_finite, save_checkpoint
 from video import gif_clip
 
@@ -28,6 +29,8 @@ def train(run: Run) -> None:
         try:
             if run.evaluation_is_due:
                 evaluate(run)
+            if run.snapshot_is_due:
+                write_snapshot(run)
             if run.checkpoint_is_due:
                 save_checkpoint(run)
             if run.finished or run.stopped:

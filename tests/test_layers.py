@@ -35,6 +35,7 @@ LAYERS = (
     ("running.checkpoint", "running.folder"),
     ("running.run",),
     ("running.build", "running.state"),
+    ("running.snapshots",),
     ("running.start", "running.loop"),
     ("evaluation.load",),
     ("evaluation.compose", "evaluation.imitate"),
@@ -64,7 +65,7 @@ DEFERRED = {
     "dmc": {"dm_control"},
     "evaluate": {"evaluation.command"},
     "sweep": {"sweeping.driver"},
-    "sweeping.plan": {"envs.make", "replay_buffer", "running.checkpoint"},
+    "sweeping.plan": {"envs.make", "replay_buffer", "running.snapshots"},
     "train": {"running.loop", "running.start"},
 }
 OF_THE_METHOD = ("networks", "augmentations", "drq", "diayn")

@@ -42,6 +42,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "log_frequency_step": (10_000, "7", 7),
     "checkpoint_frequency": (5000, "0", 0),
     "save_replay_buffer": (True, "false", False),
+    "snapshot_frequency": (0, "100", 100),
     "deterministic": (False, "true", True),
     "log_save_tb": (True, "false", False),
     "save_video": (True, "false", False),
@@ -52,7 +53,7 @@ COEFFICIENTS = ("extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff")
 # Flags whose defaults follow from other flags, or that name another run.
 DERIVED = (
     *("device", "num_train_frames", "temperature", "resume", "run_name"),
-    *("finetune_from", "finetune_skill", "finetune_critic"),
+    *("finetune_from", "finetune_skill", "finetune_critic", "finetune_snapshot"),
     *COEFFICIENTS,
 )
 
