@@ -94,6 +94,12 @@ class Config:
         low=1,
         alias="framestack",
     )
+    floor: str = task(
+        "suite",
+        "floor of the suite's walking bodies: the suite's, or one whose color shows where the body is",
+        Role.INHERITED,
+        choices=("suite", "coloured"),
+    )
     benchmark: str = task(
         None,
         "a paper's settings for the chosen task (batch size 512 and its action repeat); flags given beside it win",

@@ -70,7 +70,7 @@ ROLES: dict[Role, set[str]] = {
         *("image_size", "frame_stack", "num_skills", "skill_embedding_dim"),
         *("encoder_feature_dim", "hidden_dim", "hidden_depth", "log_std_bounds"),
     },
-    Role.INHERITED: {"env", "action_repeat", "time_limit"},
+    Role.INHERITED: {"env", "action_repeat", "time_limit", "floor"},
     Role.FINE_TUNING: {"finetune_from", "finetune_skill", "finetune_critic", "finetune_snapshot"},
     Role.OF_ONE_RUN: {
         *("device", "finetune_from", "finetune_skill", "finetune_critic", "finetune_snapshot"),

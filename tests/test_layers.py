@@ -25,7 +25,7 @@ LAYERS = (
     ("drq",),
     ("diayn",),
     ("envs.renderer",),
-    ("envs.pixel_env", "envs.parallel"),
+    ("envs.pixel_env", "envs.parallel", "envs.floor"),
     ("dmc", "envs.gym_env"),
     ("envs.make",),
     ("logger", "video", "evaluation.figures"),
