@@ -194,7 +194,10 @@ class Config:
         True, "on CUDA: launch an update as one recorded graph; false launches each kernel", Role.RESUMABLE
     )
     precision: str = drq(
-        "fp32", "arithmetic of the convolutions; all else is fp32", Role.AGENT, choices=("fp32", "bf16")
+        "fp32",
+        "arithmetic of the convolutions; all else is fp32. On CUDA, fp32 products are computed in TF32",
+        Role.AGENT,
+        choices=("fp32", "bf16"),
     )
     augmentation: str = drq(
         "shift",

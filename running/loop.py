@@ -24,6 +24,12 @@ def train(run: Run) -> None:
     Evaluates before the first episode, whenever an evaluation is due, and at the end. Raises RunError, after writing a
     checkpoint if the run can be resumed from here.
     """
+    remedy = "choose a smaller --batch_size, --hidden_dim or --replay_buffer_capacity, or end other programs"
+    with out_of_memory_is_an_error("training", remedy):
+        _train(run)
+
+
+def _train(run: Run) -> None:
     failure: RenderingError | WorkerError | None = None
     while failure is None:
         try:
