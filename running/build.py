@@ -25,9 +25,7 @@ from running.run import Run
 from utils import Stopwatch, free_memory, keep_freed_memory, seed_everything, seed_sequence
 
 CUDA_CONTEXT = 2 << 30  # bytes of device memory for CUDA's libraries, networks and optimizers at the default sizes
-CUDA_BYTES_PER_PIXEL = (
-    450  # of activations and their gradients, for each transition of a batch: estimated, not measured
-)
+CUDA_BYTES_PER_PIXEL = 450  # of activations and gradients, for each transition of a batch: estimated, not measured
 UPDATE_RECORDINGS = 2  # CUDA graphs with a memory pool of their own: with and without a step of the actor
 
 
