@@ -24,7 +24,6 @@ DREAMER_ACTION_REPEAT = 2
 BENCHMARK_BATCH_SIZE = 512
 MAX_SEED = 2**64 - 1  # the largest seed that torch accepts
 MAX_INTEGER = 2**63 - 1  # of every other integer flag
-LARGEST_PICTURE = 4096  # pixels; every renderer and video encoder can do it
 LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and more may be appended
 DEFAULT_CHECKPOINT_FREQUENCY = 5000  # agent steps, when the run never evaluates
 
@@ -87,19 +86,19 @@ class Config:
     time_limit: int = task(
         None, "frames per episode", Role.ENVIRONMENT | Role.INHERITED, low=1, derived="the task's own"
     )
-    image_size: int = task(
-        84,
-        "height and width of an observation, pixels",
-        Role.ENVIRONMENT | Role.NETWORK,
-        low=16,
-        high=LARGEST_PICTURE,
-    )
+    image_size: int = task(84, "height and width, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16, high=4096)
     frame_stack: int = task(
         3,
         "pictures in an observation, one per agent step",
         Role.ENVIRONMENT | Role.NETWORK,
         low=1,
         alias="framestack",
+    )
+    floor: str = task(
+        "suite",
+        "floor of the suite's walking bodies: the suite's, or one whose color shows where the body is",
+        Role.INHERITED,
+        choices=("suite", "coloured"),
     )
     benchmark: str = task(
         None,
@@ -174,6 +173,13 @@ class Config:
         "the skill to train further: a number, or the best by return on this task",
         Role.FINE_TUNING | Role.OF_ONE_RUN,
     )
+    finetune_snapshot: int = tuning(
+        None,
+        "frame of the run's snapshot to start from",
+        Role.FINE_TUNING | Role.OF_ONE_RUN,
+        low=0,
+        derived="its last checkpoint",
+    )
     finetune_critic: str = tuning(
         "pretrained",
         "Q functions to start from: the source run's, trained on its intrinsic reward, or new ones",
@@ -188,7 +194,7 @@ class Config:
         True, "on CUDA: launch an update as one recorded graph; false launches each kernel", Role.RESUMABLE
     )
     precision: str = drq(
-        "fp32", "arithmetic of the convolutions; all else is fp32", Role.AGENT, choices=("fp32", "bf16")
+        "fp32", "arithmetic of the convolutions; all else is fp32 (TF32 on CUDA)", Role.AGENT, choices=("fp32", "bf16")
     )
     augmentation: str = drq(
         "shift",
@@ -240,6 +246,13 @@ class Config:
         Role.RESUMABLE,
         low=0,
         derived="at every evaluation",
+    )
+    snapshot_frequency: int = outputs(
+        0,
+        "agent steps between snapshots (the networks of that moment, kept), each at the next end of an episode; also "
+        "one when the run ends. 0: never",
+        Role.RESUMABLE,
+        low=0,
     )
     save_replay_buffer: bool = outputs(
         True, "keep the replay buffer in the checkpoints, for an exact resume", Role.RESUMABLE
@@ -408,8 +421,10 @@ def check_value(name: str, value: Any) -> None:
 def _check_fine_tuning(values: Mapping[str, Any]) -> None:
     skill, count = values["finetune_skill"], values["num_skills"]
     if values["finetune_from"] is None:
-        if (skill, values["finetune_critic"]) != ("best", "pretrained"):
-            raise UserError("--finetune_skill and --finetune_critic need --finetune_from, a run with skills")
+        if (skill, values["finetune_critic"], values["finetune_snapshot"]) != ("best", "pretrained", None):
+            raise UserError(
+                "--finetune_skill, --finetune_critic and --finetune_snapshot need --finetune_from, a run with skills"
+            )
     elif skill != "best" and not (re.fullmatch(r"\d{1,19}", skill) and int(skill) < count):
         raise UserError(f"--finetune_skill must be best or a skill from 0 to {count - 1}; got {skill}")
 

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import LARGEST_PICTURE
 from console.arguments import Parser, integer
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
@@ -23,6 +22,7 @@ from envs.renderer import INSTALL_HINT, choose_renderer
 from errors import RenderingError, RunError, SimulationError, UserError, one_line, reason_of
 from running.signals import StopRequest
 
+LARGEST_PICTURE = 4096  # pixels, as of --image_size
 UNREAD = {  # flags that have no effect beside another
     "imitate": ("save_trajectories", "skills", "episodes"),
     "skill_schedule": ("save_trajectories", "skills"),
@@ -57,7 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line. Bad input ends the program with one line and exit code 2."""
     parser = Parser(prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder, its checkpoint folder or a state_N.pt")
+    add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder or one of its snapshots/N.pt")
     add("--skills", default="all", metavar="all|best|3,7", help="skills to play; best by return (default: all)")
     add("--episodes", type=_positive, default=1, metavar="N", help="for each skill, from the same starts (default: 1)")
     add("--seed", type=_seed, default=0, metavar="N", help="of the starts (default: 0)")

@@ -24,12 +24,14 @@ def make_environment(config: Config) -> PixelEnv:
     if colon and prefix not in KINDS:
         known = ", ".join(f"{each}:" for each in KINDS)
         raise UserError(f"--env {config.env}: unknown prefix {prefix}:; give {known} or, for a suite task, none")
+    if colon and config.floor != "suite":
+        raise UserError(f"--floor {config.floor}: --env {config.env} is no task of the suite; leave the flag out")
     observation = 3 * config.frame_stack * config.image_size**2
     what = f"--image_size {config.image_size} with --frame_stack {config.frame_stack}"
     check_memory({what: observation * BYTES_PER_VALUE})
     try:
         settings = config.kwargs(Role.ENVIRONMENT)
-        env = KINDS[prefix](name, **settings) if colon else DMCEnv(config.env, **settings)
+        env = KINDS[prefix](name, **settings) if colon else DMCEnv(config.env, floor=config.floor, **settings)
     except TaskError as error:
         raise UserError(f"--env: {error}") from error
     longest = env.max_episode_steps

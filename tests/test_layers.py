@@ -25,7 +25,7 @@ LAYERS = (
     ("drq",),
     ("diayn",),
     ("envs.renderer",),
-    ("envs.pixel_env", "envs.parallel"),
+    ("envs.pixel_env", "envs.parallel", "envs.floor"),
     ("dmc", "envs.gym_env"),
     ("envs.make",),
     ("logger", "video", "evaluation.figures"),
@@ -35,6 +35,7 @@ LAYERS = (
     ("running.checkpoint", "running.folder"),
     ("running.run",),
     ("running.build", "running.state"),
+    ("running.snapshots",),
     ("running.start", "running.loop"),
     ("evaluation.load",),
     ("evaluation.compose", "evaluation.imitate"),
@@ -64,7 +65,7 @@ DEFERRED = {
     "dmc": {"dm_control"},
     "evaluate": {"evaluation.command"},
     "sweep": {"sweeping.driver"},
-    "sweeping.plan": {"envs.make", "replay_buffer", "running.checkpoint"},
+    "sweeping.plan": {"envs.make", "replay_buffer", "running.snapshots"},
     "train": {"running.loop", "running.start"},
 }
 OF_THE_METHOD = ("networks", "augmentations", "drq", "diayn")

@@ -34,6 +34,7 @@ def is_safe(word: str) -> bool:
 WORDS = st.sampled_from(ODD_WORDS) | (
     (st.integers().map(str) | st.floats().map(str) | st.text(max_size=8)).filter(is_safe)
 )
+MAY_BE_NONE = {"time_limit", "benchmark", "device", "resume", "finetune_from", "finetune_snapshot", "run_name"}
 TRAIN_FLAGS: Flags = {
     **{name: [text] for name, (_, text, _) in FLAGS.items()},
     **{name: ["0.5", "0"] for name in COEFFICIENTS},
@@ -85,7 +86,7 @@ def assert_within_limits(config: Config) -> None:
     for field in dataclasses.fields(Config):
         value, kind, limits = getattr(config, field.name), TYPES[field.name], field.metadata
         if value is None:
-            assert field.name in ("time_limit", "benchmark", "device", "resume", "finetune_from", "run_name")
+            assert field.name in MAY_BE_NONE
             continue
         assert type(value) is (get_origin(kind) or kind), field.name
         for number in value if isinstance(value, tuple) else [value]:
