@@ -132,6 +132,12 @@ class Config:
     skill_embedding_dim: int = diayn(
         10, "width of the learned skill embedding; 0 feeds the one-hot", Role.DIAYN | Role.NETWORK, low=0
     )
+    skill_sampling: str = diayn(
+        "uniform",
+        "skill of a training episode: drawn anew each time, or all skills in random order before any is repeated",
+        Role.DIAYN,
+        choices=("uniform", "stratified"),
+    )
     lr_discriminator: float = diayn(
         1e-4, "learning rate of the discriminator, independent of --lr", Role.DIAYN, above=0
     )

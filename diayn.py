@@ -17,7 +17,7 @@ from torch import nn
 from drq import DrQAgent, Metrics, Views
 from networks import Architecture, Encoder, make_head, mlp, weight_init
 from replay_buffer import Batch
-from utils import make_adam, minimize
+from utils import derived_rng, make_adam, minimize
 
 
 class Discriminator(nn.Module):
@@ -44,6 +44,8 @@ class DIAYNAgent(DrQAgent):
     Args:
         num_skills: K. The prior p(z) is uniform and fixed.
         skill_embedding_dim: width of the learned embedding; 0 uses one-hot vectors.
+        skill_sampling: "uniform" draws each episode's skill independently, "stratified" plays a permutation of all
+            skills in every K episodes.
         discriminator_encoder: "separate" has convolutions of its own; "shared" uses the critic's, which become less
             and less informative when the only reward is a small intrinsic one (results/skills).
         diayn_intrinsic_reward_coeff: weight of the intrinsic reward, which is added to the weighted extrinsic reward.
@@ -58,12 +60,14 @@ class DIAYNAgent(DrQAgent):
         num_skills: int,
         skill_embedding_dim: int,
         lr_discriminator: float,
+        skill_sampling: str = "uniform",
         discriminator_encoder: str = "separate",
         diayn_intrinsic_reward_coeff: float = 1.0,
         **drq: Any,
     ) -> None:
         super().__init__(obs_shape, action_dim, num_skills=num_skills, skill_embedding_dim=skill_embedding_dim, **drq)
         self.num_skills, self.intrinsic_coeff = num_skills, diayn_intrinsic_reward_coeff
+        self.skill_sampling = skill_sampling
         conv_dim, separate = self.critic.encoder.feature_dim, discriminator_encoder == "separate"
         self.discriminator = Discriminator(self.arch, conv_dim, separate=separate).to(self.device)
         self.discriminator_optimizer = make_adam(self.discriminator.parameters(), lr_discriminator)
@@ -77,9 +81,16 @@ class DIAYNAgent(DrQAgent):
     def skills(self) -> list[int]:
         return list(range(self.num_skills))
 
-    def sample_skill(self, rng: np.random.Generator) -> int:
-        """Draw z from the uniform p(z). A learned p(z) would collapse to a few skills (paper, section 3.2)."""
-        return int(rng.integers(self.num_skills))
+    def sample_skill(self, rng: np.random.Generator, episode: int) -> int:
+        """Draw z from the uniform p(z). A learned p(z) would collapse to a few skills (paper, section 3.2).
+
+        Stratified sampling takes the episode's place in the permutation of its K episodes, which depends on the seed of
+        `rng` and not on its state. A resumed run therefore continues the permutation in which it was stopped.
+        """
+        if self.skill_sampling == "uniform":
+            return int(rng.integers(self.num_skills))
+        block, place = divmod(episode, self.num_skills)
+        return int(derived_rng(rng, block).permutation(self.num_skills)[place])
 
     # -- what the discriminator says ------------------------------------------------------------------------------
 

@@ -112,8 +112,8 @@ class DrQAgent(ActorCritic):
         """Return the skills to evaluate. DrQ has a single one, which may be NO_SKILL."""
         return [self.skill]
 
-    def sample_skill(self, rng: np.random.Generator) -> int:
-        """Return the skill of a new episode. DrQ draws no random number for it."""
+    def sample_skill(self, rng: np.random.Generator, episode: int) -> int:
+        """Return the skill of training episode number `episode`, from 0. DrQ draws no random number for it."""
         return self.skill
 
     def act(self, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:

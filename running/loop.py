@@ -64,7 +64,7 @@ def start_episode(run: Run) -> EpisodeInProgress:
     except Exception:  # restore the environment so that a checkpoint stays consistent
         env.load_state(env_state)
         raise
-    skill = run.agent.sample_skill(run.skill_rng)
+    skill = run.agent.sample_skill(run.skill_rng, run.episode)
     run.buffer.start_episode(obs)
     return EpisodeInProgress(skill=skill, obs=obs, env_state=env_state, started=started)
 

@@ -236,11 +236,33 @@ def test_skills_are_sampled_uniformly() -> None:
     assert agent.skills() == list(range(NUM_SKILLS))
     rng = np.random.default_rng(0)
     draws = 4000
-    counts = np.bincount([agent.sample_skill(rng) for _ in range(draws)], minlength=NUM_SKILLS)
+    counts = np.bincount([agent.sample_skill(rng, episode) for episode in range(draws)], minlength=NUM_SKILLS)
     assert len(counts) == NUM_SKILLS
     expected = draws / NUM_SKILLS
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < 16.27  # the critical value for 3 degrees of freedom and p = 0.001
+
+
+def test_stratified_sampling_plays_every_skill_once_in_k_episodes() -> None:
+    """In another order each time; the marginal of each place in the order is uniform."""
+    agent, rng = small_diayn(skill_sampling="stratified"), np.random.default_rng(0)
+    blocks = 1000
+    drawn = [agent.sample_skill(rng, episode) for episode in range(blocks * NUM_SKILLS)]
+    orders = np.array(drawn).reshape(blocks, NUM_SKILLS)
+    assert (np.sort(orders, axis=1) == np.arange(NUM_SKILLS)).all()
+    for place in range(NUM_SKILLS):
+        counts = np.bincount(orders[:, place], minlength=NUM_SKILLS)
+        assert ((counts - blocks / NUM_SKILLS) ** 2 / (blocks / NUM_SKILLS)).sum() < 16.27  # p = 0.001
+    assert len({tuple(order) for order in orders}) == math.factorial(NUM_SKILLS)
+
+
+def test_stratified_sampling_depends_on_seed_and_episode_only() -> None:
+    agent = small_diayn(skill_sampling="stratified")
+    used, fresh, other = np.random.default_rng(1), np.random.default_rng(1), np.random.default_rng(2)
+    used.random(5)
+    skills = [[agent.sample_skill(rng, episode) for episode in range(40)] for rng in (used, fresh, other)]
+    assert skills[0] == skills[1] != skills[2]
+    assert agent.sample_skill(fresh, 21) == skills[1][21]
 
 
 def test_embedding_dim_0_gives_one_hot_vectors() -> None:
