@@ -132,6 +132,12 @@ class Config:
     skill_embedding_dim: int = diayn(
         10, "width of the learned skill embedding; 0 feeds the one-hot", Role.DIAYN | Role.NETWORK, low=0
     )
+    skill_embedding_init: str = diayn(
+        "normal",
+        "initial skill embedding: standard normal, or orthogonal rows of the same expected square norm",
+        Role.DIAYN,
+        choices=("normal", "orthogonal"),
+    )
     skill_sampling: str = diayn(
         "uniform",
         "skill of a training episode: drawn anew each time, or all skills in random order before any is repeated",

@@ -32,7 +32,7 @@ EVERY_AGENT_FLAG = (  # none has its default
 )
 EVERY_DIAYN_FLAG = (
     f"{EVERY_AGENT_FLAG} --num_skills 3 --skill_embedding_dim 4 --lr_discriminator 0.03 --discriminator_encoder shared "
-    "--diayn_intrinsic_reward_coeff 0.6 --skill_sampling stratified"
+    "--diayn_intrinsic_reward_coeff 0.6 --skill_sampling stratified --skill_embedding_init orthogonal"
 )
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -65,7 +65,7 @@ def test_flags_reach_the_agent(agent: type[DrQAgent], line: str, monkeypatch: py
     assert len(flags) >= 15
     assert {name: given[name] for name in flags} == {name: getattr(config, name) for name in flags}
     assert given["learn_temperature"] == (config.temperature == "learned")
-    of_skills = {"num_skills", "skill_embedding_dim"} if agent is DrQAgent else set()
+    of_skills = {"num_skills", "skill_embedding_dim", "skill_embedding_init"} if agent is DrQAgent else set()
     changed = {name for name in flags if getattr(config, name) != getattr(default, name)}
     assert flags - of_skills - {"device"} - changed == set(), "EVERY_AGENT_FLAG or EVERY_DIAYN_FLAG must change them"
 
@@ -81,7 +81,7 @@ def test_roles_are_parameters() -> None:
         assert set(flags_with(Role.ENVIRONMENT)) == parameters(env) & flags
 
 
-@pytest.mark.parametrize(("agent", "num_skills", "count"), [(DrQAgent, 0, 15), (DIAYNAgent, 4, 3)])
+@pytest.mark.parametrize(("agent", "num_skills", "count"), [(DrQAgent, 0, 16), (DIAYNAgent, 4, 3)])
 def test_defaults_of_the_agents_are_the_flags(agent: type[DrQAgent], num_skills: int, count: int) -> None:
     """DIAYNAgent has its own ones; it passes all other settings on to DrQAgent."""
     config = parse(f"--num_skills {num_skills}")

@@ -19,6 +19,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "seed": (1, "0", 0),
     "num_skills": (10, "3", 3),
     "skill_embedding_dim": (10, "0", 0),
+    "skill_embedding_init": ("normal", "orthogonal", "orthogonal"),
     "skill_sampling": ("uniform", "stratified", "stratified"),
     "discriminator_encoder": ("separate", "shared", "shared"),
     "precision": ("fp32", "bf16", "bf16"),
@@ -66,6 +67,7 @@ CHOICES = {
     "discriminator_encoder": ("shared", "separate"),
     "finetune_critic": ("pretrained", "scratch"),
     "precision": ("fp32", "bf16"),
+    "skill_embedding_init": ("normal", "orthogonal"),
     "skill_sampling": ("uniform", "stratified"),
     "temperature": ("auto", "fixed", "learned"),
 }
