@@ -111,7 +111,10 @@ class Config:
         derived="num_train_steps x action_repeat",
     )
     num_seed_steps: int = budget(1000, "agent steps with random actions before the first update", low=0)
-    num_train_iters: int = budget(1, "updates per agent step", low=1)
+    agent_steps_per_update: int = budget(
+        1, "agent steps between updates; those whose number is a multiple of it make --num_train_iters updates", low=1
+    )
+    num_train_iters: int = budget(1, "updates per agent step that makes updates", low=1)
     replay_buffer_capacity: int = budget(100_000, "transitions held (one per agent step)", low=1)
     seed: int = budget(
         1, "random seed of weights, task, skills, batches and noise", Role.SAME_EXPERIMENT, low=0, high=MAX_SEED

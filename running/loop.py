@@ -109,7 +109,7 @@ def act_and_update(run: Run, episode: EpisodeInProgress) -> np.ndarray:
         if not np.isfinite(action).all():
             check_losses(run)
             raise RunError(not_finite(run, ["the policy's action"]))
-    if run.step >= run.first_update_step and len(run.buffer):
+    if run.update_is_due:
         for _ in range(config.num_train_iters):
             with clock("sample"):
                 batch = run.buffer.sample(config.batch_size)
