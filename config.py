@@ -204,7 +204,13 @@ class Config:
         Role.AGENT,
         choices=("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none"),
     )
-    image_pad: int = drq(4, "largest random shift in each direction, pixels", Role.AGENT, low=0)
+    image_pad: int = drq(
+        None,
+        "largest random shift in each direction, pixels",
+        Role.AGENT,
+        low=0,
+        derived="round(4 image_size / 84): 4 at 84 pixels",
+    )
     temperature: str = drq(
         None,
         "entropy temperature alpha: learned, starting from --init_temperature (DrQ), or fixed at it (DIAYN)",
@@ -370,6 +376,7 @@ def _derive_defaults(values: dict[str, Any], with_skills: bool) -> None:
         ("num_eval_episodes", 1 if with_skills else 10),
         ("diayn_intrinsic_reward_coeff", 1.0 if with_skills else 0.0),
         ("extrinsic_reward_coeff", 0.0 if with_skills else 1.0),
+        ("image_pad", round(4 * values["image_size"] / 84)),
         ("checkpoint_frequency", values["eval_frequency"] or DEFAULT_CHECKPOINT_FREQUENCY),
     ):
         values[name] = default if values[name] is None else values[name]

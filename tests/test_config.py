@@ -211,6 +211,13 @@ def test_checkpoints_are_written_at_every_evaluation(given: dict[str, Any], expe
     assert make_config(given).checkpoint_frequency == expected
 
 
+@pytest.mark.parametrize(("image_size", "pad"), [(84, 4), (64, 3), (48, 2), (32, 2), (24, 1), (16, 1), (168, 8)])
+def test_the_shift_grows_with_the_image(image_size: int, pad: int) -> None:
+    """As a share of the picture it stays DrQ's: round(4 image_size / 84)."""
+    assert make_config({"image_size": image_size}).image_pad == pad
+    assert make_config({"image_size": image_size, "image_pad": 4}).image_pad == 4
+
+
 @pytest.mark.parametrize(
     ("given", "steps", "frames"),
     [
