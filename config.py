@@ -148,7 +148,7 @@ class Config:
         choices=("uniform", "stratified"),
     )
     lr_discriminator: float = diayn(
-        1e-4, "learning rate of the discriminator, independent of --lr", Role.DIAYN, above=0
+        None, "learning rate of the discriminator", Role.DIAYN, above=0, derived="the value of --lr"
     )
     discriminator_encoder: str = diayn(
         "separate",
@@ -376,6 +376,7 @@ def _derive_defaults(values: dict[str, Any], with_skills: bool) -> None:
         ("num_eval_episodes", 1 if with_skills else 10),
         ("diayn_intrinsic_reward_coeff", 1.0 if with_skills else 0.0),
         ("extrinsic_reward_coeff", 0.0 if with_skills else 1.0),
+        ("lr_discriminator", values["lr"]),
         ("image_pad", round(4 * values["image_size"] / 84)),
         ("checkpoint_frequency", values["eval_frequency"] or DEFAULT_CHECKPOINT_FREQUENCY),
     ):

@@ -211,6 +211,11 @@ def test_checkpoints_are_written_at_every_evaluation(given: dict[str, Any], expe
     assert make_config(given).checkpoint_frequency == expected
 
 
+def test_the_discriminator_learns_at_the_agents_rate_by_default() -> None:
+    assert make_config({"lr": 3e-4}).lr_discriminator == 3e-4
+    assert make_config({"lr": 3e-4, "lr_discriminator": 1e-4}).lr_discriminator == 1e-4
+
+
 @pytest.mark.parametrize(("image_size", "pad"), [(84, 4), (64, 3), (48, 2), (32, 2), (24, 1), (16, 1), (168, 8)])
 def test_the_shift_grows_with_the_image(image_size: int, pad: int) -> None:
     """As a share of the picture it stays DrQ's: round(4 image_size / 84)."""

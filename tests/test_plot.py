@@ -193,7 +193,7 @@ def test_flags_that_a_run_does_not_read_do_not_distinguish_groups(make_run: Make
     """For example the discriminator's flags in plain DrQ."""
     make_run("a", [1.0, 2.0], seed=1, lr_discriminator=1e-3, discriminator_encoder="shared", skill_embedding_dim=5)
     make_run("b", [3.0, 4.0], seed=2, benchmark="planet", batch_size=128)
-    make_run("c", [1.0, 2.0], seed=1, num_skills=2, lr_discriminator=1e-3)
+    make_run("c", [1.0, 2.0], seed=1, num_skills=2, lr_discriminator=1e-4)
     make_run("d", [3.0, 4.0], seed=2, num_skills=2)
     for run in (tmp_path / "runs").glob("*/b/config.json"):
         run.write_text(run.read_text().replace('"action_repeat": 8', '"action_repeat": 4'))

@@ -29,7 +29,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "batch_size": (128, "512", 512),
     "discount": (0.99, "0.9", 0.9),
     "lr": (1e-3, "3e-4", 3e-4),
-    "lr_discriminator": (1e-4, "3e-4", 3e-4),
+    "lr_discriminator": (1e-3, "3e-4", 3e-4),
     "image_pad": (4, "0", 0),
     "init_temperature": (0.1, "0.5", 0.5),
     "actor_update_frequency": (2, "1", 1),
