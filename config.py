@@ -156,6 +156,12 @@ class Config:
         Role.DIAYN,
         choices=("shared", "separate"),
     )
+    intrinsic_reward_from: str = diayn(
+        "after",
+        "the discriminator that gives the intrinsic reward: before its step on the batch, which saves a forward pass, or after it",
+        Role.DIAYN,
+        choices=("before", "after"),
+    )
     diayn_intrinsic_reward_coeff: float = diayn(
         None,
         "weight of the intrinsic reward",

@@ -119,6 +119,32 @@ def test_training_reward_is_the_weighted_sum(
     assert metrics["batch_reward"].item() == pytest.approx(batch.reward.mean().item())
 
 
+@both_encoders
+def test_reward_from_before_the_discriminators_step(
+    discriminator_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is that of the discriminator that has not seen the batch yet; no second forward pass is made."""
+    agent = small_diayn(
+        intrinsic_reward_from="before", discriminator_encoder=discriminator_encoder, lr_discriminator=1e-2
+    )
+    batch, generator = random_batch(num_skills=NUM_SKILLS), agent.generator.get_state()
+    view = agent.make_views(batch).next_obs[: len(batch.skill)]
+    agent.generator.set_state(generator)
+    with torch.no_grad():
+        expected = -F.cross_entropy(agent.classify(view), batch.skill) + math.log(NUM_SKILLS)
+    classify, calls = agent.classify, []
+
+    def spy(images: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        calls.append(images)
+        return classify(images, features)
+
+    monkeypatch.setattr(agent, "classify", spy)
+    metrics = agent.update(batch)
+    assert metrics["intrinsic_reward"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics["discriminator_loss"].item() == pytest.approx(math.log(NUM_SKILLS) - expected.item(), rel=1e-5)
+    assert len(calls) == 1
+
+
 def test_reward_is_that_of_the_newest_discriminator() -> None:
     """It rises when the discriminator learns from the same batch again and again."""
     agent, batch = small_diayn(), random_batch(num_skills=NUM_SKILLS)
