@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import hashlib
 import math
 import operator
 import os
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errors import UserError
+from running.names import check_name
+from running.presets import COMBINATIONS, PRESETS, settings_of
 
-PLANET_ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "cheetah": 4, "finger": 2, "ball_in_cup": 4, "walker": 2}
-DREAMER_ACTION_REPEAT = 2
-BENCHMARK_BATCH_SIZE = 512
 MAX_SEED = 2**64 - 1  # the largest seed that torch accepts
 MAX_INTEGER = 2**63 - 1  # of every other integer flag
-LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and more may be appended
 DEFAULT_CHECKPOINT_FREQUENCY = 5000  # agent steps, when the run never evaluates
 
 
@@ -94,11 +90,13 @@ class Config:
         low=1,
         alias="framestack",
     )
-    benchmark: str = task(
+    preset: str = task(
         None,
-        "a paper's settings for the chosen task (batch size 512 and its action repeat); flags given beside it win",
+        "settings for a purpose: a benchmark's batch size and action repeat for the task, those that experiments "
+        "recommend for skills, or both; flags given beside it win",
         Role.SAME_EXPERIMENT,
-        choices=("planet", "dreamer"),
+        choices=(*PRESETS, *COMBINATIONS),
+        alias="benchmark",
         derived="none",
     )
 
@@ -158,7 +156,7 @@ class Config:
     )
     intrinsic_reward_from: str = diayn(
         "after",
-        "the discriminator that gives the intrinsic reward: before its step on the batch, which saves a forward pass, or after it",
+        "discriminator that gives the intrinsic reward: after its step on the batch, or before, without another pass",
         Role.DIAYN,
         choices=("before", "after"),
     )
@@ -298,22 +296,8 @@ def flags_with(role: Role) -> tuple[str, ...]:
     return tuple(name for name, field in FIELDS.items() if field.metadata["role"] & role)
 
 
-def folder_name(text: str) -> str:
-    """Return a task's name, or another text, as the name of a file or folder."""
-    return short_name(re.sub(r"[^\w.-]+", "_", text), text)
-
-
-def short_name(name: str, full: str | None = None) -> str:
-    """Return the name of a folder; one of more than LONGEST_NAME bytes is cut, and a hash of `full` is appended."""
-    data = os.fsencode(name)
-    if len(data) <= LONGEST_NAME:
-        return name
-    digest = hashlib.sha256((full or name).encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{data[: LONGEST_NAME - 9].decode(errors='ignore')}_{digest}"
-
-
 def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = None) -> Config:
-    """Return the Config of the flags that were given: benchmark settings, derived defaults, checks. Reads no files.
+    """Return the Config of the flags that were given: preset, derived defaults, checks. Reads no files.
 
     Args:
         given: flags by name; all others get their defaults.
@@ -324,7 +308,7 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     """
     values: dict[str, Any] = {name: field.default for name, field in FIELDS.items()}
     inherited = inherited or {}
-    values |= {**benchmark_settings({**inherited, **given}), **inherited, **given}
+    values |= {**preset_settings({**inherited, **given}), **inherited, **given}
     values["env"] = values["env"].removeprefix("dmc_")
     values["log_std_bounds"] = tuple(values["log_std_bounds"])
     for name, value in values.items():
@@ -341,38 +325,22 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     return Config(**values)
 
 
-def benchmark_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags that --benchmark sets, for the task in `given`. Raises UserError."""
-    benchmark = given.get("benchmark")
-    if benchmark is None:
-        return {}
-    if benchmark == "dreamer":
-        return {"batch_size": BENCHMARK_BATCH_SIZE, "action_repeat": DREAMER_ACTION_REPEAT}
-    task = str(given.get("env", FIELDS["env"].default)).removeprefix("dmc_")
-    for domain, repeat in PLANET_ACTION_REPEATS.items():
-        if task.startswith(f"{domain}_"):
-            return {"batch_size": BENCHMARK_BATCH_SIZE, "action_repeat": repeat}
-    if "action_repeat" in given:
-        return {"batch_size": BENCHMARK_BATCH_SIZE}
-    raise UserError(
-        f"--benchmark planet has no action repeat for --env {task} (only for {', '.join(PLANET_ACTION_REPEATS)}); "
-        "give --action_repeat beside it"
+def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that --preset sets beside the flags in `given`, for their task. Raises UserError."""
+    preset, env, skills, source = (
+        given.get(name, FIELDS[name].default) for name in ("preset", "env", "num_skills", "finetune_from")
+    )
+    return settings_of(
+        preset,
+        env.removeprefix("dmc_"),
+        with_skills=skills > 0 and source is None,
+        action_repeat_is_given="action_repeat" in given,
     )
 
 
 def shown_value(value: Any) -> str:
     """Return a flag's value as it is written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def check_name(flag: str, name: str | None) -> None:
-    """Raise UserError if `name` cannot be the name of a folder."""
-    if name is None:
-        return
-    if not re.fullmatch(r"\w[\w.+=-]*", name):
-        raise UserError(f"--{flag} must be letters, digits and _ . + = -; got {name!r}")
-    if len(name.encode()) > LONGEST_NAME:
-        raise UserError(f"--{flag} must be at most {LONGEST_NAME} bytes long; got {len(name.encode())}")
 
 
 def _derive_defaults(values: dict[str, Any], with_skills: bool) -> None:

@@ -15,6 +15,7 @@ from tests.support.paths import ROOT
 # A module may import modules of the lines above its own only.
 LAYERS = (
     ("errors",),
+    ("running.names", "running.presets"),
     ("config",),
     ("console.streams", "console.packages", "console.arguments"),
     ("running.atomic_files", "running.signals", "running.columns"),
@@ -52,8 +53,8 @@ PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
     *("errors", "config", "console.streams", "console.packages", "console.arguments", "envs.renderer"),
-    *("running.atomic_files", "running.signals", "running.columns", "running.stored_config", "running.tables"),
-    "sweeping.record",
+    *("running.names", "running.presets", "running.atomic_files", "running.signals", "running.columns"),
+    *("running.stored_config", "running.tables", "sweeping.record"),
 )
 
 # Every import that is not at the top of its module. Commands import what is heavy after parsing.

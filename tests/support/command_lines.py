@@ -59,7 +59,7 @@ def assert_within_limits(config: Config) -> None:
     for field in dataclasses.fields(Config):
         value, kind, limits = getattr(config, field.name), TYPES[field.name], field.metadata
         if value is None:
-            assert field.name in ("time_limit", "benchmark", "device", "resume", "finetune_from", "run_name")
+            assert field.name in ("time_limit", "preset", "device", "resume", "finetune_from", "run_name")
             continue
         assert type(value) is (get_origin(kind) or kind), field.name
         for number in value if isinstance(value, tuple) else [value]:

@@ -11,7 +11,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "time_limit": (None, "500", 500),
     "image_size": (84, "64", 64),
     "frame_stack": (3, "4", 4),
-    "benchmark": (None, "dreamer", "dreamer"),
+    "preset": (None, "dreamer", "dreamer"),
     "num_train_steps": (1_000_000, "2000", 2000),
     "agent_steps_per_update": (1, "2", 2),
     "num_train_iters": (1, "3", 3),
@@ -65,7 +65,7 @@ FLOATS = [name for name, (_, _, value) in FLAGS.items() if type(value) is float]
 BOOLEANS = [name for name, (_, _, value) in FLAGS.items() if type(value) is bool]
 CHOICES = {
     "augmentation": ("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none"),
-    "benchmark": ("planet", "dreamer"),
+    "preset": ("planet", "dreamer", "skills", "planet+skills", "dreamer+skills"),
     "discriminator_encoder": ("shared", "separate"),
     "finetune_critic": ("pretrained", "scratch"),
     "intrinsic_reward_from": ("before", "after"),
