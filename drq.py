@@ -60,6 +60,7 @@ class DrQAgent(ActorCritic):
         extrinsic_reward_coeff: weight of the environment's reward.
         learn_temperature: False keeps the temperature at `init_temperature`.
         num_skills, skill_embedding_dim: width of the skill input, 0 without DIAYN.
+        skill_embedding_init: "normal" or "orthogonal", the initial learned embedding.
         precision: "fp32" or "bf16", for the convolutions only.
     """
 
@@ -86,12 +87,13 @@ class DrQAgent(ActorCritic):
         log_std_bounds: tuple[float, float] = (-10.0, 2.0),
         num_skills: int = 0,
         skill_embedding_dim: int = 0,
+        skill_embedding_init: str = "normal",
         precision: str = "fp32",
     ) -> None:
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         sizes = (encoder_feature_dim, hidden_dim, hidden_depth, num_skills, skill_embedding_dim)
-        self.arch = Architecture(obs_shape, action_dim, *sizes, log_std_bounds, precision)
+        self.arch = Architecture(obs_shape, action_dim, *sizes, log_std_bounds, precision, skill_embedding_init)
         self.critic = Critic(self.arch).to(self.device)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor = Actor(self.arch, self.critic.encoder.feature_dim).to(self.device)
@@ -112,8 +114,8 @@ class DrQAgent(ActorCritic):
         """Return the skills to evaluate. DrQ has a single one, which may be NO_SKILL."""
         return [self.skill]
 
-    def sample_skill(self, rng: np.random.Generator) -> int:
-        """Return the skill of a new episode. DrQ draws no random number for it."""
+    def sample_skill(self, rng: np.random.Generator, episode: int) -> int:
+        """Return the skill of training episode number `episode`, from 0. DrQ draws no random number for it."""
         return self.skill
 
     def act(self, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:

@@ -23,13 +23,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from config import FIELDS, Role, flags_with, folder_name
+from config import FIELDS, Role, flags_with
 from console.arguments import Parser
 from console.streams import tolerant_output
 from errors import UserError, one_line, reason_of
 from evaluation.figures import Axes, Figure
 from running.atomic_files import output_folder, write_file
 from running.columns import EVAL_SKILL_COLUMNS
+from running.names import folder_name
 from running.stored_config import CONFIG_FILE, known_flags
 from running.tables import read_table
 

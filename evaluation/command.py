@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from config import folder_name, short_name
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation.compose import play_schedule
@@ -23,6 +22,7 @@ from logger import Row, csv_lines, encode_png, header
 from running.atomic_files import output_folder, write_file
 from running.build import out_of_memory_is_an_error
 from running.columns import SKILL_COLUMNS
+from running.names import folder_name, short_name
 from utils import seed_sequence
 
 BAR: dict[str, Any] = {"unit": " steps", "leave": False, "disable": None}  # None: disabled unless on a terminal

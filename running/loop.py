@@ -73,7 +73,7 @@ def start_episode(run: Run) -> EpisodeInProgress:
     except Exception:  # restore the environment so that a checkpoint stays consistent
         env.load_state(env_state)
         raise
-    skill = run.agent.sample_skill(run.skill_rng)
+    skill = run.agent.sample_skill(run.skill_rng, run.episode)
     run.buffer.start_episode(obs)
     return EpisodeInProgress(skill=skill, obs=obs, env_state=env_state, started=started)
 
@@ -118,7 +118,7 @@ def act_and_update(run: Run, episode: EpisodeInProgress) -> np.ndarray:
         if not np.isfinite(action).all():
             check_losses(run)
             raise RunError(not_finite(run, ["the policy's action"]))
-    if run.step >= run.first_update_step and len(run.buffer):
+    if run.update_is_due:
         for _ in range(config.num_train_iters):
             with clock("sample"):
                 batch = run.buffer.sample(config.batch_size)

@@ -15,6 +15,7 @@ from tests.support.paths import ROOT
 # A module may import modules of the lines above its own only.
 LAYERS = (
     ("errors",),
+    ("running.names", "running.presets", "running.flag_checks"),
     ("config",),
     ("console.streams", "console.packages", "console.arguments"),
     ("running.atomic_files", "running.signals", "running.columns"),
@@ -53,8 +54,9 @@ PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
     *("errors", "config", "console.streams", "console.packages", "console.arguments", "envs.renderer"),
-    *("running.atomic_files", "running.signals", "running.columns", "running.stored_config", "running.tables"),
-    "sweeping.record",
+    *("running.names", "running.presets", "running.flag_checks", "running.atomic_files", "running.signals"),
+    "running.columns",
+    *("running.stored_config", "running.tables", "sweeping.record"),
 )
 
 # Every import that is not at the top of its module. Commands import what is heavy after parsing.

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import plot
-from config import folder_name, make_config
+from config import make_config
 from running.columns import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
+from running.names import folder_name
 
 MakeRun = Callable[..., Path]
 
@@ -192,8 +193,8 @@ def test_an_interval_takes_five_seeds(seeds: int) -> None:
 def test_flags_that_a_run_does_not_read_do_not_distinguish_groups(make_run: MakeRun, tmp_path: Path) -> None:
     """For example the discriminator's flags in plain DrQ."""
     make_run("a", [1.0, 2.0], seed=1, lr_discriminator=1e-3, discriminator_encoder="shared", skill_embedding_dim=5)
-    make_run("b", [3.0, 4.0], seed=2, benchmark="planet", batch_size=128)
-    make_run("c", [1.0, 2.0], seed=1, num_skills=2, lr_discriminator=1e-3)
+    make_run("b", [3.0, 4.0], seed=2, preset="planet", batch_size=128)
+    make_run("c", [1.0, 2.0], seed=1, num_skills=2, lr_discriminator=1e-4)
     make_run("d", [3.0, 4.0], seed=2, num_skills=2)
     for run in (tmp_path / "runs").glob("*/b/config.json"):
         run.write_text(run.read_text().replace('"action_repeat": 8', '"action_repeat": 4'))
