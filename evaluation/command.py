@@ -16,13 +16,15 @@ from config import folder_name, short_name
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation.compose import play_schedule
+from evaluation.evaluate_skills import Evaluation
 from evaluation.imitate import read_trajectory, record_imitation, skill_likelihoods
 from evaluation.load import LoadedRun, check_skill, load
 from evaluation.play import Start, best_skill, skill_name, start_seeds
-from logger import Row, csv_lines, encode_png, header
+from logger import Row, encode_png
 from running.atomic_files import output_folder, write_file
 from running.build import out_of_memory_is_an_error
-from running.columns import SKILL_COLUMNS
+from running.columns import DECILE_COLUMNS, SKILL_COLUMNS
+from running.csv_files import csv_lines, header
 from utils import seed_sequence
 
 BAR: dict[str, Any] = {"unit": " steps", "leave": False, "disable": None}  # None: disabled unless on a terminal
@@ -83,8 +85,14 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
             keep_all_pictures=args.save_trajectories,
             between_steps=bar.update,
         )
-    write_table(out / "skills.csv", evaluation.rows, loaded.frame)
-    if len(skills) > 1 and len(skills) == loaded.config.num_skills:
+    complete = len(skills) > 1 and len(skills) == loaded.config.num_skills
+    write_table(out / "skills.csv", evaluation.rows, SKILL_COLUMNS, loaded.frame)
+    table = pd.DataFrame(evaluation.rows, columns=list(SKILL_COLUMNS)).dropna(axis=1, how="all")
+    print(table.to_string(index=False, float_format="%.3f"))
+    if evaluation.overall["mutual_information_bound"] is not None:
+        write_table(out / "deciles.csv", decile_rows(evaluation), DECILE_COLUMNS, loaded.frame)
+        print_bound(evaluation, complete)
+    if complete:
         for name, picture in evaluation.pictures(loaded.frame).items():
             write_file(out / f"{name}.png", encode_png(picture))
     if args.save_trajectories:
@@ -116,15 +124,32 @@ def choose_best(loaded: LoadedRun, seeds: Sequence[int]) -> int:
     return best
 
 
-def write_table(path: Path, rows: Sequence[Row], frame: int) -> None:
-    """Print rows of skills.csv and write them to a file."""
-    lines = [header(SKILL_COLUMNS), *({"step": frame, **row} for row in rows)]
-    write_file(path, csv_lines(lines, SKILL_COLUMNS, path.name))
-    table = pd.DataFrame(rows, columns=list(SKILL_COLUMNS)).dropna(axis=1, how="all")
-    print(table.to_string(index=False, float_format="%.3f"))
-    if len(rows) > 1:
-        accuracy, bound = table[["discriminator_accuracy", "mutual_information_bound"]].mean()
-        print(f"accuracy {accuracy:.3f}, bound {bound:.3f} nats: means over these skills")
+def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: int) -> None:
+    """Write rows, and the step of each, which is the frame of the checkpoint."""
+    lines = [header(columns), *({"step": frame, **row} for row in rows)]
+    write_file(path, csv_lines(lines, columns, path.name))
+
+
+def decile_rows(evaluation: Evaluation) -> list[Row]:
+    """Return the rows of deciles.csv: for each skill, the bound in each tenth of its episodes."""
+    return [
+        {"skill_id": skill, "decile": number, "mutual_information_bound": bound}
+        for skill, bounds in evaluation.bound_by_decile.items()
+        for number, bound in enumerate(bounds, start=1)
+    ]
+
+
+def print_bound(evaluation: Evaluation, complete: bool) -> None:
+    """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
+    measures = evaluation.overall
+    text = f"accuracy {measures['discriminator_accuracy']:.3f}, bound {measures['mutual_information_bound']:.3f} nats"
+    if measures["mutual_information_bound_second_half"] is not None:
+        text += f", in the second half of the episode {measures['mutual_information_bound_second_half']:.3f}"
+    print(f"{text}: means over these skills")
+    if complete:
+        print(f"effective number of skills: {measures['effective_skills']:.2f} of {len(evaluation.rows)}")
+    bounds = " ".join("-" if bound is None else f"{bound:.2f}" for bound in evaluation.mean_by_decile)
+    print(f"bound in each tenth of the episode: {bounds}")
 
 
 def save_trajectory(path: Path, start: Start, env: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from drq import DrQAgent
 from envs.parallel import EvalEnvs
-from evaluation import skill_report
+from evaluation import skill_pictures, skill_report
 from evaluation.play import Start, Trace, play
 from logger import Episode, Row
 from video import VIDEO_SIZE, VideoRecorder
@@ -39,15 +39,31 @@ class Evaluation:
         """The row of skills.csv for each skill, without `step`."""
         return skill_report.skill_rows(self.by_skill)
 
+    @cached_property
+    def overall(self) -> Row:
+        """The measures of all skills together, by column of eval.csv."""
+        return skill_report.overall(self.rows)
+
+    @cached_property
+    def bound_by_decile(self) -> dict[int, list[float | None]]:
+        """Each skill's mean intrinsic reward in each tenth of its episodes, in nats, by skill; None without a step."""
+        return skill_report.bound_by_decile(self.by_skill)
+
+    @property
+    def mean_by_decile(self) -> list[float | None]:
+        """The mean over skills of `bound_by_decile`."""
+        return skill_report.mean_by_decile(self.bound_by_decile)
+
     def pictures(self, frame: int) -> dict[str, np.ndarray]:
         """Return the confusion matrix and the contact sheet, uint8 RGB `(H, W, 3)`, by name.
 
         All skills of an agent with a discriminator must have been played. `frame`, the frames of training, is shown.
         """
-        matrix, title = skill_report.confusion_matrix(self.by_skill), skill_report.headline(self.rows, frame)
+        matrix = skill_report.confusion_matrix(self.by_skill)
+        title = skill_pictures.headline(self.overall, self.rows[0]["episodes"], frame)
         return {
-            "confusion_matrix": skill_report.draw_confusion_matrix(matrix, title),
-            "contact_sheet": skill_report.contact_sheet(self.by_skill),
+            "confusion_matrix": skill_pictures.draw_confusion_matrix(matrix, title),
+            "contact_sheet": skill_pictures.contact_sheet(self.by_skill),
         }
 
 
@@ -79,7 +95,7 @@ def evaluate_skills(
         keep_all_pictures: whether traces keep the picture of every step, not only those of the contact sheet.
         between_steps: as for `play`, which also says what is raised.
     """
-    picture_every = 1 if keep_all_pictures else skill_report.picture_interval(max_episode_steps)
+    picture_every = 1 if keep_all_pictures else skill_pictures.picture_interval(max_episode_steps)
     starts = [Start(skill, seed, trace=Trace(picture_every)) for seed in seeds for skill in names]
     recorders = {skill: VideoRecorder(video_folder, fps, size=video_size) for skill in names}
     for start in starts[: len(names)]:  # the first episode of each skill

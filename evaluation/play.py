@@ -24,6 +24,7 @@ class Trace:
     picture_every: int = 0  # agent steps between pictures; 0 keeps none
     actions: list[np.ndarray] = field(default_factory=list)  # float32 (action_dim,), T entries
     rewards: list[float] = field(default_factory=list)  # the task's, T entries
+    intrinsic: list[float] = field(default_factory=list)  # rewards in nats, T entries; 0 without a discriminator
     predicted: list[int] = field(default_factory=list)  # T + 1 skills; NO_SKILL without a discriminator
     states: list[np.ndarray] = field(default_factory=list)  # of the physics, T + 1 entries; empty if there are none
     centres: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in meters, as many as states
@@ -129,6 +130,8 @@ class _Round:
             self.extrinsic += reward
             self.intrinsic += np.where(self.over, 0.0, r_int)
             self.recognized += ~self.over & (predicted == self.skills) & (self.skills != NO_SKILL)
+            for number, start in self._running():
+                start.trace.intrinsic.append(float(r_int[number]))
             self._trace(obs, predicted)
             self._record(predicted, r_int)
             self.over |= info["over"]

@@ -43,8 +43,18 @@ def test_every_skill_from_the_same_starts(
     assert [row["skill_id"] for row in table] == ["0", "1", "2", "3"]
     assert {row["episodes"] for row in table} == {"3"}
     assert {row["step"] for row in table} == {"120"}
-    bound = sum(float(row["mutual_information_bound"]) for row in table) / 4
-    assert f"bound {bound:.3f} nats: means over these skills" in capsys.readouterr().out
+    bound, later = (
+        sum(float(row[name]) for row in table) / 4
+        for name in ("mutual_information_bound", "mutual_information_bound_second_half")
+    )
+    printed = capsys.readouterr().out
+    assert f"bound {bound:.3f} nats, in the second half of the episode {later:.3f}: means over these skills" in printed
+    assert f"effective number of skills: {np.exp(bound):.2f} of 4" in printed
+    deciles = rows(out / "deciles.csv")
+    assert [(row["skill_id"], row["decile"]) for row in deciles] == [
+        (f"{skill}", f"{decile}") for skill in range(4) for decile in range(1, 11)
+    ]
+    assert {row["step"] for row in deciles} == {"120"}
     seeds = start_seeds_since(fake_envs, known)
     assert len(seeds) == 12
     assert {seeds.count(seed) for seed in seeds} == {4}

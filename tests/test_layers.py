@@ -18,7 +18,7 @@ LAYERS = (
     ("config",),
     ("console.streams", "console.packages", "console.arguments"),
     ("running.atomic_files", "running.signals", "running.columns"),
-    ("running.stored_config", "running.tables"),
+    ("running.stored_config", "running.tables", "running.csv_files"),
     ("utils",),
     ("replay_buffer", "cuda_graphs", "augmentations"),
     ("networks",),
@@ -31,6 +31,7 @@ LAYERS = (
     ("logger", "video", "evaluation.figures"),
     ("evaluation.play",),
     ("evaluation.skill_report",),
+    ("evaluation.skill_pictures",),
     ("evaluation.evaluate_skills",),
     ("running.checkpoint", "running.folder"),
     ("running.run",),
@@ -53,7 +54,7 @@ PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 LIGHT = (
     *("errors", "config", "console.streams", "console.packages", "console.arguments", "envs.renderer"),
     *("running.atomic_files", "running.signals", "running.columns", "running.stored_config", "running.tables"),
-    "sweeping.record",
+    *("running.csv_files", "sweeping.record"),
 )
 
 # Every import that is not at the top of its module. Commands import what is heavy after parsing.

@@ -12,7 +12,7 @@ import torch
 from diayn import DIAYNAgent
 from envs.parallel import open_eval_envs
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
-from evaluation.skill_report import SHEET_COLUMNS, picture_interval
+from evaluation.skill_pictures import SHEET_COLUMNS, picture_interval
 from tests.support.fake_env import IMAGE_SIZE, UnevenEnv
 from video import VideoRecorder, read_video
 
