@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from envs.cells import CellGrid
 from evaluation.play import Trace
 from logger import Episode, Row
 from replay_buffer import NO_SKILL
@@ -26,14 +27,22 @@ MEANS = (
 EpisodesBySkill = Mapping[int, Sequence[tuple[Episode, Trace]]]
 
 
-def skill_rows(played: EpisodesBySkill) -> list[Row]:
+def skill_rows(played: EpisodesBySkill, cell_grid: CellGrid | None = None) -> list[Row]:
     """Return the row of skills.csv for each skill, without `step`."""
     count = min(STATES_COMPARED, max(MOST_STATES // max(len(played), 1), 2))
     within, between = state_distances({skill: _states(episodes, count) for skill, episodes in played.items()})
-    return [_row(skill, episodes, within.get(skill), between.get(skill)) for skill, episodes in played.items()]
+    return [
+        {
+            **_row(skill, episodes),
+            "cells_visited": cells_visited({skill: episodes}, cell_grid),
+            "state_distance_within": within.get(skill),
+            "state_distance_between": between.get(skill),
+        }
+        for skill, episodes in played.items()
+    ]
 
 
-def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | None, between: float | None) -> Row:
+def _row(skill: int, played: Sequence[tuple[Episode, Trace]]) -> Row:
     episodes, traces = [episode for episode, _ in played], [trace for _, trace in played]
     steps = max(sum(episode.length for episode in episodes), 1)
     row: Row = {
@@ -41,8 +50,6 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
         "episodes": len(episodes),
         "episode_extrinsic_reward": np.mean([episode.extrinsic_reward for episode in episodes]),
         "episode_intrinsic_reward_sum": np.mean([episode.intrinsic_reward_sum for episode in episodes]),
-        "state_distance_within": within,
-        "state_distance_between": between,
     }
     if traces[0].predicted[0] != NO_SKILL:  # there is a discriminator
         recognized = sum(episode.discriminator_accuracy * episode.length for episode in episodes)
@@ -58,7 +65,7 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
 
 
 def overall(rows: Sequence[Row]) -> Row:
-    """Return the measures of all skills together, given the row of skills.csv of each: the skill columns of eval.csv.
+    """Return the measures of all skills together that follow from the row of skills.csv of each.
 
     Means weight every skill equally, as p(z) does, however long its episodes are. A measure may be missing or None for
     some skills: the mean is over the others, and None if there are none.
@@ -66,6 +73,14 @@ def overall(rows: Sequence[Row]) -> Row:
     measures: Row = {name: _mean(row.get(name) for row in rows) for name in MEANS}
     bound = measures["mutual_information_bound"]
     return {**measures, "effective_skills": None if bound is None else math.exp(bound)}
+
+
+def cells_visited(played: EpisodesBySkill, cell_grid: CellGrid | None) -> int | None:
+    """Return the number of distinct cells that the episodes visit; None without a grid."""
+    if cell_grid is None:
+        return None
+    traces = (trace for episodes in played.values() for _, trace in episodes if trace.positions)
+    return len(set().union(*(cell_grid.cells(np.array(trace.positions)) for trace in traces)))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

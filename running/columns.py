@@ -16,7 +16,7 @@ TRAIN_SKILL_COLUMNS = ("skill_id", "episode_intrinsic_reward_sum", *SKILL_UPDATE
 EVAL_COLUMNS = ("episode", "step", "episode_reward")
 EVAL_SKILL_COLUMNS = (
     *("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound"),
-    *("mutual_information_bound_second_half", "effective_skills"),
+    *("mutual_information_bound_second_half", "effective_skills", "cells_visited"),
 )
 EPISODE_COLUMNS = (
     *("type", "episode", "step", "duration"),
@@ -25,8 +25,9 @@ EPISODE_COLUMNS = (
 SKILL_COLUMNS = (
     *("step", "skill_id", "episodes", "episode_extrinsic_reward", "episode_intrinsic_reward_sum"),
     *("discriminator_accuracy", "mutual_information_bound", "mutual_information_bound_second_half"),
-    *("displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
+    *("cells_visited", "displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
 )
+SUMMARY_COLUMNS = ("policy", "step", "skills", "episodes", "episode_extrinsic_reward", *EVAL_SKILL_COLUMNS)
 DECILE_COLUMNS = ("step", "skill_id", "decile", "mutual_information_bound")
 REQUIRED_CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # in every checkpoint, also those of older versions
 

@@ -170,6 +170,7 @@ def evaluate(run: Run) -> None:
                 start_seeds([config.seed, run.step], config.num_eval_episodes),
                 fps=run.env.metadata["render_fps"],
                 max_episode_steps=run.env.max_episode_steps or 1,
+                cell_grid=run.env.cell_grid,
                 video_folder=run.folder / "video" if config.save_video else None,
                 grid_name=f"{frame}_skills",
                 between_steps=between_steps,

@@ -24,7 +24,7 @@ LAYERS = (
     ("networks",),
     ("drq",),
     ("diayn",),
-    ("envs.renderer",),
+    ("envs.renderer", "envs.cells"),
     ("envs.pixel_env", "envs.parallel"),
     ("dmc", "envs.gym_env"),
     ("envs.make",),

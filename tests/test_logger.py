@@ -42,7 +42,7 @@ HEADERS = {
     ("eval.csv", False): "episode,step,episode_reward",
     ("eval.csv", True): "episode,step,episode_reward"
     ",episode_intrinsic_reward_sum,discriminator_accuracy,mutual_information_bound"
-    ",mutual_information_bound_second_half,effective_skills",
+    ",mutual_information_bound_second_half,effective_skills,cells_visited",
     ("episodes.csv", False): EPISODES_HEADER,
     ("episodes.csv", True): EPISODES_HEADER,
 }
@@ -199,7 +199,8 @@ def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
     """Returns are means over episodes; the discriminator's figures are means over a skill's steps, then over skills."""
     make_logger(with_skills=True).evaluation(7, 2800, eval_results(), **measures())
     (row,) = table(tmp_path, "eval").to_dict("records")
-    assert np.isnan(row.pop("mutual_information_bound_second_half")), "there are no traces of these episodes"
+    for name in ("mutual_information_bound_second_half", "cells_visited"):
+        assert np.isnan(row.pop(name)), "there are no traces of these episodes"
     bound = (-2 / 20 + 3 / 60) / 2
     assert row == {
         "episode": 7,

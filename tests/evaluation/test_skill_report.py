@@ -11,12 +11,14 @@ import torch
 
 from diayn import DIAYNAgent
 from dmc import DMCEnv
+from envs.cells import CellGrid, Coordinate
 from envs.parallel import open_eval_envs
 from envs.renderer import RendererInfo
 from evaluation.play import Start, Trace, play
 from evaluation.skill_report import (
     DECILES,
     bound_by_decile,
+    cells_visited,
     confusion_matrix,
     mean_by_decile,
     overall,
@@ -151,6 +153,28 @@ def test_measures_of_all_skills_together() -> None:
     assert overall([{}])["effective_skills"] is None
 
 
+# -- coverage ----------------------------------------------------------------------------------------------------------
+
+GRID = CellGrid((Coordinate("x", "m", 1.0), Coordinate("y", "m", 1.0)), lambda physics: physics)
+
+
+def visiting(*positions: tuple[float, float]) -> Any:
+    """Return an episode with these positions."""
+    return Episode(1.0, 0.0), Trace(predicted=[0], positions=[np.array(position) for position in positions])
+
+
+def test_cells_are_counted_once() -> None:
+    """For a skill over its episodes, together over all skills; the start counts."""
+    played = {
+        0: [visiting((0.5, 0.5), (0.6, 0.5), (1.5, 0.5)), visiting((0.4, 0.4), (0.5, 1.5))],
+        1: [visiting((0.1, 0.1), (-0.1, 0.1))],
+    }
+    assert [row["cells_visited"] for row in skill_rows(played, GRID)] == [3, 2]
+    assert cells_visited(played, GRID) == 4
+    assert [row["cells_visited"] for row in skill_rows(played)] == [None, None]
+    assert cells_visited(played, None) is None
+
+
 # -- states ------------------------------------------------------------------------------------------------------------
 
 
@@ -177,10 +201,11 @@ def test_traces_of_real_episodes(renderer: RendererInfo) -> None:
     assert (len(trace.predicted), len(trace.states), len(trace.pictures)) == (21, 21, 7)
     for step in range(21):
         predicted = int(agent.classify(torch.from_numpy(obs[None])).argmax())
-        state, centre = env.measure()
+        state, center, position = env.measure()
         assert trace.predicted[step] == predicted
         np.testing.assert_array_equal(trace.states[step], state)
-        np.testing.assert_array_equal(trace.centres[step], centre)
+        np.testing.assert_array_equal(trace.centres[step], center)
+        np.testing.assert_array_equal(trace.positions[step], position)
         if step % 3 == 0:
             np.testing.assert_array_equal(trace.pictures[step // 3], obs[-3:])
         obs, *_ = env.step(agent.assess(obs[None], np.array([1])).action[0])
