@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -178,6 +179,7 @@ def evaluate(run: Run) -> None:
                 start_seeds([config.seed, run.step], config.num_eval_episodes),
                 fps=run.env.metadata["render_fps"],
                 max_episode_steps=run.env.max_episode_steps or 1,
+                cell_grid=run.env.cell_grid,
                 video_folder=run.folder / "video" if config.save_video else None,
                 grid_name=f"{frame}_skills",
                 between_steps=between_steps,
@@ -199,6 +201,14 @@ def log_evaluation(run: Run, evaluation: Evaluation) -> None:
             if clip is not None:
                 logger.clip(tag, *clip, step=frame)
     logger.status("")
-    logger.evaluation(run.episode, frame, evaluation.episodes, evaluation.rows if config.learns_skills else ())
+    measures: dict[str, Any] = {}
+    if config.learns_skills:
+        deciles = {
+            f"mutual_information_bound_by_decile/{number:02}": bound
+            for number, bound in enumerate(evaluation.mean_by_decile, start=1)
+            if bound is not None
+        }
+        measures = {"skills": evaluation.rows, "overall": evaluation.overall, "more": deciles}
+    logger.evaluation(run.episode, frame, evaluation.episodes, **measures)
     for name, picture in (evaluation.pictures(frame) if config.learns_skills else {}).items():
         logger.picture(name, picture, frame)

@@ -57,7 +57,7 @@ def test_the_names_in_a_state_stay(finished: Path) -> None:
     layers = {name: list(dict.fromkeys(key.rpartition(".")[0] for key in agent["modules"][name])) for name in NETWORKS}
     assert layers == NETWORKS
     assert agent["modules"].keys() == {*NETWORKS, "critic_target"}
-    assert state["logs"].keys() == {"position", "meters"}
+    assert state["logs"].keys() == {"position", "columns", "meters"}
     assert state["stopwatch"].keys() == {"elapsed", "seconds"}
     assert state["random"].keys() >= {"python", "numpy", "torch"}
 
