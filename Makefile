@@ -9,13 +9,14 @@ PY := $(VENV)/bin/python
 APT_INSTALL := apt-get install -y --no-install-recommends
 SYSTEM_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libglib2.0-0
 
-# A first run with something to see within minutes, on a CPU too: small batches, four skills, short evaluations. Where
-# ARGS names a flag on the left, which decides or excludes it, the default on the right stays away; all of them where
-# another run decides.
+# A first run with something to see within minutes, on a CPU too: small batches, four skills, short evaluations, and the
+# recommended settings for skills. If ARGS names a flag or value on the left, which decides or excludes it, the default
+# on the right is left out; all of them are if another run decides.
 unless = $(if $(filter $(addsuffix %,$(1)),$(ARGS)),,$(2))
 TRAIN_ARGS = $(call unless,--resume --finetune_from --config,$(FIRST_RUN))
-FIRST_RUN = $(call unless,--env --task --benchmark,--env cartpole_swingup --action_repeat 8) \
-	$(call unless,--benchmark,--batch_size 32) $(call unless,--num_train_frames,--num_train_steps 10000) \
+BENCHMARK = planet dreamer --preset=planet --preset=dreamer --benchmark=
+FIRST_RUN = --preset skills $(call unless,--env --task $(BENCHMARK),--env cartpole_swingup --action_repeat 8) \
+	$(call unless,$(BENCHMARK),--batch_size 32) $(call unless,--num_train_frames,--num_train_steps 10000) \
 	--num_skills 4 --num_seed_steps 250 --eval_frequency 1000 --num_eval_episodes 1 --log_frequency_step 1000
 
 # macOS has neither EGL nor OSMesa; MuJoCo draws through GLFW there.

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import hashlib
 import math
 import operator
 import os
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errors import UserError
+from running.flag_checks import check_bounds, check_fine_tuning, check_rewards
+from running.names import check_name
+from running.presets import COMBINATIONS, PRESETS, settings_of
 
-PLANET_ACTION_REPEATS = {"cartpole": 8, "reacher": 4, "cheetah": 4, "finger": 2, "ball_in_cup": 4, "walker": 2}
-DREAMER_ACTION_REPEAT = 2
-BENCHMARK_BATCH_SIZE = 512
 MAX_SEED = 2**64 - 1  # the largest seed that torch accepts
 MAX_INTEGER = 2**63 - 1  # of every other integer flag
-LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and more may be appended
 DEFAULT_CHECKPOINT_FREQUENCY = 5000  # agent steps, when the run never evaluates
 
 
@@ -86,7 +83,9 @@ class Config:
     time_limit: int = task(
         None, "frames per episode", Role.ENVIRONMENT | Role.INHERITED, low=1, derived="the task's own"
     )
-    image_size: int = task(84, "height and width, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16, high=4096)
+    image_size: int = task(
+        84, "height and width of an observation, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16, high=4096
+    )
     frame_stack: int = task(
         3,
         "pictures in an observation, one per agent step",
@@ -100,11 +99,13 @@ class Config:
         Role.INHERITED,
         choices=("suite", "coloured"),
     )
-    benchmark: str = task(
+    preset: str = task(
         None,
-        "a paper's settings for the chosen task (batch size 512 and its action repeat); flags given beside it win",
+        "settings for a purpose: a benchmark's batch size and action repeat for the task, those that experiments "
+        "recommend for skills, or both; flags given beside it win",
         Role.SAME_EXPERIMENT,
-        choices=("planet", "dreamer"),
+        choices=(*PRESETS, *COMBINATIONS),
+        alias="benchmark",
         derived="none",
     )
 
@@ -117,7 +118,10 @@ class Config:
         derived="num_train_steps x action_repeat",
     )
     num_seed_steps: int = budget(1000, "agent steps with random actions before the first update", low=0)
-    num_train_iters: int = budget(1, "updates per agent step", low=1)
+    agent_steps_per_update: int = budget(
+        1, "agent steps between updates; those whose number is a multiple of it make --num_train_iters updates", low=1
+    )
+    num_train_iters: int = budget(1, "updates per agent step that makes updates", low=1)
     replay_buffer_capacity: int = budget(100_000, "transitions held (one per agent step)", low=1)
     seed: int = budget(
         1, "random seed of weights, task, skills, batches and noise", Role.SAME_EXPERIMENT, low=0, high=MAX_SEED
@@ -138,14 +142,32 @@ class Config:
     skill_embedding_dim: int = diayn(
         10, "width of the learned skill embedding; 0 feeds the one-hot", Role.DIAYN | Role.NETWORK, low=0
     )
+    skill_embedding_init: str = diayn(
+        "normal",
+        "initial skill embedding: standard normal, or orthogonal rows of the same expected square norm",
+        Role.DIAYN,
+        choices=("normal", "orthogonal"),
+    )
+    skill_sampling: str = diayn(
+        "uniform",
+        "skill of a training episode: drawn anew each time, or all skills in random order before any is repeated",
+        Role.DIAYN,
+        choices=("uniform", "stratified"),
+    )
     lr_discriminator: float = diayn(
-        1e-4, "learning rate of the discriminator, independent of --lr", Role.DIAYN, above=0
+        None, "learning rate of the discriminator", Role.DIAYN, above=0, derived="the value of --lr"
     )
     discriminator_encoder: str = diayn(
         "separate",
         "convolutions that the discriminator reads: the critic's (detached) or its own",
         Role.DIAYN,
         choices=("shared", "separate"),
+    )
+    intrinsic_reward_from: str = diayn(
+        "after",
+        "discriminator that gives the intrinsic reward: after its step on the batch, or before, without another pass",
+        Role.DIAYN,
+        choices=("before", "after"),
     )
     diayn_intrinsic_reward_coeff: float = diayn(
         None,
@@ -194,7 +216,10 @@ class Config:
         True, "on CUDA: launch an update as one recorded graph; false launches each kernel", Role.RESUMABLE
     )
     precision: str = drq(
-        "fp32", "arithmetic of the convolutions; all else is fp32 (TF32 on CUDA)", Role.AGENT, choices=("fp32", "bf16")
+        "fp32",
+        "arithmetic of the convolutions; all else is fp32. On CUDA, fp32 products are computed in TF32",
+        Role.AGENT,
+        choices=("fp32", "bf16"),
     )
     augmentation: str = drq(
         "shift",
@@ -202,7 +227,13 @@ class Config:
         Role.AGENT,
         choices=("shift", "cutout", "hflip", "vflip", "rotation", "intensity", "none"),
     )
-    image_pad: int = drq(4, "largest random shift in each direction, pixels", Role.AGENT, low=0)
+    image_pad: int = drq(
+        None,
+        "largest random shift in each direction, pixels",
+        Role.AGENT,
+        low=0,
+        derived="round(4 image_size / 84): 4 at 84 pixels",
+    )
     temperature: str = drq(
         None,
         "entropy temperature alpha: learned, starting from --init_temperature (DrQ), or fixed at it (DIAYN)",
@@ -291,22 +322,8 @@ def flags_with(role: Role) -> tuple[str, ...]:
     return tuple(name for name, field in FIELDS.items() if field.metadata["role"] & role)
 
 
-def folder_name(text: str) -> str:
-    """Return a task's name, or another text, as the name of a file or folder."""
-    return short_name(re.sub(r"[^\w.-]+", "_", text), text)
-
-
-def short_name(name: str, full: str | None = None) -> str:
-    """Return the name of a folder; one of more than LONGEST_NAME bytes is cut, and a hash of `full` is appended."""
-    data = os.fsencode(name)
-    if len(data) <= LONGEST_NAME:
-        return name
-    digest = hashlib.sha256((full or name).encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{data[: LONGEST_NAME - 9].decode(errors='ignore')}_{digest}"
-
-
 def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = None) -> Config:
-    """Return the Config of the flags that were given: benchmark settings, derived defaults, checks. Reads no files.
+    """Return the Config of the flags that were given: preset, derived defaults, checks. Reads no files.
 
     Args:
         given: flags by name; all others get their defaults.
@@ -317,55 +334,37 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     """
     values: dict[str, Any] = {name: field.default for name, field in FIELDS.items()}
     inherited = inherited or {}
-    values |= {**benchmark_settings({**inherited, **given}), **inherited, **given}
+    values |= {**preset_settings({**inherited, **given}), **inherited, **given}
     values["env"] = values["env"].removeprefix("dmc_")
     values["log_std_bounds"] = tuple(values["log_std_bounds"])
     for name, value in values.items():
         check_value(name, value)
     with_skills = values["num_skills"] > 0 and values["finetune_from"] is None
-    _check_fine_tuning(values)
+    check_fine_tuning(values)
     _derive_defaults(values, with_skills)
     _derive_budget(values, given)
     check_name("run_name", values["run_name"])
-    _check_rewards(values, with_skills)
-    low, high = values["log_std_bounds"]
-    if low >= high:
-        raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
+    check_rewards(values, with_skills)
+    check_bounds(values["log_std_bounds"])
     return Config(**values)
 
 
-def benchmark_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags that --benchmark sets, for the task in `given`. Raises UserError."""
-    benchmark = given.get("benchmark")
-    if benchmark is None:
-        return {}
-    if benchmark == "dreamer":
-        return {"batch_size": BENCHMARK_BATCH_SIZE, "action_repeat": DREAMER_ACTION_REPEAT}
-    task = str(given.get("env", FIELDS["env"].default)).removeprefix("dmc_")
-    for domain, repeat in PLANET_ACTION_REPEATS.items():
-        if task.startswith(f"{domain}_"):
-            return {"batch_size": BENCHMARK_BATCH_SIZE, "action_repeat": repeat}
-    if "action_repeat" in given:
-        return {"batch_size": BENCHMARK_BATCH_SIZE}
-    raise UserError(
-        f"--benchmark planet has no action repeat for --env {task} (only for {', '.join(PLANET_ACTION_REPEATS)}); "
-        "give --action_repeat beside it"
+def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that --preset sets beside the flags in `given`, for their task. Raises UserError."""
+    preset, env, skills, source = (
+        given.get(name, FIELDS[name].default) for name in ("preset", "env", "num_skills", "finetune_from")
+    )
+    return settings_of(
+        preset,
+        env.removeprefix("dmc_"),
+        with_skills=skills > 0 and source is None,
+        action_repeat_is_given="action_repeat" in given,
     )
 
 
 def shown_value(value: Any) -> str:
     """Return a flag's value as it is written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def check_name(flag: str, name: str | None) -> None:
-    """Raise UserError if `name` cannot be the name of a folder."""
-    if name is None:
-        return
-    if not re.fullmatch(r"\w[\w.+=-]*", name):
-        raise UserError(f"--{flag} must be letters, digits and _ . + = -; got {name!r}")
-    if len(name.encode()) > LONGEST_NAME:
-        raise UserError(f"--{flag} must be at most {LONGEST_NAME} bytes long; got {len(name.encode())}")
 
 
 def _derive_defaults(values: dict[str, Any], with_skills: bool) -> None:
@@ -375,6 +374,8 @@ def _derive_defaults(values: dict[str, Any], with_skills: bool) -> None:
         ("num_eval_episodes", 1 if with_skills else 10),
         ("diayn_intrinsic_reward_coeff", 1.0 if with_skills else 0.0),
         ("extrinsic_reward_coeff", 0.0 if with_skills else 1.0),
+        ("lr_discriminator", values["lr"]),
+        ("image_pad", round(4 * values["image_size"] / 84)),
         ("checkpoint_frequency", values["eval_frequency"] or DEFAULT_CHECKPOINT_FREQUENCY),
     ):
         values[name] = default if values[name] is None else values[name]
@@ -416,33 +417,3 @@ def check_value(name: str, value: Any) -> None:
                 raise UserError(f"--{name} must be {words} {bound}; got {number}")
     if metadata["choices"] and value not in metadata["choices"]:
         raise UserError(f"--{name} must be one of {', '.join(metadata['choices'])}; got {value}")
-
-
-def _check_fine_tuning(values: Mapping[str, Any]) -> None:
-    skill, count = values["finetune_skill"], values["num_skills"]
-    if values["finetune_from"] is None:
-        if (skill, values["finetune_critic"], values["finetune_snapshot"]) != ("best", "pretrained", None):
-            raise UserError(
-                "--finetune_skill, --finetune_critic and --finetune_snapshot need --finetune_from, a run with skills"
-            )
-    elif skill != "best" and not (re.fullmatch(r"\d{1,19}", skill) and int(skill) < count):
-        raise UserError(f"--finetune_skill must be best or a skill from 0 to {count - 1}; got {skill}")
-
-
-def _check_rewards(values: Mapping[str, Any], with_skills: bool) -> None:
-    """Raise UserError if the agent would have no reward, or an intrinsic one without skills."""
-    intrinsic, extrinsic = values["diayn_intrinsic_reward_coeff"], values["extrinsic_reward_coeff"]
-    if intrinsic and not with_skills:
-        raise UserError(
-            "--diayn_intrinsic_reward_coeff: without skills there is no intrinsic reward; leave the flag out"
-        )
-    if values["num_skills"] == 1 and with_skills and not extrinsic:
-        raise UserError(
-            "--num_skills 1 leaves no reward, as there is no other skill to differ from; give 2 or more, 0 for plain "
-            "DrQ, or --extrinsic_reward_coeff above 0"
-        )
-    if not extrinsic and not (with_skills and intrinsic):
-        raise UserError(
-            "--extrinsic_reward_coeff 0 leaves no reward; give it above 0, or --num_skills and "
-            "--diayn_intrinsic_reward_coeff"
-        )

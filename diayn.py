@@ -17,7 +17,7 @@ from torch import nn
 from drq import DrQAgent, Metrics, Views
 from networks import Architecture, Encoder, make_head, mlp, weight_init
 from replay_buffer import Batch
-from utils import make_adam, minimize
+from utils import derived_rng, make_adam, minimize
 
 
 class Discriminator(nn.Module):
@@ -44,8 +44,12 @@ class DIAYNAgent(DrQAgent):
     Args:
         num_skills: K. The prior p(z) is uniform and fixed.
         skill_embedding_dim: width of the learned embedding; 0 uses one-hot vectors.
+        skill_sampling: "uniform" draws each episode's skill independently, "stratified" plays a permutation of all
+            skills in every K episodes.
         discriminator_encoder: "separate" has convolutions of its own; "shared" uses the critic's, which become less
             and less informative when the only reward is a small intrinsic one (results/skills).
+        intrinsic_reward_from: "after" computes the intrinsic reward after the discriminator's step on the batch;
+            "before" takes it from the logits of that step, as DIAYN's code does, which saves a forward pass.
         diayn_intrinsic_reward_coeff: weight of the intrinsic reward, which is added to the weighted extrinsic reward.
         drq: the other arguments of `DrQAgent`.
     """
@@ -58,12 +62,15 @@ class DIAYNAgent(DrQAgent):
         num_skills: int,
         skill_embedding_dim: int,
         lr_discriminator: float,
+        skill_sampling: str = "uniform",
         discriminator_encoder: str = "separate",
+        intrinsic_reward_from: str = "after",
         diayn_intrinsic_reward_coeff: float = 1.0,
         **drq: Any,
     ) -> None:
         super().__init__(obs_shape, action_dim, num_skills=num_skills, skill_embedding_dim=skill_embedding_dim, **drq)
         self.num_skills, self.intrinsic_coeff = num_skills, diayn_intrinsic_reward_coeff
+        self.skill_sampling, self.intrinsic_reward_from = skill_sampling, intrinsic_reward_from
         conv_dim, separate = self.critic.encoder.feature_dim, discriminator_encoder == "separate"
         self.discriminator = Discriminator(self.arch, conv_dim, separate=separate).to(self.device)
         self.discriminator_optimizer = make_adam(self.discriminator.parameters(), lr_discriminator)
@@ -77,9 +84,16 @@ class DIAYNAgent(DrQAgent):
     def skills(self) -> list[int]:
         return list(range(self.num_skills))
 
-    def sample_skill(self, rng: np.random.Generator) -> int:
-        """Draw z from the uniform p(z). A learned p(z) would collapse to a few skills (paper, section 3.2)."""
-        return int(rng.integers(self.num_skills))
+    def sample_skill(self, rng: np.random.Generator, episode: int) -> int:
+        """Draw z from the uniform p(z). A learned p(z) would collapse to a few skills (paper, section 3.2).
+
+        Stratified sampling takes the episode's place in the permutation of its K episodes, which depends on the seed of
+        `rng` and not on its state. A resumed run therefore continues the permutation in which it was stopped.
+        """
+        if self.skill_sampling == "uniform":
+            return int(rng.integers(self.num_skills))
+        block, place = divmod(episode, self.num_skills)
+        return int(derived_rng(rng, block).permutation(self.num_skills)[place])
 
     # -- what the discriminator says ------------------------------------------------------------------------------
 
@@ -119,12 +133,15 @@ class DIAYNAgent(DrQAgent):
     # -- learning -------------------------------------------------------------------------------------------------
 
     def rewards(self, views: Views, next_features: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """Update the discriminator on the first view of next_obs, and add the intrinsic reward that it gives then."""
+        """Update the discriminator on the first view of next_obs, and add the intrinsic reward of the same view."""
         rows = len(views.reward)
         next_obs, features = views.next_obs[:rows], next_features[:rows]
-        metrics = self.update_discriminator(self.classify(next_obs, features), views.skill)
+        logits = self.classify(next_obs, features)
+        metrics = self.update_discriminator(logits, views.skill)
         with torch.no_grad():
-            intrinsic_reward = self.intrinsic_reward(self.classify(next_obs, features), views.skill)
+            if self.intrinsic_reward_from == "after":
+                logits = self.classify(next_obs, features)
+            intrinsic_reward = self.intrinsic_reward(logits, views.skill)
         metrics["intrinsic_reward"] = intrinsic_reward.mean()
         return self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic_reward, metrics
 

@@ -20,8 +20,9 @@ from dm_control.rl.control import PhysicsError
 
 from console.arguments import Parser
 from console.streams import tolerant_output
+from envs.cells import GRIDS
 from envs.floor import WALKING, color_floor
-from envs.pixel_env import PixelEnv
+from envs.pixel_env import Measurement, PixelEnv
 from envs.renderer import choose_renderer, do_without_renderer
 from errors import RenderingError, SimulationError, TaskError
 
@@ -86,6 +87,7 @@ class DMCEnv(PixelEnv):
             color_floor(self.physics.model)
         self._frame_limit = self._env._step_limit if time_limit is None else time_limit  # may be infinity
         self._camera_id = (2 if domain == "quadruped" else 0) if camera is None else camera
+        self.cell_grid = GRIDS.get(domain)
         self._cameras: dict[tuple[int, int], Any] = {}
         spec = self._env.action_spec()
         bounded = (spec.minimum > -UNBOUNDED) & (spec.maximum < UNBOUNDED)
@@ -102,8 +104,12 @@ class DMCEnv(PixelEnv):
         """dm_control's physics, for measurements. Do not step it: the episode would become inconsistent."""
         return self._env.physics
 
-    def measure(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.physics.get_state().copy(), np.array(self.physics.data.subtree_com[0])
+    def measure(self) -> Measurement:
+        return Measurement(
+            state=self.physics.get_state().copy(),
+            center=np.array(self.physics.data.subtree_com[0]),
+            position=np.empty(0) if self.cell_grid is None else self.cell_grid.read(self.physics),
+        )
 
     def state(self) -> dict[str, Any]:
         state = self._random.get_state(legacy=False)

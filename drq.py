@@ -44,7 +44,7 @@ class Views(NamedTuple):
 class Assessment(NamedTuple):
     """An agent's answer to N observations in evaluation."""
 
-    action: np.ndarray  # float32 (N, action_dim), deterministic
+    action: np.ndarray  # float32 (N, action_dim)
     intrinsic_reward: np.ndarray  # float32 (N,), for reaching these observations; 0 without DIAYN
     predicted: np.ndarray  # int64 (N,), the discriminator's most likely skill; NO_SKILL without DIAYN
 
@@ -60,6 +60,7 @@ class DrQAgent(ActorCritic):
         extrinsic_reward_coeff: weight of the environment's reward.
         learn_temperature: False keeps the temperature at `init_temperature`.
         num_skills, skill_embedding_dim: width of the skill input, 0 without DIAYN.
+        skill_embedding_init: "normal" or "orthogonal", the initial learned embedding.
         precision: "fp32" or "bf16", for the convolutions only.
     """
 
@@ -86,12 +87,13 @@ class DrQAgent(ActorCritic):
         log_std_bounds: tuple[float, float] = (-10.0, 2.0),
         num_skills: int = 0,
         skill_embedding_dim: int = 0,
+        skill_embedding_init: str = "normal",
         precision: str = "fp32",
     ) -> None:
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         sizes = (encoder_feature_dim, hidden_dim, hidden_depth, num_skills, skill_embedding_dim)
-        self.arch = Architecture(obs_shape, action_dim, *sizes, log_std_bounds, precision)
+        self.arch = Architecture(obs_shape, action_dim, *sizes, log_std_bounds, precision, skill_embedding_init)
         self.critic = Critic(self.arch).to(self.device)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor = Actor(self.arch, self.critic.encoder.feature_dim).to(self.device)
@@ -112,8 +114,8 @@ class DrQAgent(ActorCritic):
         """Return the skills to evaluate. DrQ has a single one, which may be NO_SKILL."""
         return [self.skill]
 
-    def sample_skill(self, rng: np.random.Generator) -> int:
-        """Return the skill of a new episode. DrQ draws no random number for it."""
+    def sample_skill(self, rng: np.random.Generator, episode: int) -> int:
+        """Return the skill of training episode number `episode`, from 0. DrQ draws no random number for it."""
         return self.skill
 
     def act(self, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:
@@ -127,13 +129,19 @@ class DrQAgent(ActorCritic):
         """Return the actions (N, action_dim) that standard normal noise selects. Noise 0 selects the mode."""
         return self.actor(self.critic.encoder(obs), skill).sample(noise)[0]
 
-    def assess(self, obs: np.ndarray, skill: np.ndarray) -> Assessment:
-        """Return deterministic actions, intrinsic rewards and predicted skills for observations (N, C, H, W)."""
-        outputs = self.launch(self.evaluate, to_device(obs, self.device), to_device(skill, self.device))
+    def assess(self, obs: np.ndarray, skill: np.ndarray, noise: np.ndarray | None = None) -> Assessment:
+        """Return actions, intrinsic rewards and predicted skills for observations (N, C, H, W).
+
+        The actions are those that standard normal `noise`, float32 (N, action_dim), selects; without it, the modes.
+        """
+        inputs = (obs, skill) if noise is None else (obs, skill, noise)
+        outputs = self.launch(self.evaluate, *(to_device(value, self.device) for value in inputs))
         return Assessment(*(value.cpu().numpy() for value in outputs))
 
     @torch.no_grad()
-    def evaluate(self, obs: torch.Tensor, skill: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def evaluate(
+        self, obs: torch.Tensor, skill: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Return the fields of an `Assessment` as tensors. A row's results do not depend on the other rows.
 
         The networks get a multiple of 4 rows: with fewer, the CPU's matrix product sums in another order, and the last
@@ -143,7 +151,9 @@ class DrQAgent(ActorCritic):
         rows = torch.arange(count + -count % 4, device=self.device).clamp_max(count - 1)  # repeats the last row
         obs, skill = obs[rows], skill[rows]
         features = self.critic.encoder(obs)
-        outputs = (self.actor(features, skill).mode(), *self.discriminate(obs, features, skill))
+        policy = self.actor(features, skill)
+        action = policy.mode() if noise is None else policy.sample(noise[rows])[0]
+        outputs = (action, *self.discriminate(obs, features, skill))
         return tuple(value[:count] for value in outputs)
 
     def discriminate(

@@ -1,6 +1,6 @@
 """Play what a run has learned: its skills, one by one or composed, with videos, numbers and trajectories.
 
-python evaluate.py RUN [--skills all|best|3,7] [--episodes 3] [--save_trajectories]
+python evaluate.py RUN [--skills all|best|3,7] [--episodes 3] [--controls] [--save_trajectories]
 python evaluate.py RUN --skill_schedule 3:100,7:100
 python evaluate.py RUN --imitate trajectory.npz
 
@@ -24,8 +24,8 @@ from running.signals import StopRequest
 
 LARGEST_PICTURE = 4096  # pixels, as of --image_size
 UNREAD = {  # flags that have no effect beside another
-    "imitate": ("save_trajectories", "skills", "episodes"),
-    "skill_schedule": ("save_trajectories", "skills"),
+    "imitate": ("save_trajectories", "skills", "episodes", "sample", "controls"),
+    "skill_schedule": ("save_trajectories", "skills", "sample", "controls"),
 }
 
 
@@ -63,6 +63,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=_seed, default=0, metavar="N", help="of the starts (default: 0)")
     add("--video_size", type=_pixels, default=256, metavar="N", help="height and width, pixels (default: 256)")
     add("--no_video", action="store_true", help="write no videos")
+    add("--sample", action="store_true", help="play actions drawn from the policy instead of the deterministic ones")
+    add("--controls", action="store_true", help="also play random actions and the untrained agent, for comparison")
     add("--save_trajectories", action="store_true", help="write an .npz for each episode of --skills")
     add("--skill_schedule", metavar="3:100,7:100|random:100", help="skills and their agent steps, repeated")
     add("--imitate", type=Path, metavar="NPZ", help="find the skill that explains the frames of a trajectory best")

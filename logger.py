@@ -6,9 +6,6 @@ summed on their device, and are read once per training episode. The columns are 
 
 from __future__ import annotations
 
-import csv
-import errno
-import io
 import math
 import os
 import sys
@@ -25,17 +22,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from errors import LogError
 from replay_buffer import NO_SKILL
 from running.atomic_files import check_file, check_folder, write_file
-from running.columns import (
-    CONSOLE,
-    EPISODE_COLUMNS,
-    EVAL_SKILL_COLUMNS,
-    REQUIRED_CSV_FILES,
-    csv_columns,
-    update_metrics,
-)
+from running.columns import CONSOLE, EPISODE_COLUMNS, REQUIRED_CSV_FILES, csv_columns, former_columns, update_metrics
+from running.csv_files import CsvFile, check_declared, continue_file, read_beginning
 
 Row = dict[str, Any]
 
@@ -52,87 +42,26 @@ class Episode:
     length: int = 0  # agent steps
 
 
-def csv_lines(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], name: str) -> bytes:
-    """Return lines of a CSV file. Raises ValueError, with the file's name, if a row has an undeclared column."""
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, columns, lineterminator="\n")
-    for row in rows:
-        _check_declared(row, columns, f"column of {name}")
-        writer.writerow(row)
-    return lines.getvalue().encode()
-
-
-def header(columns: Sequence[str]) -> dict[str, str]:
-    """Return the first row of a CSV file."""
-    return dict(zip(columns, columns, strict=True))
-
-
-class CsvFile:
-    """A CSV file with fixed columns. A row may leave columns out; their cells are empty.
-
-    Each row is one unbuffered write, so the file ends with a complete row at any time, also after a kill.
-
-    Args:
-        keep: number of bytes of an existing file to keep and append to; the rest is cut off. 0 starts a new file.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str], *, keep: int = 0) -> None:
-        self.columns = columns
-        self._file = path.open("rb+" if keep else "wb", buffering=0)
-        if keep:
-            self._file.truncate(keep)
-            self._file.seek(keep)
-        else:
-            self.write(header(columns))
-
-    def position(self) -> int:
-        """Sync the file to disk and return its length in bytes."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row. Raises ValueError if it has a column that the file does not have."""
-        data = csv_lines([row], self.columns, self._file.name)
-        try:
-            written = self._file.write(data)
-        except OSError as error:  # Python's error has no file name
-            raise OSError(error.errno, error.strerror, self._file.name) from error
-        if written != len(data):  # the disk filled up within the row
-            self._file.truncate(self._file.tell() - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def check_beginning(path: Path, columns: Sequence[str], keep: int) -> None:
-    """Raise LogError unless the first `keep` bytes of a CSV file are complete rows with these columns."""
-    expected, first, last = f"{','.join(columns)}\n".encode(), b"", b""
-    if path.is_file() and path.stat().st_size >= keep:
-        with path.open("rb") as file:
-            first = file.read(min(keep, len(expected)))
-            file.seek(keep - 1)
-            last = file.read(1)
-    if last != b"\n":
-        raise LogError(f"{path} differs from what the checkpoint recorded; restore a copy, or start a new run")
-    if first != expected:
-        raise LogError(f"{path} has other columns; use the version of the program that wrote it, or start a new run")
-
-
-def check_logs(folder: Path, *, with_skills: bool, tensorboard: bool, position: Mapping[str, int]) -> None:
+def check_logs(folder: Path, *, with_skills: bool, tensorboard: bool, logs: Mapping[str, Any] | None) -> None:
     """Check all files of a run that a `Logger` with these arguments would open or change, without changing any.
 
     Raises LogError, or OSError with the file's name.
     """
-    for name, columns in csv_columns(with_skills).items():
-        if position.get(name):
-            check_beginning(folder / name, columns, position[name])
+    for name, recorded in _recorded_columns(logs, with_skills).items():
+        if logs is not None and logs["position"].get(name):
+            read_beginning(folder / name, recorded, logs["position"][name])
         check_file(folder / name)
     for path in event_files(folder / "tb"):
         check_file(path)
     for subfolder, used in (("tb", tensorboard), ("skills", with_skills)):
         if used:
             check_folder(folder / subfolder)
+
+
+def _recorded_columns(logs: Mapping[str, Any] | None, with_skills: bool) -> dict[str, Sequence[str]]:
+    """Return the columns that each CSV file had at a Logger's `state_dict`. Older versions did not record them."""
+    recorded = (logs or {}).get("columns", {})
+    return {name: recorded.get(name, former) for name, former in former_columns(with_skills).items()}
 
 
 class Meters:
@@ -149,7 +78,7 @@ class Meters:
 
     def add(self, metrics: Mapping[str, torch.Tensor]) -> None:
         """Add the metrics of one update, scalar tensors. Raises ValueError if one is not declared."""
-        _check_declared(metrics, self._declared, "metric")
+        check_declared(metrics, self._declared, "metric")
         known = [name for name in metrics if name in self._sums]
         if known:
             torch._foreach_add_([self._sums[name] for name in known], [metrics[name] for name in known])
@@ -252,11 +181,11 @@ class Logger:
         folder: the run's folder, which exists.
         with_skills: add DIAYN's columns and tags.
         total_frames: the run's budget, for the progress bar, which is drawn only on a terminal.
-        position: the logs' lengths from a `state_dict`; what was written later is cut off. None starts new files.
+        logs: a `state_dict` to continue from; what was written later is cut off. None starts new files.
         step: the checkpoint's step, in frames.
 
     Raises:
-        LogError: an existing file does not match `position`.
+        LogError: an existing file does not match `logs`.
     """
 
     def __init__(
@@ -266,25 +195,32 @@ class Logger:
         with_skills: bool,
         tensorboard: bool,
         total_frames: int,
-        position: Mapping[str, int] | None = None,
+        logs: Mapping[str, Any] | None = None,
         step: int = 0,
     ) -> None:
         self._with_skills, self._picture_folder = with_skills, folder / "skills"
-        columns, kept = csv_columns(with_skills), position or {}
-        check_logs(folder, with_skills=with_skills, tensorboard=tensorboard, position=kept)
-        self._files = {name: CsvFile(folder / name, columns[name], keep=kept.get(name, 0)) for name in columns}
+        position = {} if logs is None else logs["position"]
+        check_logs(folder, with_skills=with_skills, tensorboard=tensorboard, logs=logs)
+        recorded = _recorded_columns(logs, with_skills)
+        self._files = {
+            name: continue_file(folder / name, columns, recorded[name], position[name])
+            if position.get(name)
+            else CsvFile(folder / name, columns)
+            for name, columns in csv_columns(with_skills).items()
+        }
         self._tensorboard = TensorBoard(
-            folder / "tb", enabled=tensorboard, position=kept, step=step if position else None
+            folder / "tb", enabled=tensorboard, position=position, step=step if position else None
         )
         self._metrics = update_metrics(with_skills)
         self._meters = Meters(self._metrics)
         self._bar = tqdm(total=total_frames, initial=step, unit=" frames", disable=not sys.stderr.isatty(), leave=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the open meters and the length of each file after syncing it to disk: tensors and plain data."""
+        """Return the open meters, and columns and length of each file after syncing it: tensors and plain data."""
         event_files = self._tensorboard.position()
         position = {name: file.position() for name, file in self._files.items()}
-        return {"meters": self._meters.state_dict(), "position": position | event_files}
+        columns = {name: list(file.columns) for name, file in self._files.items()}
+        return {"meters": self._meters.state_dict(), "position": position | event_files, "columns": columns}
 
     def load_meters(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Load the meters of a `state_dict`."""
@@ -325,25 +261,32 @@ class Logger:
         self._tensorboard.scalars("train", tags | _without(row, "episode", "step", "skill_id"), step)
         self._console("train", dict.fromkeys(self._metrics) | row)
 
-    def evaluation(self, episode: int, step: int, results: Sequence[Episode], skills: Sequence[Row] = ()) -> None:
-        """Log an evaluation: its episodes, and a row of skills.csv for each skill.
-
-        The means over skills weight every skill equally, as p(z) does, however long its episodes are. A measure may be
-        missing or None for some skills: the mean is over the others, and empty if there are none.
+    def evaluation(
+        self,
+        episode: int,
+        step: int,
+        results: Sequence[Episode],
+        *,
+        skills: Sequence[Row] = (),
+        overall: Mapping[str, float | None] | None = None,
+        more: Mapping[str, float] | None = None,
+    ) -> None:
+        """Log an evaluation. A measure that is missing or None leaves its cell empty.
 
         Args:
             episode: number of training episodes finished before it.
+            results: its episodes.
             skills: rows of skills.csv without `step`; none if the run learns no skills.
+            overall: the skill columns of eval.csv.
+            more: measures for TensorBoard only.
         """
         for result in results:
             self._episode("eval", episode, step, result)
         mean_return = sum(result.extrinsic_reward for result in results) / len(results)
-        row: Row = {"episode": episode, "step": step, "episode_reward": mean_return}
-        if skills:
-            row |= {name: _mean(skill.get(name) for skill in skills) for name in EVAL_SKILL_COLUMNS}
+        row: Row = {"episode": episode, "step": step, "episode_reward": mean_return, **(overall or {})}
         self._files["eval.csv"].write(row)
         duration = sum(result.duration for result in results)
-        figures = {**_without(row, "episode", "step"), "duration": duration}
+        figures = {**_without(row, "episode", "step"), "duration": duration, **(more or {})}
         self._tensorboard.scalars("eval", _present(figures), step)
         for skill in skills:
             self._files["skills.csv"].write({"step": step, **skill})
@@ -416,21 +359,11 @@ def check_state(state: Mapping[str, Any]) -> None:
     position = {name: state["position"][name] for name in REQUIRED_CSV_FILES} | state["position"]
     if not all(type(size) is int and size >= 0 for size in position.values()):
         raise ValueError("lengths of log files")
+    if not all(type(name) is str for columns in state.get("columns", {}).values() for name in columns):
+        raise ValueError("columns of CSV files")
     meters = Meters(update_metrics(with_skills=True))
     meters.load_state_dict(state["meters"], torch.device("cpu"))
     meters.peek()
-
-
-def _check_declared(names: Iterable[str], declared: Sequence[str], kind: str) -> None:
-    unknown = [name for name in names if name not in declared]
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no such {kind}; declare it in running/columns.py")
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are not None; None if there are none."""
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
 
 
 def _present(row: Mapping[str, Any]) -> Row:

@@ -37,6 +37,7 @@ class Architecture(NamedTuple):
     skill_embedding_dim: int  # 0: one-hot vectors
     log_std_bounds: tuple[float, float]
     precision: str  # of the convolutions, "fp32" or "bf16"
+    skill_embedding_init: str = "normal"  # or "orthogonal"
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int) -> nn.Sequential:
@@ -78,13 +79,16 @@ class SkillEmbedding(nn.Module):
     """Map skill ids, int64 (N,), to vectors (N, width): a learned table, a one-hot code, or nothing.
 
     `num_skills` 0 gives width 0 and no parameter; `embedding_dim` 0 gives one-hot vectors of width `num_skills`.
+    `init` is the initial table: "normal" or "orthogonal".
     """
 
-    def __init__(self, num_skills: int, embedding_dim: int) -> None:
+    def __init__(self, num_skills: int, embedding_dim: int, init: str = "normal") -> None:
         super().__init__()
         self.num_skills = num_skills
         self.width = (embedding_dim or num_skills) if num_skills else 0
         self.table = nn.Embedding(num_skills, embedding_dim) if num_skills and embedding_dim else None
+        if self.table is not None and init == "orthogonal":
+            self.table.weight.data.copy_(orthogonal_rows(num_skills, embedding_dim))
 
     def forward(self, skill: torch.Tensor) -> torch.Tensor:
         if self.table is not None:
@@ -92,6 +96,16 @@ class SkillEmbedding(nn.Module):
         if self.num_skills:
             return F.one_hot(skill, self.num_skills).float()
         return torch.empty(len(skill), 0, device=skill.device)
+
+
+def orthogonal_rows(rows: int, width: int) -> torch.Tensor:
+    """Return a random matrix (rows, width) of rows with norm sqrt(width), orthogonal within each block of `width` rows.
+
+    The norm is that of a standard normal row in the root mean square. With more rows than `width` no matrix has
+    orthogonal rows; the blocks are then independent of each other.
+    """
+    blocks = [torch.empty(min(width, rows - start), width) for start in range(0, rows, width)]
+    return torch.cat([nn.init.orthogonal_(block, gain=math.sqrt(width)) for block in blocks])
 
 
 class Encoder(nn.Module):
@@ -130,7 +144,7 @@ class Critic(nn.Module):
         super().__init__()
         self.encoder = Encoder(arch.obs_shape, arch.precision)
         self.head = make_head(self.encoder.feature_dim, arch.encoder_feature_dim)
-        self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim)
+        self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim, arch.skill_embedding_init)
         width = arch.encoder_feature_dim + self.skill.width + arch.action_dim
         self.q1 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth)
         self.q2 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth)
@@ -172,7 +186,7 @@ class Actor(nn.Module):
         super().__init__()
         self.log_std_bounds = arch.log_std_bounds
         self.head = make_head(conv_dim, arch.encoder_feature_dim)
-        self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim)
+        self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim, arch.skill_embedding_init)
         width = arch.encoder_feature_dim + self.skill.width
         self.policy = mlp(width, arch.hidden_dim, 2 * arch.action_dim, arch.hidden_depth)
         self.apply(weight_init)

@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from config import FIELDS, Role, flags_with, folder_name
+from config import FIELDS, Role, flags_with
 from console.arguments import Parser
 from console.streams import tolerant_output
 from errors import UserError, one_line, reason_of
 from evaluation.figures import Axes, Figure
 from running.atomic_files import output_folder, write_file
-from running.columns import EVAL_SKILL_COLUMNS
+from running.names import folder_name
 from running.stored_config import CONFIG_FILE, known_flags
 from running.tables import read_table
 
@@ -46,6 +46,7 @@ COLORS = [f"C{number}" for number in range(10)]
 LABELLED_SKILLS = 20  # in a legend, which would otherwise cover the curves
 STYLES = ("-", "--", "-.")  # the next one when the colors repeat
 EVAL_NUMBERS = ("step", "episode_reward")  # columns of eval.csv, and of skills.csv, that are drawn
+EVAL_MEASURES = ("mutual_information_bound", "discriminator_accuracy")  # also drawn, if there are skills
 SKILL_NUMBERS = ("step", "skill_id", "episode_extrinsic_reward")
 SKILL_MEASURES = ("mutual_information_bound", "state_distance_within", "state_distance_between")  # cells may be empty
 LOWEST_BOUND = -1.0  # nats, of the axis; an untrained discriminator is overconfident by far more
@@ -160,7 +161,7 @@ def read_run(folder: Path) -> Run:
     except FileNotFoundError:  # only the CSV files were kept
         flags = {}
     run = Run(folder, flags.get("env", folder.parent.name), flags.get("seed", 0), flags, pd.DataFrame(), pd.DataFrame())
-    numbers = (*EVAL_NUMBERS, *(EVAL_SKILL_COLUMNS if run.num_skills else ()))
+    numbers = (*EVAL_NUMBERS, *(EVAL_MEASURES if run.num_skills else ()))
     run.evaluations = read_csv(folder / "eval.csv", numbers)
     if run.num_skills:
         run.skills = read_csv(folder / "skills.csv", SKILL_NUMBERS, SKILL_MEASURES).astype({"skill_id": int})

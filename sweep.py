@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from config import Role, check_name, check_value, flags_with
+from config import Role, check_value, flags_with
 from console.arguments import UNITS, Parser, add_flags, complete, integer
 from console.streams import tolerant_output
 from errors import UserError, one_line
+from running.names import check_name
 from running.signals import StopRequest
 from sweeping.plan import new_sweep
 from sweeping.record import OPTIONS, Sweep, check_option, resumed_sweep

@@ -106,6 +106,11 @@ def seed_sequence(seed: int, purpose: str) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, *purpose.encode()])
 
 
+def derived_rng(rng: np.random.Generator, number: int) -> np.random.Generator:
+    """Return an independent stream that depends on the seed of `rng` and a number, not on what was drawn from `rng`."""
+    return np.random.default_rng([*rng.bit_generator.seed_seq.generate_state(4).tolist(), number])
+
+
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch (initial weights, kornia's augmentations)."""
     random.seed(seed)

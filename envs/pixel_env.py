@@ -8,12 +8,21 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 
+from envs.cells import CellGrid
 from errors import RenderingError, TaskError
+
+
+class Measurement(NamedTuple):
+    """What an environment knows about its scene."""
+
+    state: np.ndarray  # of the physics, float64 (n,)
+    center: np.ndarray  # center of mass of all bodies (x, y, z), meters
+    position: np.ndarray  # coordinates of `cell_grid`, float64 (C,); empty without a grid
 
 
 class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
@@ -33,6 +42,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
     render_mode = "rgb_array"
     observation_space: gymnasium.spaces.Box
     action_space: gymnasium.spaces.Box
+    cell_grid: CellGrid | None = None  # in which coverage is counted
 
     def __init__(
         self,
@@ -88,11 +98,8 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
     def _free_contexts(self) -> None:
         """Free the rendering contexts, so that the next picture is drawn with new ones."""
 
-    def measure(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the physics state and the center of mass, or None if the environment does not provide them.
-
-        The state is float64 `(n,)`; the center of mass of all bodies is (x, y, z) in meters.
-        """
+    def measure(self) -> Measurement | None:
+        """Return a measurement of the scene, or None if the environment does not provide one."""
         return None
 
     # -- for users -------------------------------------------------------------------------------------------------

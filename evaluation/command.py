@@ -12,19 +12,22 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from config import folder_name, short_name
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation.compose import play_schedule
+from evaluation.evaluate_skills import Evaluation
 from evaluation.imitate import read_trajectory, record_imitation, skill_likelihoods
 from evaluation.load import LoadedRun, check_skill, load
-from evaluation.play import Start, best_skill, skill_name, start_seeds
-from logger import Row, csv_lines, encode_png, header
+from evaluation.play import Actions, Start, best_skill, skill_name, start_seeds
+from logger import Row, encode_png
 from running.atomic_files import output_folder, write_file
 from running.build import out_of_memory_is_an_error
-from running.columns import SKILL_COLUMNS
+from running.columns import DECILE_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS, SUMMARY_COLUMNS
+from running.csv_files import csv_lines, header
+from running.names import folder_name, short_name
 from utils import seed_sequence
 
+OF_SKILLS = frozenset(EVAL_SKILL_COLUMNS) - {"cells_visited"}  # measures that episodes without skills do not have
 BAR: dict[str, Any] = {"unit": " steps", "leave": False, "disable": None}  # None: disabled unless on a terminal
 
 
@@ -62,7 +65,8 @@ def output_name(args: argparse.Namespace) -> str:
         played = f"imitate_{args.imitate.stem}"
     episodes = f"_episodes_{args.episodes}" if args.episodes != 1 else ""
     seed = f"_seed_{args.seed}" if args.seed else ""
-    return folder_name(f"{played}{episodes}{seed}")
+    sample = "_sampled" if args.sample else ""
+    return folder_name(f"{played}{sample}{episodes}{seed}")
 
 
 def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
@@ -70,21 +74,36 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
 
     If all skills of several are played, also write the two pictures that training writes.
     """
+    actions: Actions = "sampled" if args.sample else "mode"
     skills = parse_skills(args.skills, loaded.agent.skills())
     if args.skills == "best" and len(skills) > 1:
         # Choose on starts other than those it is evaluated on, which would flatter the best skill.
-        skills = [choose_best(loaded, seed_sequence(args.seed, "best").generate_state(args.episodes).tolist())]
+        seeds = seed_sequence(args.seed, "best").generate_state(args.episodes).tolist()
+        skills = [choose_best(loaded, seeds, actions)]
+    seeds = start_seeds(args.seed, args.episodes)
     with tqdm(desc="playing", **BAR) as bar:
         evaluation = loaded.evaluate(
             skills,
-            start_seeds(args.seed, args.episodes),
+            seeds,
+            actions=actions,
             video_folder=None if args.no_video else out,
             video_size=args.video_size,
             keep_all_pictures=args.save_trajectories,
             between_steps=bar.update,
         )
-    write_table(out / "skills.csv", evaluation.rows, loaded.frame)
-    if len(skills) > 1 and len(skills) == loaded.config.num_skills:
+    complete = len(skills) > 1 and len(skills) == loaded.config.num_skills
+    write_table(out / "skills.csv", evaluation.rows, SKILL_COLUMNS, loaded.frame)
+    table = pd.DataFrame(evaluation.rows, columns=list(SKILL_COLUMNS)).dropna(axis=1, how="all")
+    print(table.to_string(index=False, float_format="%.3f"))
+    if evaluation.overall["mutual_information_bound"] is not None:
+        write_table(out / "deciles.csv", decile_rows(evaluation), DECILE_COLUMNS, loaded.frame)
+        print_bound(evaluation, complete)
+    summary = [summary_row("trained", evaluation, complete)]
+    if args.controls:
+        summary += play_controls(loaded, skills, seeds, actions)
+    write_table(out / "summary.csv", summary, SUMMARY_COLUMNS, loaded.frame)
+    print_coverage(summary)
+    if complete:
         for name, picture in evaluation.pictures(loaded.frame).items():
             write_file(out / f"{name}.png", encode_png(picture))
     if args.save_trajectories:
@@ -106,25 +125,74 @@ def parse_skills(text: str, known: list[int]) -> list[int]:
     return list(dict.fromkeys(skills))
 
 
-def choose_best(loaded: LoadedRun, seeds: Sequence[int]) -> int:
+def choose_best(loaded: LoadedRun, seeds: Sequence[int], actions: Actions) -> int:
     """Return the skill with the highest mean return over episodes from these starts, and print all means."""
     skills = loaded.agent.skills()
     with loaded.open_eval_envs(len(skills) * len(seeds)) as eval_envs, tqdm(desc="choosing", **BAR) as bar:
-        best, returns, _ = best_skill(loaded.agent, eval_envs, skills, seeds, between_steps=bar.update)
+        best, returns, _ = best_skill(loaded.agent, eval_envs, skills, seeds, actions=actions, between_steps=bar.update)
     shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
     print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
     return best
 
 
-def write_table(path: Path, rows: Sequence[Row], frame: int) -> None:
-    """Print rows of skills.csv and write them to a file."""
-    lines = [header(SKILL_COLUMNS), *({"step": frame, **row} for row in rows)]
-    write_file(path, csv_lines(lines, SKILL_COLUMNS, path.name))
-    table = pd.DataFrame(rows, columns=list(SKILL_COLUMNS)).dropna(axis=1, how="all")
-    print(table.to_string(index=False, float_format="%.3f"))
-    if len(rows) > 1:
-        accuracy, bound = table[["discriminator_accuracy", "mutual_information_bound"]].mean()
-        print(f"accuracy {accuracy:.3f}, bound {bound:.3f} nats: means over these skills")
+def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: int) -> None:
+    """Write rows, and the step of each, which is the frame of the checkpoint."""
+    lines = [header(columns), *({"step": frame, **row} for row in rows)]
+    write_file(path, csv_lines(lines, columns, path.name))
+
+
+def decile_rows(evaluation: Evaluation) -> list[Row]:
+    """Return the rows of deciles.csv: for each skill, the bound in each tenth of its episodes."""
+    return [
+        {"skill_id": skill, "decile": number, "mutual_information_bound": bound}
+        for skill, bounds in evaluation.bound_by_decile.items()
+        for number, bound in enumerate(bounds, start=1)
+    ]
+
+
+def print_bound(evaluation: Evaluation, complete: bool) -> None:
+    """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
+    measures = evaluation.overall
+    text = f"accuracy {measures['discriminator_accuracy']:.3f}, bound {measures['mutual_information_bound']:.3f} nats"
+    if measures["mutual_information_bound_second_half"] is not None:
+        text += f", in the second half of the episode {measures['mutual_information_bound_second_half']:.3f}"
+    print(f"{text}: means over these skills")
+    if complete:
+        print(f"effective number of skills: {measures['effective_skills']:.2f} of {len(evaluation.rows)}")
+    bounds = " ".join("-" if bound is None else f"{bound:.2f}" for bound in evaluation.mean_by_decile)
+    print(f"bound in each tenth of the episode: {bounds}")
+
+
+def summary_row(policy: str, evaluation: Evaluation, complete: bool) -> Row:
+    """Return the row of summary.csv for a policy. Only all skills together have an effective number of skills."""
+    row: Row = {"policy": policy, "skills": len(evaluation.rows), "episodes": evaluation.rows[0]["episodes"]}
+    returns = [episode.extrinsic_reward for episode in evaluation.episodes]
+    measures = evaluation.overall if complete else {**evaluation.overall, "effective_skills": None}
+    return {**row, "episode_extrinsic_reward": sum(returns) / len(returns), **measures}
+
+
+def play_controls(loaded: LoadedRun, skills: Sequence[int], seeds: Sequence[int], actions: Actions) -> list[Row]:
+    """Play as many episodes from the same starts untrained and with uniformly random actions.
+
+    Return their rows of summary.csv. Random actions have no skills, so nothing of the discriminator is reported.
+    """
+    rows = []
+    for policy, agent, how in (("untrained", loaded.untrained_agent(), actions), ("random", loaded.agent, "uniform")):
+        with tqdm(desc=f"playing: {policy}", **BAR) as bar:
+            settings: dict[str, Any] = {"actions": how, "video_folder": None, "between_steps": bar.update}
+            evaluation = loaded.evaluate(skills, seeds, agent=agent, **settings)
+        complete = policy == "untrained" and 1 < len(skills) == loaded.config.num_skills
+        row = {**summary_row(policy, evaluation, complete), "step": 0}
+        rows.append({name: row[name] for name in SUMMARY_COLUMNS if policy != "random" or name not in OF_SKILLS})
+    return rows
+
+
+def print_coverage(summary: Sequence[Row]) -> None:
+    """Print the cells that each policy visited, if the task has a grid."""
+    if summary[0]["cells_visited"] is not None:
+        cells = ", ".join(f"{row['policy']} {row['cells_visited']}" for row in summary)
+        episodes = summary[0]["skills"] * summary[0]["episodes"]
+        print(f"cells visited in {episodes} episodes: {cells}")
 
 
 def save_trajectory(path: Path, start: Start, env: str) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from drq import DrQAgent
+from envs.cells import CellGrid
 from envs.parallel import EvalEnvs
-from evaluation import skill_report
-from evaluation.play import Start, Trace, play
+from evaluation import skill_pictures, skill_report
+from evaluation.play import Actions, Start, Trace, play
 from logger import Episode, Row
 from video import VIDEO_SIZE, VideoRecorder
 
@@ -25,6 +26,7 @@ class Evaluation:
     episodes: list[Episode]  # their results, in the same order
     videos: dict[int, Path]  # of each skill's first episode, by skill, without those that could not be written
     grid: Path | None  # the video of all skills side by side; None if there is one skill only, or no video
+    cell_grid: CellGrid | None  # in which coverage is counted
 
     @cached_property
     def by_skill(self) -> skill_report.EpisodesBySkill:
@@ -37,17 +39,34 @@ class Evaluation:
     @cached_property
     def rows(self) -> list[Row]:
         """The row of skills.csv for each skill, without `step`."""
-        return skill_report.skill_rows(self.by_skill)
+        return skill_report.skill_rows(self.by_skill, self.cell_grid)
+
+    @cached_property
+    def overall(self) -> Row:
+        """The measures of all skills together, by column of eval.csv."""
+        visited = skill_report.cells_visited(self.by_skill, self.cell_grid)
+        return {**skill_report.overall(self.rows), "cells_visited": visited}
+
+    @cached_property
+    def bound_by_decile(self) -> dict[int, list[float | None]]:
+        """Each skill's mean intrinsic reward in each tenth of its episodes, in nats, by skill; None without a step."""
+        return skill_report.bound_by_decile(self.by_skill)
+
+    @property
+    def mean_by_decile(self) -> list[float | None]:
+        """The mean over skills of `bound_by_decile`."""
+        return skill_report.mean_by_decile(self.bound_by_decile)
 
     def pictures(self, frame: int) -> dict[str, np.ndarray]:
         """Return the confusion matrix and the contact sheet, uint8 RGB `(H, W, 3)`, by name.
 
         All skills of an agent with a discriminator must have been played. `frame`, the frames of training, is shown.
         """
-        matrix, title = skill_report.confusion_matrix(self.by_skill), skill_report.headline(self.rows, frame)
+        matrix = skill_report.confusion_matrix(self.by_skill)
+        title = skill_pictures.headline(self.overall, self.rows[0]["episodes"], frame)
         return {
-            "confusion_matrix": skill_report.draw_confusion_matrix(matrix, title),
-            "contact_sheet": skill_report.contact_sheet(self.by_skill),
+            "confusion_matrix": skill_pictures.draw_confusion_matrix(matrix, title),
+            "contact_sheet": skill_pictures.contact_sheet(self.by_skill),
         }
 
 
@@ -59,13 +78,15 @@ def evaluate_skills(
     *,
     fps: float,
     max_episode_steps: int,
+    cell_grid: CellGrid | None,
     video_folder: Path | None,
     grid_name: str = "skills",
     video_size: int = VIDEO_SIZE,
     keep_all_pictures: bool = False,
+    actions: Actions = "mode",
     between_steps: Callable[[], object] = lambda: None,
 ) -> Evaluation:
-    """Play each skill with the deterministic policy from each of the same starts.
+    """Play each skill from each of the same starts.
 
     If an exception is raised, no video is left behind.
 
@@ -73,20 +94,21 @@ def evaluate_skills(
         names: the skills to play, with the names of their videos.
         seeds: reset seeds of the starts.
         max_episode_steps: agent steps per episode, which decide how many pictures a trace keeps.
+        cell_grid: the environment's, in which coverage is counted.
         video_folder: where the videos are written, at `fps` frames per second; None writes none.
         grid_name: name of the video of all skills side by side.
         video_size: height and width of a video in pixels.
         keep_all_pictures: whether traces keep the picture of every step, not only those of the contact sheet.
-        between_steps: as for `play`, which also says what is raised.
+        actions, between_steps: as for `play`, which also says what is raised.
     """
-    picture_every = 1 if keep_all_pictures else skill_report.picture_interval(max_episode_steps)
+    picture_every = 1 if keep_all_pictures else skill_pictures.picture_interval(max_episode_steps)
     starts = [Start(skill, seed, trace=Trace(picture_every)) for seed in seeds for skill in names]
     recorders = {skill: VideoRecorder(video_folder, fps, size=video_size) for skill in names}
     for start in starts[: len(names)]:  # the first episode of each skill
         start.recorder = recorders[start.skill]
         start.recorder.start(names[start.skill])
     try:
-        episodes = play(agent, eval_envs, starts, between_steps=between_steps)
+        episodes = play(agent, eval_envs, starts, actions=actions, between_steps=between_steps)
     except BaseException:
         for start in starts[: len(names)]:
             recorders[start.skill].drop()
@@ -97,4 +119,4 @@ def evaluate_skills(
     grid = None
     if len(names) > 1:
         grid = VideoRecorder(video_folder, fps, size=video_size).tile(grid_name, list(videos.values()))
-    return Evaluation(starts, episodes, videos, grid)
+    return Evaluation(starts, episodes, videos, grid, cell_grid)

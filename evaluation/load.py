@@ -12,6 +12,7 @@ from typing import Any
 
 from config import Config
 from drq import DrQAgent
+from envs.cells import CellGrid
 from envs.make import make_environment
 from envs.parallel import EvalEnvs, open_eval_envs
 from errors import CheckpointError, RenderingError, UserError
@@ -24,7 +25,7 @@ from running.checkpoint import load_file
 from running.snapshots import read_networks
 from running.state import INVALID_STATE, read_counters
 from running.stored_config import checked_config, name_a_run
-from utils import check_memory
+from utils import check_memory, seed_everything
 
 
 @dataclasses.dataclass
@@ -37,19 +38,29 @@ class LoadedRun:
     label: Path  # the last parts of the run's path, <work_dir>/<task>/<run>
     fps: float  # frames per second of a video that plays in the task's time
     max_episode_steps: int  # agent steps
+    cell_grid: CellGrid | None  # in which coverage is counted
 
     def open_eval_envs(self, episodes: int) -> AbstractContextManager[EvalEnvs]:
         """Return the environments in which `episodes` episodes can be played, as a context manager."""
         return open_eval_envs(partial(make_environment, self.config), episodes)
 
-    def evaluate(self, skills: Sequence[int], seeds: Sequence[int], **settings: Any) -> Evaluation:
-        """Play each skill from each start, with the other arguments of `evaluate_skills`."""
+    def evaluate(
+        self, skills: Sequence[int], seeds: Sequence[int], *, agent: DrQAgent | None = None, **settings: Any
+    ) -> Evaluation:
+        """Play each skill of the agent, or of another one, from each start; see `evaluate_skills` for the settings."""
         needed = bytes_of_traces(len(skills) * len(seeds), self.max_episode_steps, self.config.image_size)
         check_memory({f"--episodes {len(seeds)}": needed})
         names = {skill: skill_name(skill) for skill in skills}
-        settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps}
+        settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps, "cell_grid": self.cell_grid}
         with self.open_eval_envs(len(skills) * len(seeds)) as eval_envs:
-            return evaluate_skills(self.agent, eval_envs, names, seeds, **settings)
+            return evaluate_skills(agent or self.agent, eval_envs, names, seeds, **settings)
+
+    def untrained_agent(self) -> DrQAgent:
+        """Return the agent as the run made it, before any update."""
+        seed_everything(self.config.seed)
+        agent = make_agent(self.config, self.agent.arch.obs_shape, self.agent.arch.action_dim)
+        agent.skill = self.agent.skill
+        return agent
 
 
 def load(place: Path, device: str | None) -> LoadedRun:
@@ -83,6 +94,7 @@ def load(place: Path, device: str | None) -> LoadedRun:
             label=Path(*run.relative_to(run.anchor).parts[-3:]),
             fps=env.metadata["render_fps"],
             max_episode_steps=env.max_episode_steps or 1,
+            cell_grid=env.cell_grid,
         )
     except CheckpointError as error:
         raise UserError(str(error)) from error

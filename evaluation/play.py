@@ -1,4 +1,4 @@
-"""Play episodes with the deterministic policy, several side by side: one forward pass serves a step of all of them."""
+"""Play episodes, several side by side: one forward pass serves a step of all of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from drq import DrQAgent
+from drq import Assessment, DrQAgent
 from envs.parallel import EvalEnvs
 from errors import WorkerError
 from logger import Episode
@@ -17,6 +18,7 @@ from replay_buffer import NO_SKILL
 from video import VideoRecorder
 
 BYTES_PER_STEP = 200  # of a trace: an array, two numbers and their places in lists
+Actions = Literal["mode", "sampled", "uniform"]  # the policy's mode, samples of it, or uniformly random ones
 
 
 @dataclass
@@ -26,9 +28,11 @@ class Trace:
     picture_every: int = 0  # agent steps between pictures; 0 keeps none
     actions: list[np.ndarray] = field(default_factory=list)  # float32 (action_dim,), T entries
     rewards: list[float] = field(default_factory=list)  # the task's, T entries
+    intrinsic: list[float] = field(default_factory=list)  # rewards in nats, T entries; 0 without a discriminator
     predicted: list[int] = field(default_factory=list)  # T + 1 skills; NO_SKILL without a discriminator
     states: list[np.ndarray] = field(default_factory=list)  # of the physics, T + 1 entries; empty if there are none
     centres: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in meters, as many as states
+    positions: list[np.ndarray] = field(default_factory=list)  # in the coordinates of the cell grid, as many as states
     pictures: list[np.ndarray] = field(default_factory=list)  # newest frames, uint8 (3, H, W)
 
 
@@ -53,12 +57,13 @@ def play(
     eval_envs: EvalEnvs,
     starts: Sequence[Start],
     *,
+    actions: Actions = "mode",
     between_steps: Callable[[], object] = lambda: None,
 ) -> list[Episode]:
     """Play every start to the end of its episode and return the episodes in the same order.
 
     The results do not depend on the number of environments, except for `duration`: episodes that are played side by
-    side share their time equally.
+    side share their time equally. Random actions depend only on the seed and the skill of their start.
 
     `between_steps` is called before each step; an exception that it raises ends the evaluation. Raises WorkerError if a
     worker process died, RenderingError if an observation cannot be drawn.
@@ -67,7 +72,7 @@ def play(
     try:
         for first in range(0, len(starts), eval_envs.num_envs):
             together = starts[first : first + eval_envs.num_envs]
-            episodes += _Round(agent, eval_envs, together).play(between_steps)
+            episodes += _Round(agent, eval_envs, together, actions).play(between_steps)
             for start in together:  # now, so that there are never more encoders than environments
                 if start.recorder is not None:
                     start.video = start.recorder.stop()
@@ -82,6 +87,7 @@ def best_skill(
     skills: Sequence[int],
     seeds: Sequence[int],
     *,
+    actions: Actions = "mode",
     between_steps: Callable[[], object] = lambda: None,
 ) -> tuple[int, dict[int, float], int]:
     """Play every skill from the same starts.
@@ -89,7 +95,7 @@ def best_skill(
     Return the skill with the highest mean return, the mean return of each, and the number of agent steps played.
     """
     starts = [Start(skill, seed) for seed in seeds for skill in skills]
-    episodes = play(agent, eval_envs, starts, between_steps=between_steps)
+    episodes = play(agent, eval_envs, starts, actions=actions, between_steps=between_steps)
     returns = {
         skill: sum(episode.extrinsic_reward for episode in episodes if episode.skill == skill) / len(seeds)
         for skill in skills
@@ -110,19 +116,20 @@ def start_seeds(entropy: int | Sequence[int], count: int) -> list[int]:
 class _Round:
     """Episodes that are played side by side, one in each environment."""
 
-    def __init__(self, agent: DrQAgent, eval_envs: EvalEnvs, starts: Sequence[Start]) -> None:
-        self.agent, self.eval_envs, self.starts = agent, eval_envs, starts
+    def __init__(self, agent: DrQAgent, eval_envs: EvalEnvs, starts: Sequence[Start], actions: Actions) -> None:
+        self.agent, self.eval_envs, self.starts, self.actions = agent, eval_envs, starts, actions
         count = eval_envs.num_envs
         # If there are fewer starts than environments, the others repeat some starts, and their results are ignored.
         repeated = [starts[number % len(starts)] for number in range(count)]
         self.seeds, self.skills = [start.seed for start in repeated], np.array([start.skill for start in repeated])
+        self.rngs = [np.random.default_rng([start.seed, start.skill - NO_SKILL]) for start in repeated]
         self.over = np.zeros(count, bool)
         self.length, self.recognized, self.extrinsic, self.intrinsic = np.zeros((4, count))
 
     def play(self, between_steps: Callable[[], object]) -> list[Episode]:
         began = time.perf_counter()
         obs, _ = self.eval_envs.reset(seed=self.seeds)  # type: ignore[arg-type]  # vectors take a seed for each
-        action, _, predicted = self.agent.assess(obs, self.skills)
+        action, _, predicted = self._assess(obs)
         self._trace(obs, predicted)
         while not self.over.all():
             between_steps()
@@ -131,11 +138,13 @@ class _Round:
             for number, start in self._running():
                 start.trace.actions.append(action[number].copy())
                 start.trace.rewards.append(float(reward[number]))
-            action, r_int, predicted = self.agent.assess(obs, self.skills)
+            action, r_int, predicted = self._assess(obs)
             self.length += ~self.over
             self.extrinsic += reward
             self.intrinsic += np.where(self.over, 0.0, r_int)
             self.recognized += ~self.over & (predicted == self.skills) & (self.skills != NO_SKILL)
+            for number, start in self._running():
+                start.trace.intrinsic.append(float(r_int[number]))
             self._trace(obs, predicted)
             self._record(predicted, r_int)
             self.over |= info["over"]
@@ -152,6 +161,18 @@ class _Round:
             for number, start in enumerate(self.starts)
         ]
 
+    def _assess(self, obs: np.ndarray) -> Assessment:
+        """Return the next actions, and what the agent says about the observations."""
+        (size,) = self.eval_envs.single_action_space.shape or ()
+        if self.actions == "sampled":
+            noise = np.stack([rng.standard_normal(size, np.float32) for rng in self.rngs])
+            return self.agent.assess(obs, self.skills, noise)
+        assessment = self.agent.assess(obs, self.skills)
+        if self.actions == "uniform":
+            action = np.stack([rng.uniform(-1.0, 1.0, size).astype(np.float32) for rng in self.rngs])
+            assessment = assessment._replace(action=action)
+        return assessment
+
     def _running(self) -> list[tuple[int, Start]]:
         """Return the episodes that are not over, with the numbers of their environments."""
         return [(number, start) for number, start in enumerate(self.starts) if not self.over[number]]
@@ -163,9 +184,9 @@ class _Round:
             trace = start.trace
             trace.predicted.append(int(predicted[number]))
             if measured[number] is not None:
-                state, centre = measured[number]
-                trace.states.append(state)
-                trace.centres.append(centre)
+                trace.states.append(measured[number].state)
+                trace.centres.append(measured[number].center)
+                trace.positions.append(measured[number].position)
             if trace.picture_every and self.length[number] % trace.picture_every == 0:
                 trace.pictures.append(obs[number, -3:].copy())
 

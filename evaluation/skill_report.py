@@ -1,41 +1,48 @@
-"""Report on the skills of an evaluation: whether they differ, and how. The numbers of skills.csv, and two pictures."""
+"""Report on the skills of an evaluation: whether they differ, and how. The numbers of skills.csv and eval.csv."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import combinations, islice
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
-import cv2
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from evaluation.figures import Figure, FigureCanvasAgg
+from envs.cells import CellGrid
 from evaluation.play import Trace
 from logger import Episode, Row
 from replay_buffer import NO_SKILL
 
 STATES_COMPARED = 100  # states of each skill that distances are measured between, spread evenly over its episodes
 MOST_STATES = 3000  # of all skills together
-MATRIX_NUMBERS = 40  # skills up to which the confusion matrix has numbers
-SHEET_ROWS, SHEET_COLUMNS = 64, 8  # skills, and pictures of an episode, on the contact sheet
-SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: smallest tile, header's height, labels' width
+DECILES = 10
+
+# Columns of eval.csv that are means over skills.
+MEANS = (
+    *("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound"),
+    "mutual_information_bound_second_half",
+)
 
 EpisodesBySkill = Mapping[int, Sequence[tuple[Episode, Trace]]]
 
 
-# -- numbers -----------------------------------------------------------------------------------------------------------
-
-
-def skill_rows(played: EpisodesBySkill) -> list[Row]:
+def skill_rows(played: EpisodesBySkill, cell_grid: CellGrid | None = None) -> list[Row]:
     """Return the row of skills.csv for each skill, without `step`."""
     count = min(STATES_COMPARED, max(MOST_STATES // max(len(played), 1), 2))
     within, between = state_distances({skill: _states(episodes, count) for skill, episodes in played.items()})
-    return [_row(skill, episodes, within.get(skill), between.get(skill)) for skill, episodes in played.items()]
+    return [
+        {
+            **_row(skill, episodes),
+            "cells_visited": cells_visited({skill: episodes}, cell_grid),
+            "state_distance_within": within.get(skill),
+            "state_distance_between": between.get(skill),
+        }
+        for skill, episodes in played.items()
+    ]
 
 
-def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | None, between: float | None) -> Row:
+def _row(skill: int, played: Sequence[tuple[Episode, Trace]]) -> Row:
     episodes, traces = [episode for episode, _ in played], [trace for _, trace in played]
     steps = max(sum(episode.length for episode in episodes), 1)
     row: Row = {
@@ -43,18 +50,69 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]], within: float | No
         "episodes": len(episodes),
         "episode_extrinsic_reward": np.mean([episode.extrinsic_reward for episode in episodes]),
         "episode_intrinsic_reward_sum": np.mean([episode.intrinsic_reward_sum for episode in episodes]),
-        "state_distance_within": within,
-        "state_distance_between": between,
     }
     if traces[0].predicted[0] != NO_SKILL:  # there is a discriminator
         recognized = sum(episode.discriminator_accuracy * episode.length for episode in episodes)
         row["discriminator_accuracy"] = recognized / steps
-        row["accuracy_at_start"] = np.mean([trace.predicted[0] == skill for trace in traces])
         row["mutual_information_bound"] = sum(episode.intrinsic_reward_sum for episode in episodes) / steps
+        sums, counts = _by_decile(traces)
+        if later := sum(counts[DECILES // 2 :]):
+            row["mutual_information_bound_second_half"] = sum(sums[DECILES // 2 :]) / later
     if traces[0].centres:
         moved = np.mean([trace.centres[-1] - trace.centres[0] for trace in traces], axis=0)
         row |= {"displacement_x": moved[0], "displacement_y": moved[1]}
     return {name: float(value) if isinstance(value, np.floating) else value for name, value in row.items()}
+
+
+def overall(rows: Sequence[Row]) -> Row:
+    """Return the measures of all skills together that follow from the row of skills.csv of each.
+
+    Means weight every skill equally, as p(z) does, however long its episodes are. A measure may be missing or None for
+    some skills: the mean is over the others, and None if there are none.
+    """
+    measures: Row = {name: _mean(row.get(name) for row in rows) for name in MEANS}
+    bound = measures["mutual_information_bound"]
+    return {**measures, "effective_skills": None if bound is None else math.exp(bound)}
+
+
+def cells_visited(played: EpisodesBySkill, cell_grid: CellGrid | None) -> int | None:
+    """Return the number of distinct cells that the episodes visit; None without a grid."""
+    if cell_grid is None:
+        return None
+    traces = (trace for episodes in played.values() for _, trace in episodes if trace.positions)
+    return len(set().union(*(cell_grid.cells(np.array(trace.positions)) for trace in traces)))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def bound_by_decile(played: EpisodesBySkill) -> dict[int, list[float | None]]:
+    """Return each skill's mean intrinsic reward in each tenth of its episodes, in nats; None without a step.
+
+    Step t (from 0) of an episode of T steps is in decile 10 t // T. The second half of the episode is the last five.
+    """
+    bounds = {}
+    for skill, episodes in played.items():
+        sums, counts = _by_decile([trace for _, trace in episodes])
+        bounds[skill] = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+    return bounds
+
+
+def mean_by_decile(bounds: Mapping[int, Sequence[float | None]]) -> list[float | None]:
+    """Return the mean over skills for each tenth of the episodes."""
+    return [_mean(column) for column in zip(*bounds.values(), strict=True)]
+
+
+def _by_decile(traces: Sequence[Trace]) -> tuple[list[float], list[float]]:
+    """Return the sum of intrinsic rewards and the number of steps in each tenth of the episodes."""
+    sums, counts = np.zeros((2, DECILES))
+    for rewards in (trace.intrinsic for trace in traces if trace.intrinsic):
+        decile = DECILES * np.arange(len(rewards)) // len(rewards)
+        sums += np.bincount(decile, rewards, DECILES)
+        counts += np.bincount(decile, minlength=DECILES)
+    return sums.tolist(), counts.tolist()
 
 
 def _states(played: Sequence[tuple[Episode, Trace]], count: int) -> list[np.ndarray]:
@@ -97,74 +155,3 @@ def confusion_matrix(played: EpisodesBySkill) -> np.ndarray:
         for _, trace in episodes:
             np.add.at(matrix[skill], trace.predicted[1:], 1.0)
     return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1.0)  # an unstable first step leaves an empty row
-
-
-def headline(rows: Sequence[Mapping[str, Any]], frame: int) -> str:
-    """Return a summary of rows of skills.csv in two lines: means over skills."""
-    accuracy = np.mean([row["discriminator_accuracy"] for row in rows])
-    bound = np.mean([row["mutual_information_bound"] for row in rows])
-    played = f"frame {frame}, episodes a skill: {rows[0]['episodes']}"
-    return f"{played}\n% of steps, accuracy {accuracy:.2f}, bound {bound:.2f} nats"
-
-
-# -- pictures ----------------------------------------------------------------------------------------------------------
-
-
-def picture_interval(max_episode_steps: int) -> int:
-    """Return the agent steps between the pictures that the contact sheet shows of an episode."""
-    return math.ceil(max_episode_steps / SHEET_COLUMNS)
-
-
-def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
-    """Draw a matrix `(K, K)` of shares as a picture, uint8 RGB `(H, W, 3)`."""
-    count = len(matrix)
-    readable = count <= MATRIX_NUMBERS  # with more skills, the cells have no numbers and the picture grows no further
-    size = 0.42 * min(count, MATRIX_NUMBERS)
-    figure = Figure(figsize=(2.2 + size, 1.8 + size), dpi=100, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="Blues", interpolation=None if readable else "nearest")
-    for (row, column), share in np.ndenumerate(matrix) if readable else ():
-        if share >= 0.005:
-            color = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
-    axes.set(xlabel="the discriminator names skill", ylabel="skill")
-    if readable:
-        axes.set(xticks=range(count), yticks=range(count))
-    axes.set_title(title, fontsize=8)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-
-
-def contact_sheet(played: EpisodesBySkill) -> np.ndarray:
-    """Draw a row of pictures for each skill, its first episode from left to right in time: uint8 RGB `(H, W, 3)`.
-
-    Only the first SHEET_ROWS skills are shown.
-
-    The header shows agent steps. The label of a row shows the skill, and the share of the episode's steps at which the
-    discriminator names it.
-    """
-    played = dict(islice(played.items(), SHEET_ROWS))
-    longest = max((episodes[0][1] for episodes in played.values()), key=lambda trace: len(trace.pictures))
-    stride = max(1, (len(longest.pictures) - 1) // (SHEET_COLUMNS - 1))
-    size = longest.pictures[0].shape[1]
-    size *= math.ceil(SHEET_TILE / size)
-    sheet = np.zeros((SHEET_HEADER + size * len(played), SHEET_LABEL + size * SHEET_COLUMNS, 3), np.uint8)
-    sheet[:SHEET_HEADER] = sheet[:, :SHEET_LABEL] = 255
-    for column in range(SHEET_COLUMNS):
-        text = f"step {column * stride * longest.picture_every}"
-        _write(sheet, text, SHEET_LABEL + size * column + 4, SHEET_HEADER - 6)
-    for row, (skill, episodes) in enumerate(played.items()):
-        episode, trace = episodes[0]
-        top = SHEET_HEADER + size * row
-        _write(sheet, f"{skill}", 4, top + size // 2)
-        _write(sheet, f"{episode.discriminator_accuracy:.0%}", 4, top + size // 2 + 18)
-        for column, picture in enumerate(trace.pictures[::stride][:SHEET_COLUMNS]):
-            left = SHEET_LABEL + size * column
-            tile = cv2.resize(picture.transpose(1, 2, 0), (size, size), interpolation=cv2.INTER_NEAREST)
-            sheet[top : top + size, left : left + size] = tile
-    sheet[SHEET_HEADER:, SHEET_LABEL::size] = 255  # lines between the columns
-    return sheet
-
-
-def _write(image: np.ndarray, text: str, x: int, y: int) -> None:
-    cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)

@@ -115,7 +115,8 @@ def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> D
     if config.learns_skills:
         agent = DIAYNAgent(obs_shape, action_dim, **settings, **config.kwargs(Role.DIAYN))
     else:  # a fine-tuned run's networks have inputs for skills, and always get the same one
-        settings |= {"num_skills": config.num_skills, "skill_embedding_dim": config.skill_embedding_dim}
+        inputs = ("num_skills", "skill_embedding_dim", "skill_embedding_init")
+        settings |= {name: getattr(config, name) for name in inputs}
         agent = DrQAgent(obs_shape, action_dim, **settings)
     if config.device != "cpu" and config.cuda_graphs:
         agent.use_cuda_graphs()

@@ -14,16 +14,21 @@ SKILL_UPDATE_METRICS = ("discriminator_loss", "discriminator_accuracy", "intrins
 TRAIN_COLUMNS = ("episode", "step", "episode_reward", "duration", *UPDATE_METRICS, "fps")
 TRAIN_SKILL_COLUMNS = ("skill_id", "episode_intrinsic_reward_sum", *SKILL_UPDATE_METRICS)
 EVAL_COLUMNS = ("episode", "step", "episode_reward")
-EVAL_SKILL_COLUMNS = ("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound")
+EVAL_SKILL_COLUMNS = (
+    *("episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound"),
+    *("mutual_information_bound_second_half", "effective_skills", "cells_visited"),
+)
 EPISODE_COLUMNS = (
     *("type", "episode", "step", "duration"),
     *("episode_extrinsic_reward", "skill_id", "episode_intrinsic_reward_sum"),
 )
 SKILL_COLUMNS = (
     *("step", "skill_id", "episodes", "episode_extrinsic_reward", "episode_intrinsic_reward_sum"),
-    *("discriminator_accuracy", "accuracy_at_start", "mutual_information_bound"),
-    *("displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
+    *("discriminator_accuracy", "mutual_information_bound", "mutual_information_bound_second_half"),
+    *("cells_visited", "displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
 )
+SUMMARY_COLUMNS = ("policy", "step", "skills", "episodes", "episode_extrinsic_reward", *EVAL_SKILL_COLUMNS)
+DECILE_COLUMNS = ("step", "skill_id", "decile", "mutual_information_bound")
 REQUIRED_CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # in every checkpoint, also those of older versions
 
 CONSOLE = (  # column, label and format of each part of a line: DrQ's, with DIAYN's appended
@@ -53,6 +58,25 @@ def csv_columns(with_skills: bool) -> dict[str, tuple[str, ...]]:
         "episodes.csv": EPISODE_COLUMNS,
     }
     return {**columns, "skills.csv": SKILL_COLUMNS} if with_skills else columns
+
+
+def former_columns(with_skills: bool) -> dict[str, tuple[str, ...]]:
+    """Return the columns of checkpoints that do not record them: those of the last version that did not."""
+    train = (
+        "episode,step,episode_reward,duration,batch_reward,actor_loss,actor_entropy,actor_target_entropy,critic_loss,"
+        "alpha_loss,alpha_value,fps"
+    )
+    train_skill = ",skill_id,episode_intrinsic_reward_sum,discriminator_loss,discriminator_accuracy,intrinsic_reward"
+    evaluation_skill = ",episode_intrinsic_reward_sum,discriminator_accuracy,mutual_information_bound"
+    columns = {
+        "train.csv": train + train_skill * with_skills,
+        "eval.csv": "episode,step,episode_reward" + evaluation_skill * with_skills,
+        "episodes.csv": "type,episode,step,duration,episode_extrinsic_reward,skill_id,episode_intrinsic_reward_sum",
+        "skills.csv": "step,skill_id,episodes,episode_extrinsic_reward,episode_intrinsic_reward_sum,"
+        "discriminator_accuracy,accuracy_at_start,mutual_information_bound,displacement_x,displacement_y,"
+        "state_distance_within,state_distance_between",
+    }
+    return {name: tuple(names.split(",")) for name, names in columns.items() if with_skills or name != "skills.csv"}
 
 
 def update_metrics(with_skills: bool) -> tuple[str, ...]:

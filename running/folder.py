@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from config import Config, folder_name
+from config import Config
 from envs.renderer import RendererInfo
 from errors import one_line
 from running.atomic_files import made_folder, read_file, write_file
+from running.names import folder_name
 from running.stored_config import CONFIG_FILE
 
 RECORDED_PACKAGES = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def start_episode(run: Run) -> EpisodeInProgress:
     except Exception:  # restore the environment so that a checkpoint stays consistent
         env.load_state(env_state)
         raise
-    skill = run.agent.sample_skill(run.skill_rng)
+    skill = run.agent.sample_skill(run.skill_rng, run.episode)
     run.buffer.start_episode(obs)
     return EpisodeInProgress(skill=skill, obs=obs, env_state=env_state, started=started)
 
@@ -119,7 +120,7 @@ def act_and_update(run: Run, episode: EpisodeInProgress) -> np.ndarray:
         if not np.isfinite(action).all():
             check_losses(run)
             raise RunError(not_finite(run, ["the policy's action"]))
-    if run.step >= run.first_update_step and len(run.buffer):
+    if run.update_is_due:
         for _ in range(config.num_train_iters):
             with out_of_memory_is_an_error(f"an update of --batch_size {config.batch_size}"):
                 with clock("sample"):
@@ -180,6 +181,7 @@ def evaluate(run: Run) -> None:
                 start_seeds([config.seed, run.step], config.num_eval_episodes),
                 fps=run.env.metadata["render_fps"],
                 max_episode_steps=run.env.max_episode_steps or 1,
+                cell_grid=run.env.cell_grid,
                 video_folder=run.folder / "video" if config.save_video else None,
                 grid_name=f"{frame}_skills",
                 between_steps=between_steps,
@@ -201,7 +203,15 @@ def log_evaluation(run: Run, evaluation: Evaluation) -> None:
             if clip is not None:
                 logger.clip(tag, *clip, step=frame)
     logger.status("")
-    logger.evaluation(run.episode, frame, evaluation.episodes, evaluation.rows if config.learns_skills else ())
+    measures: dict[str, Any] = {}
+    if config.learns_skills:
+        deciles = {
+            f"mutual_information_bound_by_decile/{number:02}": bound
+            for number, bound in enumerate(evaluation.mean_by_decile, start=1)
+            if bound is not None
+        }
+        measures = {"skills": evaluation.rows, "overall": evaluation.overall, "more": deciles}
+    logger.evaluation(run.episode, frame, evaluation.episodes, **measures)
     for name, picture in (evaluation.pictures(frame) if config.learns_skills else {}).items():
         logger.picture(name, picture, frame)
     gc.collect()  # Matplotlib's figures are cycles of thousands of objects; Python collects those far less often

@@ -113,6 +113,16 @@ class Run:
         return self.step - (len(self.in_progress.actions) if self.in_progress is not None else 0)
 
     @property
+    def update_is_due(self) -> bool:
+        """Whether the step that is about to be played makes updates: every `agent_steps_per_update`-th, counted from 0.
+
+        None does before the first update step, or while the replay buffer is empty.
+        """
+        if self.step < self.first_update_step or not len(self.buffer):
+            return False
+        return self.step % self.config.agent_steps_per_update == 0
+
+    @property
     def evaluation_is_due(self) -> bool:
         return self._is_due_now_or_at_the_end(self.evaluations)
 

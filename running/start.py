@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -134,18 +133,17 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
         logs: of the checkpoint; what the files hold beyond it is cut off.
     """
     config, folder = run.config, run.folder
-    position = None if logs is None else logs["position"]
     more = {"finetuned_skill": run.agent.skill, "frames_before": run.frames_before} if config.finetune_from else {}
     try:
         # Nothing has been changed up to here. config.json is replaced atomically, so it comes before the logs are cut.
-        _check_outputs(config, folder, position or {})
+        _check_outputs(config, folder, logs)
         write_config(config, folder, renderer, None if config.resume is None else run.frame, **more)
         run.logger = Logger(
             folder,
             with_skills=config.learns_skills,
             tensorboard=config.log_save_tb,
             total_frames=run.frames_before + config.num_train_frames,
-            position=position,
+            logs=logs,
             step=run.frame,
         )
         resources.callback(run.logger.close)
@@ -165,9 +163,9 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
         print(f"resumed at frame {run.frame}, in episode {run.episode + 1}")
 
 
-def _check_outputs(config: Config, folder: Path, position: Mapping[str, int]) -> None:
+def _check_outputs(config: Config, folder: Path, logs: State | None) -> None:
     """Check that everything the run will write can be written, without changing it. Raises LogError, OSError."""
-    check_logs(folder, with_skills=config.learns_skills, tensorboard=config.log_save_tb, position=position)
+    check_logs(folder, with_skills=config.learns_skills, tensorboard=config.log_save_tb, logs=logs)
     more = {"video": config.save_video, SNAPSHOT_FOLDER: config.snapshot_frequency}
     for place in (folder, folder / CHECKPOINT_FOLDER, *(folder / name for name, used in more.items() if used)):
         check_folder(place)

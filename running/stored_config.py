@@ -19,18 +19,20 @@ from config import (
     TYPES,
     Config,
     Role,
-    benchmark_settings,
     check_value,
     flags_with,
     make_config,
+    preset_settings,
     shown_value,
 )
 from errors import UserError
 from running.atomic_files import read_file
+from running.presets import BENCHMARKS, names_in
 
 CONFIG_FILE = "config.json"  # in a run's folder
 NAMED_RUNS = 5  # runs that a message names
 RESUMABLE = frozenset(flags_with(Role.RESUMABLE))
+RENAMED = {field.metadata["alias"]: name for name, field in FIELDS.items() if field.metadata["alias"]}
 
 
 def config_from(given: Mapping[str, Any]) -> Config:
@@ -53,7 +55,9 @@ def resumed_config(given: Mapping[str, Any]) -> Config:
     """Return the Config of the run in `given["resume"]`, changed by the flags beside it. Raises UserError."""
     folder = Path(given["resume"])
     stored = read_flags(folder, "resume")
-    kept = {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
+    # Of the flags that its preset sets now, those that did not exist when the run started have their defaults.
+    kept = {name: FIELDS[name].default for name in preset_settings(stored)}
+    kept |= {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
     if stored.get("device") == "cuda":  # the default device, or asked for: choose again
         kept.pop("device")
     if given.get("eval_frequency") and 0 != stored.get("eval_frequency") == stored.get("checkpoint_frequency"):
@@ -78,6 +82,7 @@ def refuse_changes(stored: Mapping[str, Any], config: Config, owner: str) -> Non
 
 
 def _refuse_changes(stored: Mapping[str, Any], values: Mapping[str, Any], owner: str) -> None:
+    stored = with_todays_names(stored)
     for name, new in values.items():
         old = stored.get(name)
         if name not in RESUMABLE and name in stored and new != old:
@@ -108,14 +113,12 @@ def with_template(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags that were given, with the settings of --config's run below them. Raises UserError."""
     flags = {name: value for name, value in given.items() if name != "config"}
     settings = template(given["config"]) if "config" in given else {}
-    for new, old in (
-        ("num_train_frames", "num_train_steps"),
-        ("num_train_steps", "num_train_frames"),
-        ("benchmark", "batch_size"),
-        ("benchmark", "action_repeat"),
-    ):
+    for new, old in (("num_train_frames", "num_train_steps"), ("num_train_steps", "num_train_frames")):
         if new in flags:
             settings.pop(old, None)
+    if "preset" in flags:
+        for name in preset_settings({**settings, **flags}):
+            settings.pop(name, None)
     if "finetune_from" in flags:  # the source run decides these
         for name in flags_with(Role.INHERITED | Role.NETWORK):
             settings.pop(name, None)
@@ -132,12 +135,13 @@ def template(path: Path) -> dict[str, Any]:
     if stored.get("finetune_from"):
         raise UserError(f"--config {path}: a fine-tuned run cannot be a template; name the run it started from")
     # Of the two budgets keep one: a benchmark's is in frames, as its action repeat depends on the task.
-    budget = "num_train_steps" if stored.get("benchmark") else "num_train_frames"
+    is_benchmark = any(name in BENCHMARKS for name in names_in(stored.get("preset")))
+    budget = "num_train_steps" if is_benchmark else "num_train_frames"
     left_out = {*flags_with(Role.OF_ONE_RUN), budget}
     values = {name: value for name, value in stored.items() if value is not None and name not in left_out}
     # Values that follow from other flags are derived again, unless they differ from what would be derived.
-    derived = {name for name in values if FIELDS[name].metadata["derived"]} - {"benchmark"}
-    derived |= benchmark_settings(values).keys()
+    derived = {name for name in values if FIELDS[name].metadata["derived"]} - {"preset"}
+    derived |= preset_settings(values).keys()
     again = make_config({name: value for name, value in values.items() if name not in derived})
     return {name: value for name, value in values.items() if name not in derived or value != getattr(again, name)}
 
@@ -161,7 +165,8 @@ def known_flags(path: Path) -> dict[str, Any]:
 
     Raises UserError or OSError, which name the file; FileNotFoundError if there is none.
     """
-    flags = {name: value for name, value in _flags_in(path, str(path)).items() if name in TYPES}
+    flags = with_todays_names(_flags_in(path, str(path)))
+    flags = {name: value for name, value in flags.items() if name in TYPES}
     flags = checked_flags(flags, str(path))
     _check_ranges(flags, str(path))
     return flags
@@ -214,8 +219,13 @@ def _check_ranges(flags: Mapping[str, Any], place: str) -> None:
 
 
 def checked_flags(flags: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return flags that another run stored, with their types checked. Raises UserError."""
-    return {name: _stored_value(place, name, value) for name, value in flags.items()}
+    """Return flags that another run stored, with today's names and their types checked. Raises UserError."""
+    return {name: _stored_value(place, name, value) for name, value in with_todays_names(flags).items()}
+
+
+def with_todays_names(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flags that another run stored; a renamed flag's former name is its alias."""
+    return {RENAMED.get(name, name): value for name, value in flags.items()}
 
 
 def _stored_value(place: str, name: str, value: Any) -> Any:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from config import MAX_INTEGER, check_name, folder_name
+from config import MAX_INTEGER
 from errors import UserError
 from running.atomic_files import read_file, write_file
+from running.names import check_name, folder_name
 from running.stored_config import CONFIG_FILE
 from running.tables import LARGEST
 

@@ -133,9 +133,9 @@ def assessed_skills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     skills: list[int] = []
     assess = DIAYNAgent.assess
 
-    def remember(agent: DIAYNAgent, obs: np.ndarray, skill: np.ndarray) -> Any:
+    def remember(agent: DIAYNAgent, obs: np.ndarray, skill: np.ndarray, *noise: np.ndarray) -> Any:
         skills.extend(skill.tolist())
-        return assess(agent, obs, skill)
+        return assess(agent, obs, skill, *noise)
 
     monkeypatch.setattr(DIAYNAgent, "assess", remember)
     return skills

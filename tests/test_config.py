@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, get_origin
 
@@ -17,9 +16,7 @@ from config import (
     Config,
     Role,
     flags_with,
-    folder_name,
     make_config,
-    short_name,
     shown_value,
 )
 from errors import UserError
@@ -76,7 +73,7 @@ ROLES: dict[Role, set[str]] = {
         *("device", "finetune_from", "finetune_skill", "finetune_critic", "finetune_snapshot"),
         *("run_name", "notes", "resume"),
     },
-    Role.SAME_EXPERIMENT: {"benchmark", "seed", "finetune_from", "work_dir", "run_name"},
+    Role.SAME_EXPERIMENT: {"preset", "seed", "finetune_from", "work_dir", "run_name"},
     Role.PLACED_BY_SWEEP: {"work_dir", "run_name", "resume"},
     Role.FOLLOWS_SKILLS: {"num_skills", "temperature", "extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff"},
 }  # the agents' and environments' are tested against their parameters, RESUMABLE beside the resumed runs
@@ -131,14 +128,6 @@ def test_a_config_is_stored_as_json() -> None:
 )
 def test_a_leading_dmc_is_removed(env: str, expected: str) -> None:
     assert make_config({"env": env}).env == expected
-
-
-@pytest.mark.parametrize(
-    ("env", "expected"),
-    [("walker_run", "walker_run"), ("gym:Pendulum-v1", "gym_Pendulum-v1"), ("gym:a/b:C", "gym_a_b_C")],
-)
-def test_folder_name(env: str, expected: str) -> None:
-    assert folder_name(env) == expected
 
 
 @pytest.mark.parametrize(("value", "shown"), [((-10.0, 2.0), "-10.0 2.0"), (3, "3"), (True, "True"), (None, "None")])
@@ -212,6 +201,18 @@ def test_checkpoints_are_written_at_every_evaluation(given: dict[str, Any], expe
     assert make_config(given).checkpoint_frequency == expected
 
 
+def test_the_discriminator_learns_at_the_agents_rate_by_default() -> None:
+    assert make_config({"lr": 3e-4}).lr_discriminator == 3e-4
+    assert make_config({"lr": 3e-4, "lr_discriminator": 1e-4}).lr_discriminator == 1e-4
+
+
+@pytest.mark.parametrize(("image_size", "pad"), [(84, 4), (64, 3), (48, 2), (32, 2), (24, 1), (16, 1), (168, 8)])
+def test_the_shift_grows_with_the_image(image_size: int, pad: int) -> None:
+    """As a share of the picture it stays DrQ's: round(4 image_size / 84)."""
+    assert make_config({"image_size": image_size}).image_pad == pad
+    assert make_config({"image_size": image_size, "image_pad": 4}).image_pad == 4
+
+
 @pytest.mark.parametrize(
     ("given", "steps", "frames"),
     [
@@ -219,7 +220,7 @@ def test_checkpoints_are_written_at_every_evaluation(given: dict[str, Any], expe
         ({"num_train_frames": 2400, "action_repeat": 8}, 300, 2400),
         ({"num_train_frames": 100, "action_repeat": 8}, 12, 96),  # a budget is not exceeded
         ({"num_train_frames": 110, "action_repeat": 8}, 13, 104),
-        ({"num_train_frames": 500_000, "benchmark": "planet"}, 62_500, 500_000),  # cartpole's action repeat is 8
+        ({"num_train_frames": 500_000, "preset": "planet"}, 62_500, 500_000),  # cartpole's action repeat is 8
     ],
 )
 def test_budget(given: dict[str, Any], steps: int, frames: int) -> None:
@@ -228,13 +229,13 @@ def test_budget(given: dict[str, Any], steps: int, frames: int) -> None:
 
 
 def test_inherited_flags() -> None:
-    """They win over defaults and benchmarks, and lose to flags that were given."""
+    """They win over defaults and presets, and lose to flags that were given."""
     inherited = {"env": "walker_walk", "action_repeat": 8, "hidden_dim": 16}
-    config = make_config({"finetune_from": "a run", "benchmark": "planet", "hidden_dim": 32}, inherited)
+    config = make_config({"finetune_from": "a run", "preset": "planet", "hidden_dim": 32}, inherited)
     assert (config.env, config.action_repeat, config.hidden_dim, config.batch_size) == ("walker_walk", 8, 32, 512)
 
 
-# -- benchmarks --------------------------------------------------------------------------------------------------------
+# -- presets -----------------------------------------------------------------------------------------------------------
 
 PLANET = {
     "finger_spin": 2,
@@ -249,26 +250,26 @@ PLANET = {
 @pytest.mark.parametrize("prefix", ["", "dmc_"])
 @pytest.mark.parametrize("task", PLANET)
 def test_planet(task: str, prefix: str) -> None:
-    config = make_config({"benchmark": "planet", "env": f"{prefix}{task}"})
+    config = make_config({"preset": "planet", "env": f"{prefix}{task}"})
     assert (config.action_repeat, config.batch_size) == (PLANET[task], 512)
 
 
 @pytest.mark.parametrize("task", [*PLANET, "humanoid_CMU_run"])
 def test_dreamer(task: str) -> None:
-    config = make_config({"benchmark": "dreamer", "env": task})
+    config = make_config({"preset": "dreamer", "env": task})
     assert (config.action_repeat, config.batch_size) == (2, 512)
 
 
 @pytest.mark.parametrize(
     ("given", "repeat", "batch_size"),
     [
-        ({"benchmark": "planet", "action_repeat": 3}, 3, 512),
-        ({"benchmark": "planet", "batch_size": 64}, 8, 64),
-        ({"benchmark": "dreamer", "action_repeat": 4, "batch_size": 128}, 4, 128),  # they equal the defaults
-        ({"benchmark": "planet", "env": "humanoid_run", "action_repeat": 3}, 3, 512),
+        ({"preset": "planet", "action_repeat": 3}, 3, 512),
+        ({"preset": "planet", "batch_size": 64}, 8, 64),
+        ({"preset": "dreamer", "action_repeat": 4, "batch_size": 128}, 4, 128),  # they equal the defaults
+        ({"preset": "planet", "env": "humanoid_run", "action_repeat": 3}, 3, 512),
     ],
 )
-def test_flags_beside_a_benchmark_win(given: dict[str, Any], repeat: int, batch_size: int) -> None:
+def test_flags_beside_a_preset_win(given: dict[str, Any], repeat: int, batch_size: int) -> None:
     config = make_config(given)
     assert (config.action_repeat, config.batch_size) == (repeat, batch_size)
 
@@ -326,7 +327,7 @@ def test_good_run_name(name: str) -> None:
         ({"diayn_intrinsic_reward_coeff": 0.0}, ("--extrinsic_reward_coeff", "--diayn_intrinsic_reward_coeff")),
         ({"num_skills": 0, "extrinsic_reward_coeff": 0.0}, ("--extrinsic_reward_coeff", "--num_skills")),
         ({"num_skills": 1}, ("--num_skills 1", "--extrinsic_reward_coeff")),
-        ({"benchmark": "planet", "env": "humanoid_run"}, ("--benchmark", "humanoid_run", "--action_repeat")),
+        ({"preset": "planet", "env": "humanoid_run"}, ("--preset", "humanoid_run", "--action_repeat")),
         ({"finetune_skill": "3"}, ("--finetune_skill", "--finetune_from")),
         ({"finetune_critic": "scratch"}, ("--finetune_critic", "--finetune_from")),
         ({"finetune_snapshot": 0}, ("--finetune_snapshot", "--finetune_from")),
@@ -349,14 +350,3 @@ def test_a_run_name_fits_a_file_system() -> None:
 def test_texts_that_no_file_name_can_hold(name: str, value: str) -> None:
     with pytest.raises(UserError, match=f"--{name}"):
         make_config({name: value})
-
-
-def test_names_that_are_too_long_are_cut() -> None:
-    """Short ones stay as they are; a hash tells apart what is cut."""
-    assert folder_name("gym:ns/Env-v0") == "gym_ns_Env-v0"
-    assert short_name("x" * 200) == "x" * 200
-    for letter in ("x", "é", "\U0001f600", "\udcff", "猫"):
-        names = {short_name(letter * 300), short_name(letter * 301), folder_name(letter * 300)}
-        assert all(0 < len(os.fsencode(name)) <= 200 for name in names)
-        assert short_name(letter * 300) != short_name(letter * 301)
-    assert folder_name("x/" * 300) != folder_name("x:" * 300)

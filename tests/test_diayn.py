@@ -119,6 +119,32 @@ def test_training_reward_is_the_weighted_sum(
     assert metrics["batch_reward"].item() == pytest.approx(batch.reward.mean().item())
 
 
+@both_encoders
+def test_reward_from_before_the_discriminators_step(
+    discriminator_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is that of the discriminator that has not seen the batch yet; no second forward pass is made."""
+    agent = small_diayn(
+        intrinsic_reward_from="before", discriminator_encoder=discriminator_encoder, lr_discriminator=1e-2
+    )
+    batch, generator = random_batch(num_skills=NUM_SKILLS), agent.generator.get_state()
+    view = agent.make_views(batch).next_obs[: len(batch.skill)]
+    agent.generator.set_state(generator)
+    with torch.no_grad():
+        expected = -F.cross_entropy(agent.classify(view), batch.skill) + math.log(NUM_SKILLS)
+    classify, calls = agent.classify, []
+
+    def spy(images: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        calls.append(images)
+        return classify(images, features)
+
+    monkeypatch.setattr(agent, "classify", spy)
+    metrics = agent.update(batch)
+    assert metrics["intrinsic_reward"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics["discriminator_loss"].item() == pytest.approx(math.log(NUM_SKILLS) - expected.item(), rel=1e-5)
+    assert len(calls) == 1
+
+
 def test_reward_is_that_of_the_newest_discriminator() -> None:
     """It rises when the discriminator learns from the same batch again and again."""
     agent, batch = small_diayn(), random_batch(num_skills=NUM_SKILLS)
@@ -236,11 +262,33 @@ def test_skills_are_sampled_uniformly() -> None:
     assert agent.skills() == list(range(NUM_SKILLS))
     rng = np.random.default_rng(0)
     draws = 4000
-    counts = np.bincount([agent.sample_skill(rng) for _ in range(draws)], minlength=NUM_SKILLS)
+    counts = np.bincount([agent.sample_skill(rng, episode) for episode in range(draws)], minlength=NUM_SKILLS)
     assert len(counts) == NUM_SKILLS
     expected = draws / NUM_SKILLS
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < 16.27  # the critical value for 3 degrees of freedom and p = 0.001
+
+
+def test_stratified_sampling_plays_every_skill_once_in_k_episodes() -> None:
+    """In another order each time; the marginal of each place in the order is uniform."""
+    agent, rng = small_diayn(skill_sampling="stratified"), np.random.default_rng(0)
+    blocks = 1000
+    drawn = [agent.sample_skill(rng, episode) for episode in range(blocks * NUM_SKILLS)]
+    orders = np.array(drawn).reshape(blocks, NUM_SKILLS)
+    assert (np.sort(orders, axis=1) == np.arange(NUM_SKILLS)).all()
+    for place in range(NUM_SKILLS):
+        counts = np.bincount(orders[:, place], minlength=NUM_SKILLS)
+        assert ((counts - blocks / NUM_SKILLS) ** 2 / (blocks / NUM_SKILLS)).sum() < 16.27  # p = 0.001
+    assert len({tuple(order) for order in orders}) == math.factorial(NUM_SKILLS)
+
+
+def test_stratified_sampling_depends_on_seed_and_episode_only() -> None:
+    agent = small_diayn(skill_sampling="stratified")
+    used, fresh, other = np.random.default_rng(1), np.random.default_rng(1), np.random.default_rng(2)
+    used.random(5)
+    skills = [[agent.sample_skill(rng, episode) for episode in range(40)] for rng in (used, fresh, other)]
+    assert skills[0] == skills[1] != skills[2]
+    assert agent.sample_skill(fresh, 21) == skills[1][21]
 
 
 def test_embedding_dim_0_gives_one_hot_vectors() -> None:

@@ -428,9 +428,9 @@ def test_measure_gives_the_state_and_the_center_of_all_mass(make_env: MakeEnv) -
     env.step(np.array([1.0, -0.5]))
     model, data = env.physics.model, env.physics.data
     center = (model.body_mass[:, None] * data.xipos).sum(axis=0) / model.body_mass.sum()
-    state, found = env.measure()
-    np.testing.assert_array_equal(state, env.physics.get_state())
-    np.testing.assert_allclose(found, center, atol=1e-9)
+    measured = env.measure()
+    np.testing.assert_array_equal(measured.state, env.physics.get_state())
+    np.testing.assert_allclose(measured.center, center, atol=1e-9)
 
 
 def test_unstable_physics_are_a_simulation_error(make_env: MakeEnv) -> None:

@@ -119,7 +119,7 @@ def test_without_skills_the_only_skill_is_minus_1_and_is_not_drawn() -> None:
     assert agent.skills() == [-1]
     rng = np.random.default_rng(0)
     state = copy.deepcopy(rng.bit_generator.state)
-    assert agent.sample_skill(rng) == -1
+    assert agent.sample_skill(rng, 0) == -1
     assert rng.bit_generator.state == state
 
 

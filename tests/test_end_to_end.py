@@ -39,6 +39,7 @@ SKILL_UPDATE_COLUMNS = ["discriminator_loss", "discriminator_accuracy", "intrins
 TRAIN_COLUMNS = {"episode", "step", "episode_reward", "duration", "fps", *UPDATE_COLUMNS}
 SKILL_COLUMNS = {"skill_id", "episode_intrinsic_reward_sum", *SKILL_UPDATE_COLUMNS}
 EVAL_SKILL_COLUMNS = {"episode_intrinsic_reward_sum", "discriminator_accuracy", "mutual_information_bound"}
+EVAL_SKILL_COLUMNS |= {"mutual_information_bound_second_half", "effective_skills", "cells_visited"}
 EPISODE_COLUMNS = ["type", "episode", "step", "duration", "episode_extrinsic_reward", "skill_id"]
 EPISODE_COLUMNS += ["episode_intrinsic_reward_sum"]
 

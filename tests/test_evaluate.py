@@ -17,6 +17,8 @@ import pytest
 import torch
 
 import evaluate
+from envs.cells import CellGrid, Coordinate
+from envs.pixel_env import Measurement
 from evaluation.command import output_name
 from tests.support.disk import no_space
 from tests.support.paths import ROOT, Mount
@@ -43,8 +45,18 @@ def test_every_skill_from_the_same_starts(
     assert [row["skill_id"] for row in table] == ["0", "1", "2", "3"]
     assert {row["episodes"] for row in table} == {"3"}
     assert {row["step"] for row in table} == {"120"}
-    bound = sum(float(row["mutual_information_bound"]) for row in table) / 4
-    assert f"bound {bound:.3f} nats: means over these skills" in capsys.readouterr().out
+    bound, later = (
+        sum(float(row[name]) for row in table) / 4
+        for name in ("mutual_information_bound", "mutual_information_bound_second_half")
+    )
+    printed = capsys.readouterr().out
+    assert f"bound {bound:.3f} nats, in the second half of the episode {later:.3f}: means over these skills" in printed
+    assert f"effective number of skills: {np.exp(bound):.2f} of 4" in printed
+    deciles = rows(out / "deciles.csv")
+    assert [(row["skill_id"], row["decile"]) for row in deciles] == [
+        (f"{skill}", f"{decile}") for skill in range(4) for decile in range(1, 11)
+    ]
+    assert {row["step"] for row in deciles} == {"120"}
     seeds = start_seeds_since(fake_envs, known)
     assert len(seeds) == 12
     assert {seeds.count(seed) for seed in seeds} == {4}
@@ -106,6 +118,61 @@ def test_the_seed_decides_on_which_starts_the_best_is_chosen(
     assert not chosen_on[0] & chosen_on[1]
 
 
+# -- samples and controls ----------------------------------------------------------------------------------------------
+
+
+def test_the_summary_of_a_run(run_evaluate: RunEvaluate) -> None:
+    """Its means are those of the table of skills. There is no grid in this environment."""
+    out = run_evaluate("--no_video --episodes 2")
+    (row,) = rows(out / "summary.csv")
+    assert (row["policy"], row["step"], row["skills"], row["episodes"]) == ("trained", "120", "4", "2")
+    for name in ("episode_extrinsic_reward", "mutual_information_bound", "discriminator_accuracy"):
+        assert float(row[name]) == pytest.approx(np.mean([float(skill[name]) for skill in rows(out / "skills.csv")]))
+    assert float(row["effective_skills"]) == pytest.approx(np.exp(float(row["mutual_information_bound"])))
+    assert row["cells_visited"] == ""
+    (row,) = rows(run_evaluate("--no_video --skills 1,2") / "summary.csv")
+    assert row["skills"] == "2"
+    assert row["effective_skills"] == "", "two skills of four say nothing about that"
+
+
+def test_samples_of_the_policy(run_evaluate: RunEvaluate) -> None:
+    """They differ from its deterministic actions, and repeating the command repeats them."""
+    actions = []
+    for line in ("", "--sample", "--sample"):
+        out = run_evaluate(f"--no_video --skills 2 --save_trajectories {line}")
+        with np.load(next(out.glob("*.npz"))) as data:
+            actions.append(data["actions"])
+    assert np.abs(actions[0] - actions[1]).max() > 1e-3
+    np.testing.assert_array_equal(actions[1], actions[2])
+
+
+def test_controls_play_as_much_from_the_same_starts(
+    run_evaluate: RunEvaluate,
+    fake_envs: list[SeededEnv],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grid = CellGrid((Coordinate("step", "", 2.0),), lambda physics: physics)
+    monkeypatch.setattr(SeededEnv, "cell_grid", grid)
+    measured = lambda env: Measurement(np.zeros(1), np.zeros(3), np.array([float(env.steps)]))  # noqa: E731
+    monkeypatch.setattr(SeededEnv, "measure", measured)
+    known = len(fake_envs)
+    out = run_evaluate("--no_video --episodes 2 --controls")
+    seeds = start_seeds_since(fake_envs, known)
+    assert {seeds.count(seed) for seed in seeds} == {3 * 4}
+    trained, untrained, random = rows(out / "summary.csv")
+    assert [row["policy"] for row in (trained, untrained, random)] == ["trained", "untrained", "random"]
+    assert [row["step"] for row in (trained, untrained, random)] == ["120", "0", "0"]
+    longest = max(len(played.actions) for env in fake_envs[known:] for played in env.played)
+    cells = str(longest // 2 + 1)
+    assert [row["cells_visited"] for row in (trained, untrained, random)] == [cells] * 3
+    assert f"cells visited in 8 episodes: trained {cells}, untrained {cells}, random {cells}" in capsys.readouterr().out
+    assert abs(float(untrained["mutual_information_bound"])) < 0.1
+    assert untrained["mutual_information_bound"] != trained["mutual_information_bound"]
+    assert random["mutual_information_bound"] == random["discriminator_accuracy"] == ""
+    assert len({row["episode_extrinsic_reward"] for row in (trained, untrained, random)}) == 3
+
+
 # -- trajectories ------------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +196,8 @@ def test_trajectories_can_be_replayed(run_evaluate: RunEvaluate) -> None:
 
 
 def test_a_trajectory_has_the_states_and_the_task(run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SeededEnv, "measure", lambda self: (np.array([self.steps, 7.0]), np.zeros(3)))
+    measured = lambda env: Measurement(np.array([env.steps, 7.0]), np.zeros(3), np.empty(0))  # noqa: E731
+    monkeypatch.setattr(SeededEnv, "measure", measured)
     (path,) = run_evaluate("--no_video --skills 1 --save_trajectories").glob("*.npz")
     with np.load(path) as data:
         steps = len(data["actions"])
@@ -141,7 +209,15 @@ def test_a_trajectory_has_the_states_and_the_task(run_evaluate: RunEvaluate, mon
 
 
 def test_other_evaluations_have_other_folders() -> None:
-    lines = ("", "--episodes 2", "--seed 1", "--seed 1 --episodes 2", "--skills 3,1", "--skill_schedule 1:2,3:4")
+    lines = (
+        "",
+        "--episodes 2",
+        "--seed 1",
+        "--seed 1 --episodes 2",
+        "--sample",
+        "--skills 3,1",
+        "--skill_schedule 1:2,3:4",
+    )
     names = [output_name(evaluate.parse_args(["run", *shlex.split(line)])) for line in lines]
     assert names[0] == "skills_all"
     assert len(set(names)) == len(lines)
@@ -303,6 +379,8 @@ def test_bad_input_is_one_line(
     ("line", "words"),
     [
         ("--skill_schedule 0:5 --save_trajectories", "--save_trajectories has no effect with --skill_schedule"),
+        ("--imitate some.npz --sample", "--sample has no effect with --imitate"),
+        ("--skill_schedule 0:5 --controls", "--controls has no effect with --skill_schedule"),
         ("--imitate some.npz --skills 1", "--skills has no effect with --imitate"),
         ("--imitate some.npz --skill_schedule 0:5", "exclude each other"),
         ("--imitate some.npz --episodes 2", "--episodes has no effect with --imitate"),

@@ -15,22 +15,24 @@ from tests.support.paths import ROOT
 # A module may import modules of the lines above its own only.
 LAYERS = (
     ("errors",),
+    ("running.names", "running.presets", "running.flag_checks"),
     ("config",),
     ("console.streams", "console.packages", "console.arguments"),
     ("running.atomic_files", "running.signals", "running.columns"),
-    ("running.stored_config", "running.tables"),
+    ("running.stored_config", "running.tables", "running.csv_files"),
     ("utils",),
     ("replay_buffer", "cuda_graphs", "augmentations"),
     ("networks",),
     ("drq",),
     ("diayn",),
-    ("envs.renderer",),
+    ("envs.renderer", "envs.cells"),
     ("envs.pixel_env", "envs.parallel", "envs.floor"),
     ("dmc", "envs.gym_env"),
     ("envs.make",),
     ("logger", "video", "evaluation.figures"),
     ("evaluation.play",),
     ("evaluation.skill_report",),
+    ("evaluation.skill_pictures",),
     ("evaluation.evaluate_skills",),
     ("running.checkpoint", "running.folder"),
     ("running.run",),
@@ -53,8 +55,8 @@ PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
     *("errors", "config", "console.streams", "console.packages", "console.arguments", "envs.renderer"),
-    *("running.atomic_files", "running.signals", "running.columns", "running.stored_config", "running.tables"),
-    "sweeping.record",
+    *("running.names", "running.presets", "running.flag_checks", "running.atomic_files", "running.signals"),
+    *("running.columns", "running.csv_files", "running.stored_config", "running.tables", "sweeping.record"),
 )
 
 # Every import that is not at the top of its module. Commands import what is heavy after parsing.

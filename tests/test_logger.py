@@ -24,11 +24,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from errors import LogError
 from evaluation import skill_report
 from evaluation.play import Trace
-from logger import CsvFile, Episode, Logger, Meters, check_beginning
+from logger import Episode, Logger, Meters
 from running.columns import update_metrics
+from running.csv_files import CsvFile
 from tests.support.paths import ROOT
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
 
@@ -41,7 +41,8 @@ HEADERS = {
     ",discriminator_loss,discriminator_accuracy,intrinsic_reward",
     ("eval.csv", False): "episode,step,episode_reward",
     ("eval.csv", True): "episode,step,episode_reward"
-    ",episode_intrinsic_reward_sum,discriminator_accuracy,mutual_information_bound",
+    ",episode_intrinsic_reward_sum,discriminator_accuracy,mutual_information_bound"
+    ",mutual_information_bound_second_half,effective_skills,cells_visited",
     ("episodes.csv", False): EPISODES_HEADER,
     ("episodes.csv", True): EPISODES_HEADER,
 }
@@ -86,13 +87,18 @@ def eval_results() -> list[Episode]:
     ]
 
 
-def skill_rows(with_skills: bool = True) -> list[dict[str, Any]]:
+def skill_rows() -> list[dict[str, Any]]:
     """Return the rows of skills.csv for these episodes, without states of the physics."""
     played = {
         skill: [(result, Trace(predicted=[0])) for result in eval_results() if result.skill == skill]
         for skill in (0, 1)
     }
-    return skill_report.skill_rows(played) if with_skills else []
+    return skill_report.skill_rows(played)
+
+
+def measures(with_skills: bool = True) -> dict[str, Any]:
+    """Return what the logger is told about the skills of these episodes."""
+    return {"skills": skill_rows(), "overall": skill_report.overall(skill_rows())} if with_skills else {}
 
 
 # -- means of metrics --------------------------------------------------------------------------------------------------
@@ -148,7 +154,7 @@ def test_files_are_complete_between_rows(with_skills: bool, make_logger: MakeLog
     for number in range(1, 4):
         logger.update(tensors(CRITIC | ACTOR))
         logger.train_episode(number, number * 100, Episode(2.0, number * 1.5, skill=number), frames=100)
-        logger.evaluation(number, number * 100, eval_results(), skill_rows(with_skills))
+        logger.evaluation(number, number * 100, eval_results(), **measures(with_skills))
         for name, rows in (("train", number), ("eval", number), ("episodes", 5 * number)):
             content = table(tmp_path, name)
             assert len(content) == rows
@@ -191,29 +197,30 @@ def test_late_metrics_leave_earlier_cells_empty(make_logger: MakeLogger, tmp_pat
 
 def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
     """Returns are means over episodes; the discriminator's figures are means over a skill's steps, then over skills."""
-    make_logger(with_skills=True).evaluation(7, 2800, eval_results(), skill_rows())
-    assert table(tmp_path, "eval").to_dict("records") == [
-        {
-            "episode": 7,
-            "step": 2800,
-            "episode_reward": 40.0,
-            "episode_intrinsic_reward_sum": 0.25,
-            "discriminator_accuracy": pytest.approx((15 / 20 + 10 / 60) / 2),
-            "mutual_information_bound": pytest.approx((-2 / 20 + 3 / 60) / 2),
-        }
-    ]
-
-
-def test_measures_that_skills_lack(make_logger: MakeLogger, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The mean is over the skills that have it; if none does, the cell is empty and the console shows "-"."""
-    rows = skill_rows()
-    rows[0]["discriminator_accuracy"] = None
-    for row in rows:
-        del row["mutual_information_bound"]
-    make_logger(with_skills=True).evaluation(7, 2800, eval_results(), rows)
+    make_logger(with_skills=True).evaluation(7, 2800, eval_results(), **measures())
     (row,) = table(tmp_path, "eval").to_dict("records")
-    assert row["discriminator_accuracy"] == rows[1]["discriminator_accuracy"]
+    for name in ("mutual_information_bound_second_half", "cells_visited"):
+        assert np.isnan(row.pop(name)), "there are no traces of these episodes"
+    bound = (-2 / 20 + 3 / 60) / 2
+    assert row == {
+        "episode": 7,
+        "step": 2800,
+        "episode_reward": 40.0,
+        "episode_intrinsic_reward_sum": 0.25,
+        "discriminator_accuracy": pytest.approx((15 / 20 + 10 / 60) / 2),
+        "mutual_information_bound": pytest.approx(bound),
+        "effective_skills": pytest.approx(np.exp(bound)),
+    }
+
+
+def test_measures_that_are_missing(make_logger: MakeLogger, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their cells are empty, and the console shows "-"."""
+    overall = {"discriminator_accuracy": 0.25, "mutual_information_bound": None}
+    make_logger(with_skills=True).evaluation(7, 2800, eval_results(), skills=skill_rows(), overall=overall)
+    (row,) = table(tmp_path, "eval").to_dict("records")
+    assert row["discriminator_accuracy"] == 0.25
     assert np.isnan(row["mutual_information_bound"])
+    assert np.isnan(row["effective_skills"])
     assert "| MI: -" in capsys.readouterr().out
 
 
@@ -251,27 +258,6 @@ def test_a_row_may_leave_columns_out(tmp_path: Path) -> None:
     file.close()
 
 
-def test_an_existing_file_is_cut_back_and_appended_to(tmp_path: Path) -> None:
-    path, columns = tmp_path / "a.csv", ("one", "two")
-    file = CsvFile(path, columns)
-    file.write({"one": 1})
-    keep = file.position()
-    file.write({"two": 2})
-    file.close()
-    with pytest.raises(LogError, match="differs from what the checkpoint recorded"):
-        check_beginning(tmp_path / "none.csv", columns, keep)
-    with pytest.raises(LogError, match=r"a\.csv has other columns; use the version of the program that wrote it"):
-        check_beginning(path, ("one", "three"), keep)
-    for length in (keep - 1, 1000):  # within a row, and beyond the end
-        with pytest.raises(LogError, match=r"a\.csv differs"):
-            check_beginning(path, columns, length)
-    check_beginning(path, columns, keep)
-    file = CsvFile(path, columns, keep=keep)
-    file.write({"one": 3})
-    file.close()
-    assert path.read_text() == "one,two\n1,\n3,\n"
-
-
 # -- columns that are not declared -------------------------------------------------------------------------------------
 
 
@@ -300,7 +286,7 @@ def test_an_undeclared_metric_raises(with_skills: bool, make_logger: MakeLogger,
 def test_an_undeclared_column_of_skills_raises(make_logger: MakeLogger) -> None:
     rows = [{**row, "speed": 1.0} for row in skill_rows()]
     with pytest.raises(ValueError, match=r"speed: no such column of .*skills.csv"):
-        make_logger(with_skills=True).evaluation(1, 400, eval_results(), rows)
+        make_logger(with_skills=True).evaluation(1, 400, eval_results(), skills=rows)
 
 
 def run_child(source: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -384,7 +370,7 @@ def test_train_line(
 def test_eval_line(
     with_skills: bool, appended: str, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_logger(with_skills=with_skills).evaluation(20, 20000, eval_results(), skill_rows(with_skills))
+    make_logger(with_skills=with_skills).evaluation(20, 20000, eval_results(), **measures(with_skills))
     assert capsys.readouterr().out == f"| eval  | E: 20 | S: 20000 | R: 40.0000{appended}\n"
 
 
@@ -472,7 +458,7 @@ def test_tensorboard_has_a_tag_per_skill(make_logger: MakeLogger, tmp_path: Path
     logger.train_episode(1, 400, Episode(2.0, 5.5, skill=1, intrinsic_reward_sum=3.0), frames=400)
     logger.update(tensors(CRITIC | DISCRIMINATOR))
     logger.train_episode(2, 800, Episode(2.0, 6.5, skill=0, intrinsic_reward_sum=-4.0), frames=400)
-    logger.evaluation(2, 800, eval_results(), skill_rows())
+    logger.evaluation(2, 800, eval_results(), **measures(), more={"mutual_information_bound_by_decile/03": 0.5})
     logger.close()
     found = scalars(read_events(tmp_path))
     expected = {
@@ -490,7 +476,8 @@ def test_tensorboard_has_a_tag_per_skill(make_logger: MakeLogger, tmp_path: Path
         "eval/episode_intrinsic_reward_sum/skill_1": [(800, 1.5)],
         "eval/discriminator_accuracy": [(800, pytest.approx(11 / 24))],
         "eval/discriminator_accuracy/skill_1": [(800, pytest.approx(10 / 60))],
-        "eval/accuracy_at_start/skill_0": [(800, 1.0)],
+        "eval/effective_skills": [(800, pytest.approx(np.exp(-0.025)))],
+        "eval/mutual_information_bound_by_decile/03": [(800, 0.5)],
         "eval/mutual_information_bound": [(800, pytest.approx(-0.025))],
         "eval/mutual_information_bound/skill_1": [(800, pytest.approx(0.05))],
     }

@@ -79,6 +79,29 @@ def test_skill_embedding(num_skills: int, embedding_dim: int, width: int, num_pa
         assert vectors.tolist() == [[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize(("num_skills", "width"), [(4, 6), (6, 6), (1, 3), (8, 3), (5, 1)])
+def test_orthogonal_skill_embedding(num_skills: int, width: int) -> None:
+    """Rows of norm sqrt(width), orthogonal to those of the same block of `width` rows."""
+    table = SkillEmbedding(num_skills, width, "orthogonal")(torch.arange(num_skills))
+    assert table.shape == (num_skills, width)
+    products = table @ table.T / width
+    torch.testing.assert_close(products.diagonal(), torch.ones(num_skills))
+    for start in range(0, num_skills, width):
+        block = products[start : start + width, start : start + width]
+        torch.testing.assert_close(block, torch.eye(len(block)))
+
+
+def test_orthogonal_skill_embeddings_of_an_agent() -> None:
+    """Actor and critic draw different ones, and the target critic gets a copy."""
+    agent = small_diayn(skill_embedding_dim=5, skill_embedding_init="orthogonal")
+    skills = torch.arange(agent.num_skills)
+    tables = [network.skill(skills).detach() for network in (agent.actor, agent.critic, agent.critic_target)]
+    for table in tables:
+        torch.testing.assert_close(table @ table.T, 5.0 * torch.eye(len(table)))
+    assert not torch.equal(tables[0], tables[1])
+    assert torch.equal(tables[1], tables[2])
+
+
 def test_encoder_has_39200_features_at_84_pixels() -> None:
     encoder = Encoder((9, 84, 84))
     features = encoder(torch.zeros(1, 9, 84, 84, dtype=torch.uint8))

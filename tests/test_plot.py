@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import plot
-from config import folder_name, make_config
+from config import make_config
 from running.columns import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
+from running.names import folder_name
 
 MakeRun = Callable[..., Path]
 
@@ -36,15 +37,15 @@ def make_run(tmp_path: Path) -> MakeRun:
         (folder / "config.json").write_text(json.dumps({"flags": vars(config)}))
         steps = [1000 * number for number in range(len(returns))]
         columns = EVAL_COLUMNS + EVAL_SKILL_COLUMNS * bool(num_skills)
-        rows = [
-            [number, step, value, 5.0, 0.5, 1.0]
-            for number, (step, value) in enumerate(zip(steps, returns, strict=True))
-        ]
-        pd.DataFrame([row[: len(columns)] for row in rows], columns=columns).to_csv(folder / "eval.csv", index=False)
+        rows = pd.DataFrame({"episode": range(len(steps)), "step": steps, "episode_reward": returns}, columns=columns)
+        if num_skills:
+            rows[["discriminator_accuracy", "mutual_information_bound"]] = 0.5, 1.0
+        rows.to_csv(folder / "eval.csv", index=False)
         pd.DataFrame(columns=EPISODE_COLUMNS).to_csv(folder / "episodes.csv", index=False)
         if num_skills:
+            measures = {"mutual_information_bound": 1.0, "state_distance_within": 0.5, "state_distance_between": 1.5}
             per_skill = [
-                [step, skill, 1, value + skill, 5.0, 0.5, 0.1, 1.0, 0.0, 0.0, 0.5, 1.5]
+                {"step": step, "skill_id": skill, "episode_extrinsic_reward": value + skill, **measures}
                 for step, value in zip(steps, returns, strict=True)
                 for skill in range(num_skills)
             ]
@@ -99,6 +100,16 @@ def test_a_figure_for_each_task_and_a_group_for_each_setting(make_run: MakeRun, 
     assert any("4 skills" in label for label in seeds)
     bound = numbers(tmp_path / "out", "walker_walk").query("metric == 'mutual_information_bound'")
     assert bound["mean"].tolist() == [1.0, 1.0]
+
+
+def test_a_run_of_a_version_with_other_measures(make_run: MakeRun, tmp_path: Path) -> None:
+    """Only the columns that are drawn are needed, and others do not disturb."""
+    folder = make_run("a", [1.0, 2.0], num_skills=2)
+    table = pd.read_csv(folder / "eval.csv").drop(columns=["effective_skills", "mutual_information_bound_second_half"])
+    table.to_csv(folder / "eval.csv", index=False)
+    pd.read_csv(folder / "skills.csv").assign(accuracy_at_start=0.5).to_csv(folder / "skills.csv", index=False)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert set(numbers(tmp_path / "out")["metric"]) >= {"mutual_information_bound", "discriminator_accuracy"}
 
 
 def test_fine_tuned_beside_scratch(make_run: MakeRun, tmp_path: Path) -> None:
@@ -192,8 +203,8 @@ def test_an_interval_takes_five_seeds(seeds: int) -> None:
 def test_flags_that_a_run_does_not_read_do_not_distinguish_groups(make_run: MakeRun, tmp_path: Path) -> None:
     """For example the discriminator's flags in plain DrQ."""
     make_run("a", [1.0, 2.0], seed=1, lr_discriminator=1e-3, discriminator_encoder="shared", skill_embedding_dim=5)
-    make_run("b", [3.0, 4.0], seed=2, benchmark="planet", batch_size=128)
-    make_run("c", [1.0, 2.0], seed=1, num_skills=2, lr_discriminator=1e-3)
+    make_run("b", [3.0, 4.0], seed=2, preset="planet", batch_size=128)
+    make_run("c", [1.0, 2.0], seed=1, num_skills=2, lr_discriminator=1e-4)
     make_run("d", [3.0, 4.0], seed=2, num_skills=2)
     for run in (tmp_path / "runs").glob("*/b/config.json"):
         run.write_text(run.read_text().replace('"action_repeat": 8', '"action_repeat": 4'))

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 import plot
 from config import make_config
 from running.columns import EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
+from running.csv_files import csv_lines, header
 from tests.support.damage import damaged_json, damaged_table
 from tests.support.fuzz import check_all, fast_and_slow
 from tests.support.paths import Mount
@@ -29,12 +30,19 @@ FLAGS = vars(make_config({"num_skills": 2}))
 
 def whole_run() -> dict[str, bytes]:
     """Return the files of a run with two skills and two evaluations."""
-    evaluations = [",".join((*EVAL_COLUMNS, *EVAL_SKILL_COLUMNS)), "0,0,1.0,5.0,0.5,0.1", "9,1000,2.0,5.0,0.6,0.2"]
-    rows = [f"{step},{skill},1,3.0,5.0,0.5,0.1,1.0,0.0,0.0,,1.5" for step in (0, 1000) for skill in (0, 1)]
+    columns, bound, accuracy = EVAL_COLUMNS + EVAL_SKILL_COLUMNS, "mutual_information_bound", "discriminator_accuracy"
+    evaluations = [
+        {"episode": step, "step": step, "episode_reward": 1.0, accuracy: 0.5, bound: 0.1} for step in (0, 1000)
+    ]
+    skills = [
+        {"step": step, "skill_id": skill, "episode_extrinsic_reward": 3.0, bound: 0.1, "state_distance_between": 1.5}
+        for step in (0, 1000)
+        for skill in (0, 1)
+    ]
     return {
         "config.json": json.dumps({"flags": FLAGS}).encode(),
-        "eval.csv": "\n".join([*evaluations, ""]).encode(),
-        "skills.csv": "\n".join([",".join(SKILL_COLUMNS), *rows, ""]).encode(),
+        "eval.csv": csv_lines([header(columns), *evaluations], columns, "eval.csv"),
+        "skills.csv": csv_lines([header(SKILL_COLUMNS), *skills], SKILL_COLUMNS, "skills.csv"),
     }
 
 
@@ -70,6 +78,10 @@ def with_column(file: str, column: str, value: str) -> bytes:
     cells = rows[-1].split(",")
     cells[header.split(",").index(column)] = value
     return "\n".join([header, *rows[:-1], ",".join(cells), ""]).encode()
+
+
+def last_row(file: str) -> bytes:
+    return whole_run()[file].splitlines(keepends=True)[-1]
 
 
 def without_column(file: str, column: str) -> bytes:
@@ -159,8 +171,8 @@ TOLERATED: dict[str, tuple[str, bytes | None]] = {
     "empty skills": ("skills.csv", b""),
     "a flag of another version": ("config.json", with_flags(xyzzy=[{}])),
     "flags are missing": ("config.json", b'{"flags": {"num_skills": 2, "env": "cartpole_swingup"}}'),
-    "the same step twice": ("eval.csv", whole_run()["eval.csv"] + b"9,1000,3.0,5.0,0.6,0.2\n"),
-    "steps out of order": ("eval.csv", whole_run()["eval.csv"] + b"9,500,3.0,5.0,0.6,0.2\n"),
+    "the same step twice": ("eval.csv", whole_run()["eval.csv"] + last_row("eval.csv")),
+    "steps out of order": ("eval.csv", whole_run()["eval.csv"] + last_row("eval.csv").replace(b"1000", b"500")),
     "a byte order mark": ("eval.csv", b"\xef\xbb\xbf" + whole_run()["eval.csv"]),
     "large values": ("eval.csv", with_column("eval.csv", "episode_reward", "-1e30")),
     "one evaluation": ("eval.csv", b"\n".join(whole_run()["eval.csv"].split()[:2])),

@@ -12,7 +12,7 @@ import torch
 from diayn import DIAYNAgent
 from envs.parallel import open_eval_envs
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
-from evaluation.skill_report import SHEET_COLUMNS, picture_interval
+from evaluation.skill_pictures import SHEET_COLUMNS, picture_interval
 from tests.support.fake_env import IMAGE_SIZE, UnevenEnv
 from video import VideoRecorder, read_video
 
@@ -32,9 +32,8 @@ def evaluate(
         hidden_dim=16,
     )
     with open_eval_envs(UnevenEnv, envs) as eval_envs:
-        return evaluate_skills(
-            agent, eval_envs, names, seeds, fps=10.0, max_episode_steps=32, video_folder=folder, **settings
-        )
+        settings |= {"fps": 10.0, "max_episode_steps": 32, "cell_grid": None, "video_folder": folder}
+        return evaluate_skills(agent, eval_envs, names, seeds, **settings)
 
 
 def test_videos_and_traces(tmp_path: Path) -> None:

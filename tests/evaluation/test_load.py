@@ -15,7 +15,7 @@ from errors import UserError
 from evaluation.load import check_skill, load
 from tests.support.disk import load_piece, saved
 from tests.support.fake_env import IMAGE_SIZE
-from tests.support.runs import SeededEnv
+from tests.support.runs import SMALL_RUN, SeededEnv, assert_same, start_run
 
 
 def test_what_is_loaded(pretrained: Path) -> None:
@@ -37,6 +37,16 @@ def test_a_run_its_checkpoint_folder_and_a_file_give_the_same_agent(pretrained: 
     for action, one in zip(actions[1:], loaded[1:], strict=True):
         np.testing.assert_array_equal(action, actions[0])
         assert one.label == loaded[0].label
+
+
+def test_the_untrained_agent_is_that_of_the_new_run(pretrained: Path, tmp_path: Path) -> None:
+    loaded = load(pretrained, "cpu")
+    run = start_run(f"{SMALL_RUN} --num_skills 4 --work_dir {tmp_path}")
+    expected = run.agent.state_dict()["modules"]
+    run.close()
+    assert_same(loaded.untrained_agent().state_dict()["modules"], expected)
+    trained = loaded.agent.state_dict()["modules"]
+    assert not torch.equal(trained["actor"]["policy.0.weight"], expected["actor"]["policy.0.weight"])
 
 
 @pytest.mark.parametrize("place", ["nowhere", "empty", "file", "pickle"])

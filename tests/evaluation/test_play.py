@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from diayn import DIAYNAgent
 from dmc import DMCEnv
@@ -21,8 +22,9 @@ from envs.parallel import make_eval_envs, open_eval_envs
 from envs.renderer import RendererInfo
 from errors import RenderingError, SimulationError, WorkerError
 from evaluation.evaluate_skills import evaluate_skills
-from evaluation.play import Start, best_skill, play, start_seeds
+from evaluation.play import Actions, Start, best_skill, play, start_seeds
 from logger import Episode
+from replay_buffer import NO_SKILL
 from tests.support.fake_env import IMAGE_SIZE, UnevenEnv
 from video import VideoRecorder, read_video
 
@@ -109,6 +111,51 @@ def test_start_seeds_follow_from_the_entropy() -> None:
     assert not set(start_seeds([7, 0], 3)) & set(start_seeds([7, 100], 3))
 
 
+# -- random actions ----------------------------------------------------------------------------------------------------
+
+
+def test_sampled_actions_are_the_policys() -> None:
+    """They are `act`'s for the same noise, which depends on the start only."""
+    agent = make_diayn(IMAGE_SIZE, 2)
+    starts = [Start(skill, seed) for seed in (5, 4) for skill in agent.skills()]
+    with open_eval_envs(UnevenEnv, 4) as eval_envs:
+        play(agent, eval_envs, starts, actions="sampled")
+    chosen = np.random.default_rng([4, 1 + 1])  # of seed 4 and skill 1
+    env = UnevenEnv()
+    obs, _ = env.reset(seed=4)
+    for action in starts[4].trace.actions:
+        noise = torch.from_numpy(chosen.standard_normal((1, 2), np.float32))
+        expected = agent.policy(torch.from_numpy(obs[None]), torch.tensor([1]), noise)[0]
+        np.testing.assert_allclose(action, expected, atol=1e-6)
+        obs, *_ = env.step(action)
+    modes = agent.assess(obs[None], np.array([1])).action[0]
+    assert np.abs(starts[4].trace.actions[-1] - modes).max() > 1e-3
+
+
+@pytest.mark.parametrize("actions", ["sampled", "uniform"])
+def test_random_actions_do_not_depend_on_the_number_of_environments(actions: Actions) -> None:
+    agent = make_diayn(IMAGE_SIZE, 2)
+    played = []
+    for count in (1, 4, 6):
+        starts = [Start(skill, seed) for seed in (5, 4) for skill in agent.skills()]
+        with open_eval_envs(UnevenEnv, count) as eval_envs:
+            play(agent, eval_envs, starts, actions=actions)
+        played.append([np.array(start.trace.actions) for start in starts])
+    for others in played[1:]:
+        for first, other in zip(played[0], others, strict=True):
+            np.testing.assert_array_equal(first, other)
+    assert len({episode[0].tobytes() for episode in played[0]}) == 6, "each start has its own"
+
+
+def test_uniform_actions_fill_the_box() -> None:
+    starts = [Start(NO_SKILL, seed) for seed in range(60)]
+    with open_eval_envs(UnevenEnv, 10) as eval_envs:
+        play(DrQAgent((9, IMAGE_SIZE, IMAGE_SIZE), 2, **SMALL), eval_envs, starts, actions="uniform")
+    actions = np.concatenate([start.trace.actions for start in starts])
+    assert actions.dtype == np.float32
+    assert stats.kstest(actions.ravel(), "uniform", (-1, 2)).pvalue > 0.01
+
+
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +204,12 @@ def test_a_failed_picture_costs_only_its_own_video(
         assert [start.video and start.video.name for start in starts] == ["0.mp4", None]
         assert capsys.readouterr().err.count("1.mp4 was not written: no picture (a test)") == 1
         if workers:
-            settings: dict[str, Any] = {"fps": 10.0, "max_episode_steps": 9, "video_folder": tmp_path}
+            settings: dict[str, Any] = {
+                "fps": 10.0,
+                "max_episode_steps": 9,
+                "cell_grid": None,
+                "video_folder": tmp_path,
+            }
             with pytest.raises(WorkerError, match="an evaluation process died"):
                 evaluate_skills(agent, eval_envs, {0: "a", 1: "b"}, [6], **settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4"]
@@ -218,7 +270,7 @@ def test_a_video_shows_skill_step_and_rewards(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(VideoRecorder, "start", spy_on_start)
     monkeypatch.setattr(VideoRecorder, "record", spy_on_record)
     agent = make_diayn(IMAGE_SIZE, 2)
-    settings: dict[str, Any] = {"fps": 10.0, "max_episode_steps": 9, "video_folder": tmp_path}
+    settings: dict[str, Any] = {"fps": 10.0, "max_episode_steps": 9, "cell_grid": None, "video_folder": tmp_path}
     with open_eval_envs(UnevenEnv, 2) as eval_envs:
         evaluation = evaluate_skills(agent, eval_envs, {0: "zero", 2: "two"}, [5], **settings)
     env = UnevenEnv()

@@ -11,19 +11,17 @@ import torch
 
 from diayn import DIAYNAgent
 from dmc import DMCEnv
+from envs.cells import CellGrid, Coordinate
 from envs.parallel import open_eval_envs
 from envs.renderer import RendererInfo
 from evaluation.play import Start, Trace, play
 from evaluation.skill_report import (
-    MATRIX_NUMBERS,
-    SHEET_COLUMNS,
-    SHEET_HEADER,
-    SHEET_LABEL,
-    SHEET_ROWS,
+    DECILES,
+    bound_by_decile,
+    cells_visited,
     confusion_matrix,
-    contact_sheet,
-    draw_confusion_matrix,
-    headline,
+    mean_by_decile,
+    overall,
     skill_rows,
     state_distances,
 )
@@ -84,54 +82,100 @@ def test_rows_and_confusion() -> None:
         ],
         1: [episode([0, 1, 1], still, [[0, 0, 0]] * 3, accuracy=1.0)],
     }
-    first, second = skill_rows(played)
+    first, _ = skill_rows(played)
     assert (first["skill_id"], first["episodes"], first["episode_extrinsic_reward"]) == (0, 2, 3.0)
     assert first["discriminator_accuracy"] == pytest.approx(2 / 3)
-    assert (first["accuracy_at_start"], second["accuracy_at_start"]) == (0.5, 0.0)
     assert (first["displacement_x"], first["displacement_y"]) == (2.0, 0.0)
     np.testing.assert_allclose(confusion_matrix(played), [[2 / 3, 1 / 3], [0.0, 1.0]])
 
 
-@pytest.mark.parametrize("stride", [1, 7])
-def test_contact_sheet(stride: int) -> None:
-    """A row for each skill, in time from left to right; a short episode leaves black tiles. Stride 1 is training's."""
-    full = [np.full((3, 8, 8), 10 * (step // stride), np.uint8) for step in range((SHEET_COLUMNS - 1) * stride + 1)]
-    result = Episode(1.0, 0.0, discriminator_accuracy=0.5)
-    played: Any = {0: [(result, Trace(1, pictures=full))], 1: [(result, Trace(1, pictures=full[: 1 + stride]))]}
-    sheet = contact_sheet(played)
-    assert sheet.shape == (SHEET_HEADER + 2 * 88, SHEET_LABEL + 88 * SHEET_COLUMNS, 3)
-    tiles = sheet[SHEET_HEADER + 44 :: 88, SHEET_LABEL + 44 :: 88, 0].astype(int)
-    assert tiles.tolist() == [[10 * column for column in range(SHEET_COLUMNS)], [0, 10, *[0] * 6]]
-    assert (sheet[:SHEET_HEADER] < 128).any()
+# -- the bound over the episode ----------------------------------------------------------------------------------------
 
 
-def test_the_confusion_matrix_is_darkest_at_one() -> None:
-    plain, diagonal = (
-        draw_confusion_matrix(matrix, "frame 1, accuracy 1").astype(int)
-        for matrix in (np.full((3, 3), 1 / 3), np.eye(3))
-    )
-    assert plain.dtype == diagonal.dtype
-    assert plain.shape == diagonal.shape
-    assert (plain[:, :, 2] - plain[:, :, 0] > 150).sum() == 0, "shares of a third are pale"
-    assert (diagonal[:, :, 2] - diagonal[:, :, 0] > 50).sum() > 3 * 400
-
-
-def test_the_rows_of_a_confusion_matrix_are_the_skills_played() -> None:
-    """Skill 0 is always taken for skill 2: the upper right is dark."""
-    matrix = np.zeros((3, 3))
-    matrix[0, 2] = 1.0
-    picture = draw_confusion_matrix(matrix, "title").astype(int)
-    rows, columns = np.nonzero(picture[:, :, 2] - picture[:, :, 0] > 60)
-    assert rows.mean() < 0.45 * picture.shape[0]
-    assert columns.mean() > 0.6 * picture.shape[1]
-
-
-def test_the_headline_has_the_means_over_skills() -> None:
-    rows = [
-        {"episodes": 5, "discriminator_accuracy": accuracy, "mutual_information_bound": bound}
-        for accuracy, bound in ((0.2, -1.0), (0.7, 2.0))
+def with_rewards(*episodes: list[float]) -> Any:
+    """Return episodes of a skill with these intrinsic rewards."""
+    return [
+        (
+            Episode(1.0, 0.0, 0, sum(rewards), length=len(rewards)),
+            Trace(predicted=[0] * (len(rewards) + 1), intrinsic=rewards),
+        )
+        for rewards in episodes
     ]
-    assert headline(rows, 120) == "frame 120, episodes a skill: 5\n% of steps, accuracy 0.45, bound 0.50 nats"
+
+
+def test_the_bound_by_decile_and_over_the_second_half() -> None:
+    """Against a plain loop, for episodes of different lengths, also of fewer steps than there are deciles."""
+    rng = np.random.default_rng(0)
+    played = {
+        skill: with_rewards(*(rng.normal(size=length).tolist() for length in lengths))
+        for skill, lengths in enumerate([(125, 30), (20,), (7, 4)])
+    }
+    by_decile = bound_by_decile(played)
+    for row in skill_rows(played):
+        tenths: list[list[float]] = [[] for _ in range(DECILES)]
+        second_half = []
+        for episode_, trace in played[row["skill_id"]]:
+            for step, reward in enumerate(trace.intrinsic):
+                tenths[int(10 * step / episode_.length)].append(reward)
+                if step >= episode_.length / 2:
+                    second_half.append(reward)
+        assert by_decile[row["skill_id"]] == [pytest.approx(np.mean(tenth)) if tenth else None for tenth in tenths]
+        assert row["mutual_information_bound_second_half"] == pytest.approx(np.mean(second_half))
+    assert None in by_decile[2]
+    for number, mean in enumerate(mean_by_decile(by_decile)):
+        known = [bound for bounds in by_decile.values() if (bound := bounds[number]) is not None]
+        assert mean == pytest.approx(np.mean(known))
+
+
+def test_skills_that_are_told_apart_from_the_middle_on() -> None:
+    """The second half is at the ceiling and the first at chance."""
+    ceiling = float(np.log(2))
+    played = {skill: with_rewards([0.0] * 50 + [ceiling] * 50) for skill in range(2)}
+    assert mean_by_decile(bound_by_decile(played)) == pytest.approx([0.0] * 5 + [ceiling] * 5)
+    measures = overall(skill_rows(played))
+    assert measures["mutual_information_bound_second_half"] == pytest.approx(ceiling)
+    assert measures["effective_skills"] == pytest.approx(np.sqrt(2))
+
+
+def test_measures_of_all_skills_together() -> None:
+    """Each skill has the same weight; skills that lack a measure are left out; without any it is None."""
+    rows: list[dict[str, Any]] = [
+        {"discriminator_accuracy": None, "mutual_information_bound": 1.0, "episode_intrinsic_reward_sum": 100.0},
+        {"discriminator_accuracy": 0.5, "mutual_information_bound": 2.0, "episode_intrinsic_reward_sum": 2.0},
+    ]
+    assert overall(rows) == {
+        "episode_intrinsic_reward_sum": 51.0,
+        "discriminator_accuracy": 0.5,
+        "mutual_information_bound": 1.5,
+        "mutual_information_bound_second_half": None,
+        "effective_skills": pytest.approx(np.exp(1.5)),
+    }
+    assert overall([{}])["effective_skills"] is None
+
+
+# -- coverage ----------------------------------------------------------------------------------------------------------
+
+GRID = CellGrid((Coordinate("x", "m", 1.0), Coordinate("y", "m", 1.0)), lambda physics: physics)
+
+
+def visiting(*positions: tuple[float, float]) -> Any:
+    """Return an episode with these positions."""
+    return Episode(1.0, 0.0), Trace(predicted=[0], positions=[np.array(position) for position in positions])
+
+
+def test_cells_are_counted_once() -> None:
+    """For a skill over its episodes, together over all skills; the start counts."""
+    played = {
+        0: [visiting((0.5, 0.5), (0.6, 0.5), (1.5, 0.5)), visiting((0.4, 0.4), (0.5, 1.5))],
+        1: [visiting((0.1, 0.1), (-0.1, 0.1))],
+    }
+    assert [row["cells_visited"] for row in skill_rows(played, GRID)] == [3, 2]
+    assert cells_visited(played, GRID) == 4
+    assert [row["cells_visited"] for row in skill_rows(played)] == [None, None]
+    assert cells_visited(played, None) is None
+
+
+# -- states ------------------------------------------------------------------------------------------------------------
 
 
 def test_distances_use_states_of_the_whole_episode() -> None:
@@ -143,7 +187,7 @@ def test_distances_use_states_of_the_whole_episode() -> None:
 
 
 def test_traces_of_real_episodes(renderer: RendererInfo) -> None:
-    """States, pictures and predictions of each step. The starts are equal, so the first prediction is at chance."""
+    """States, pictures, predictions and rewards of each step."""
     torch.manual_seed(0)
     agent = DIAYNAgent(
         (9, 84, 84), 6, num_skills=3, skill_embedding_dim=4, lr_discriminator=1e-3, device="cpu", seed=0, hidden_dim=16
@@ -157,34 +201,17 @@ def test_traces_of_real_episodes(renderer: RendererInfo) -> None:
     assert (len(trace.predicted), len(trace.states), len(trace.pictures)) == (21, 21, 7)
     for step in range(21):
         predicted = int(agent.classify(torch.from_numpy(obs[None])).argmax())
-        state, centre = env.measure()
+        state, center, position = env.measure()
         assert trace.predicted[step] == predicted
         np.testing.assert_array_equal(trace.states[step], state)
-        np.testing.assert_array_equal(trace.centres[step], centre)
+        np.testing.assert_array_equal(trace.centres[step], center)
+        np.testing.assert_array_equal(trace.positions[step], position)
         if step % 3 == 0:
             np.testing.assert_array_equal(trace.pictures[step // 3], obs[-3:])
         obs, *_ = env.step(agent.assess(obs[None], np.array([1])).action[0])
     assert abs(trace.centres[-1][2] - trace.centres[0][2]) > 0.1, "an untrained walker falls"
-    rows = skill_rows({start.skill: [(result, start.trace)] for start, result in zip(starts, episodes, strict=True)})
-    assert np.mean([row["accuracy_at_start"] for row in rows]) == pytest.approx(1 / 3)
+    assert len({start.trace.predicted[0] for start in starts}) == 1, "all skills start alike"
+    for start, result in zip(starts, episodes, strict=True):
+        assert len(start.trace.intrinsic) == 20
+        assert sum(start.trace.intrinsic) == pytest.approx(result.intrinsic_reward_sum, abs=1e-5)
     env.close()
-
-
-@pytest.mark.parametrize("count", [100, 1600])
-def test_pictures_and_distances_of_many_skills_are_bounded(count: int) -> None:
-    """The confusion matrix has no numbers then, the sheet shows the first skills, and fewer states are compared."""
-    rng = np.random.default_rng(0)
-    picture = np.zeros((3, 84, 84), np.uint8)
-    played = {
-        skill: [
-            (
-                Episode(1.0, 0.0, skill, length=50),
-                Trace(1, predicted=[skill] * 51, states=list(rng.random((51, 4))), pictures=[picture]),
-            )
-        ]
-        for skill in range(count)
-    }
-    matrix = draw_confusion_matrix(np.eye(count), "title")
-    assert matrix.shape[:2] == draw_confusion_matrix(np.eye(MATRIX_NUMBERS), "title").shape[:2]
-    assert contact_sheet(played).shape[0] == SHEET_HEADER + SHEET_ROWS * 84
-    assert all(row["state_distance_between"] > 0 for row in skill_rows(played))

@@ -39,7 +39,8 @@ EVERY_AGENT_FLAG = (  # none has its default
 )
 EVERY_DIAYN_FLAG = (
     f"{EVERY_AGENT_FLAG} --num_skills 3 --skill_embedding_dim 4 --lr_discriminator 0.03 --discriminator_encoder shared "
-    "--diayn_intrinsic_reward_coeff 0.6"
+    "--diayn_intrinsic_reward_coeff 0.6 --skill_sampling stratified --skill_embedding_init orthogonal "
+    "--intrinsic_reward_from before"
 )
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -72,7 +73,7 @@ def test_flags_reach_the_agent(agent: type[DrQAgent], line: str, monkeypatch: py
     assert len(flags) >= 15
     assert {name: given[name] for name in flags} == {name: getattr(config, name) for name in flags}
     assert given["learn_temperature"] == (config.temperature == "learned")
-    of_skills = {"num_skills", "skill_embedding_dim"} if agent is DrQAgent else set()
+    of_skills = {"num_skills", "skill_embedding_dim", "skill_embedding_init"} if agent is DrQAgent else set()
     changed = {name for name in flags if getattr(config, name) != getattr(default, name)}
     assert flags - of_skills - {"device"} - changed == set(), "EVERY_AGENT_FLAG or EVERY_DIAYN_FLAG must change them"
 
@@ -88,9 +89,9 @@ def test_roles_are_parameters() -> None:
         assert set(flags_with(Role.ENVIRONMENT)) | own == parameters(env) & flags
 
 
-@pytest.mark.parametrize(("agent", "num_skills", "count"), [(DrQAgent, 0, 15), (DIAYNAgent, 4, 2)])
+@pytest.mark.parametrize(("agent", "num_skills", "count"), [(DrQAgent, 0, 16), (DIAYNAgent, 4, 4)])
 def test_defaults_of_the_agents_are_the_flags(agent: type[DrQAgent], num_skills: int, count: int) -> None:
-    """DIAYNAgent has two of its own; it passes all other settings on to DrQAgent."""
+    """DIAYNAgent has its own ones; it passes all other settings on to DrQAgent."""
     config = parse(f"--num_skills {num_skills}")
     flags = {**dataclasses.asdict(config), "learn_temperature": config.temperature == "learned"}
     defaults = {p.name: p.default for p in inspect.signature(agent).parameters.values() if p.default is not p.empty}

@@ -205,4 +205,4 @@ def test_a_run_without_skills_is_no_source(tmp_path: Path, capsys: pytest.Captur
     assert "no discriminator" in capsys.readouterr().err
     assert evaluate.main([str(plain), "--no_video", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
     (row,) = rows(tmp_path / "out" / "skills.csv")
-    assert (row["skill_id"], row["accuracy_at_start"]) == ("-1", "")
+    assert (row["skill_id"], row["mutual_information_bound"]) == ("-1", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -270,6 +270,26 @@ def test_number_of_updates(
     assert sizes == [4] * expected
     unchanged = {key for key in before if torch.equal(before[key], after[key])}
     assert unchanged == (set() if expected else set(before))
+
+
+@pytest.mark.parametrize(
+    ("seed_steps", "every", "expected"),
+    [(10, 1, range(10, 30)), (10, 4, (12, 16, 20, 24, 28)), (0, 8, (8, 16, 24)), (16, 8, (16, 24)), (10, 40, ())],
+)
+def test_steps_that_make_updates(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, seed_steps: int, every: int, expected: Sequence[int]
+) -> None:
+    """Multiples of `agent_steps_per_update` from `num_seed_steps` on, when there is a transition to learn from."""
+    lab = prepare(f"--num_seed_steps {seed_steps} --agent_steps_per_update {every} --num_train_iters 2")
+    update, steps = lab.run.agent.update, []
+
+    def spy(batch: Batch) -> dict[str, torch.Tensor]:
+        steps.append(lab.run.step)
+        return update(batch)
+
+    monkeypatch.setattr(lab.run.agent, "update", spy)
+    lab.play()
+    assert steps == [step for step in expected for _ in range(2)]
 
 
 def test_every_update_has_its_own_batch(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:

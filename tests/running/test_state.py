@@ -57,7 +57,7 @@ def test_the_names_in_a_state_stay(finished: Path) -> None:
     layers = {name: list(dict.fromkeys(key.rpartition(".")[0] for key in agent["modules"][name])) for name in NETWORKS}
     assert layers == NETWORKS
     assert agent["modules"].keys() == {*NETWORKS, "critic_target"}
-    assert state["logs"].keys() == {"position", "meters"}
+    assert state["logs"].keys() == {"position", "columns", "meters"}
     assert state["stopwatch"].keys() == {"elapsed", "seconds"}
     assert state["random"].keys() >= {"python", "numpy", "torch"}
 
@@ -275,6 +275,7 @@ def test_the_ring_wraps_several_times(tmp_path: Path) -> None:
         ("", ["critic_loss"], "--lr"),
         ("", ["discriminator_loss", "critic_loss"], "--lr_discriminator"),
         ("--lr_discriminator 1e30", ["critic_loss"], "--lr_discriminator"),
+        ("--lr 1e30", ["discriminator_loss", "critic_loss"], "--lr"),
         ("--init_temperature 1e30", ["critic_loss"], "--init_temperature"),
         ("--diayn_intrinsic_reward_coeff 1e9 --lr 1", ["critic_loss"], "--diayn_intrinsic_reward_coeff or --lr"),
         ("--num_skills 0 --lr_discriminator 1e30", ["critic_loss"], "--lr"),

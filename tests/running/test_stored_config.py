@@ -130,7 +130,7 @@ def test_equal_through_a_benchmark(tmp_path: Path, beside: str) -> None:
     for line in ("", "--benchmark planet", spelled_out, f"--benchmark planet {beside} --env cartpole_swingup"):
         assert differing(first, parse(f"--resume {tmp_path} {line}")) == {"resume"}
     words = ["--resume", str(tmp_path), "--benchmark", "dreamer"]
-    assert_refused(call(words, train.parse_args), "--benchmark")
+    assert_refused(call(words, train.parse_args), "--preset")
 
 
 def test_checkpoints_follow_the_evaluations(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_benchmark_is_applied_to_another_task(template: Template) -> None:
     """The action repeat is the new task's, unless the template's was given or the benchmark has none."""
     planet = template("--num_skills 0 --benchmark planet --env cartpole_swingup")
     config = train.parse_args([*planet, "--env", "walker_walk"])
-    assert (config.benchmark, config.action_repeat, config.batch_size) == ("planet", 2, 512)
+    assert (config.preset, config.action_repeat, config.batch_size) == ("planet", 2, 512)
     assert train.parse_args(planet).action_repeat == 8
     given = template("--num_skills 0 --benchmark planet --env cartpole_swingup --action_repeat 5 --batch_size 64")
     config = train.parse_args([*given, "--env", "walker_walk"])

@@ -1,0 +1,35 @@
+"""Names of folders: what a file system, a shell and a reader can take. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+
+from errors import UserError
+
+LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and more may be appended
+
+
+def folder_name(text: str) -> str:
+    """Return a task's name, or another text, as the name of a file or folder."""
+    return short_name(re.sub(r"[^\w.-]+", "_", text), text)
+
+
+def short_name(name: str, full: str | None = None) -> str:
+    """Return the name of a folder; one of more than LONGEST_NAME bytes is cut, and a hash of `full` is appended."""
+    data = os.fsencode(name)
+    if len(data) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256((full or name).encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{data[: LONGEST_NAME - 9].decode(errors='ignore')}_{digest}"
+
+
+def check_name(flag: str, name: str | None) -> None:
+    """Raise UserError if `name` cannot be the name of a folder."""
+    if name is None:
+        return
+    if not re.fullmatch(r"\w[\w.+=-]*", name):
+        raise UserError(f"--{flag} must be letters, digits and _ . + = -; got {name!r}")
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"--{flag} must be at most {LONGEST_NAME} bytes long; got {len(name.encode())}")
