@@ -422,7 +422,7 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert str(tmp_path / place) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("program", "code"), [("evaluate", "evaluate.parse_args(['run'])"), ("plot", "")])
+@pytest.mark.parametrize(("program", "code"), [("evaluate", "evaluate.parse_args(['run'])"), ("evaluation.curves", "")])
 def test_parsing_needs_no_torch(program: str, code: str) -> None:
     """--help and a mistyped flag are answered at once; plot.py never needs torch."""
     source = f"import sys, {program}\n{code}\nsys.exit('torch' in sys.modules)"

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 
 import plot
 from config import make_config
+from evaluation import curves
 from running.columns import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
 from running.names import folder_name
 
@@ -183,20 +184,20 @@ def test_bad_input(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_mean_covers_only_frames_that_all_curves_cover() -> None:
-    summary = plot.over_seeds([pd.Series([1.0, 2.0, 3.0], index=[0, 4, 8]), pd.Series([6.0, 8.0], index=[2, 6])])
+    summary = curves.over_seeds([pd.Series([1.0, 2.0, 3.0], index=[0, 4, 8]), pd.Series([6.0, 8.0], index=[2, 6])])
     assert summary["frame"].tolist() == [2, 4, 6]
     assert summary["mean"].tolist() == [(1.5 + 6) / 2, (2 + 7) / 2, (2.5 + 8) / 2]
 
 
 def test_over_seeds_alone() -> None:
-    summary = plot.over_seeds([pd.Series([1.0, math.pi], index=[0, 8])])
+    summary = curves.over_seeds([pd.Series([1.0, math.pi], index=[0, 8])])
     assert summary["mean"].tolist() == summary["interquartile_mean"].tolist() == [1.0, math.pi]
 
 
 @pytest.mark.parametrize("seeds", [2, 4, 5])
 def test_an_interval_takes_five_seeds(seeds: int) -> None:
     """With two seeds it would be the two values."""
-    summary = plot.over_seeds([pd.Series([0.0, float(seed)], index=[0, 8]) for seed in range(seeds)])
+    summary = curves.over_seeds([pd.Series([0.0, float(seed)], index=[0, 8]) for seed in range(seeds)])
     assert summary[["low", "high"]].isna().to_numpy().all() == (seeds < 5)
 
 
@@ -229,25 +230,25 @@ def test_two_fine_tunings_of_one_seed_are_two_samples(make_run: MakeRun, tmp_pat
 
 def test_more_groups_than_colors_look_different(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(f"run{number}", [1.0, 2.0], batch_size=number) for number in range(1, 14)]
-    groups = plot.make_groups([run for folder in runs if (run := plot.read_run(folder)) is not None])
+    groups = curves.make_groups([run for folder in runs if (run := curves.read_run(folder)) is not None])
     assert len({(group.color, group.style) for group in groups}) == 13
 
 
 def test_distances_of_one_episode_a_skill(make_run: MakeRun) -> None:
     """There is no distance within a skill then, and the figure has no line or label for it."""
-    run = plot.read_run(make_run("one", [1.0], num_skills=3))
+    run = curves.read_run(make_run("one", [1.0], num_skills=3))
     assert run is not None
     for measured, lines in ((0.5, ["other skills", "the same skill"]), (math.nan, ["other skills"])):
         run.skills["state_distance_within"] = measured
         axes = Figure().add_subplot()
-        plot.draw_distances(axes, run)
+        curves.draw_distances(axes, run)
         assert [line.get_label() for line in axes.get_lines()] == [f"states of {name}" for name in lines]
         assert all(line.get_marker() == "o" for line in axes.get_lines()), "a single evaluation is visible as a point"
 
 
 def test_the_interval_is_of_95_percent() -> None:
     values = np.random.default_rng(0).normal(100, 10, 40)
-    last = plot.over_seeds([pd.Series([0.0, value], index=[0, 8]) for value in values]).iloc[-1]
+    last = curves.over_seeds([pd.Series([0.0, value], index=[0, 8]) for value in values]).iloc[-1]
     half = 1.96 * values.std() / math.sqrt(40)
     assert last["high"] - last["mean"] == pytest.approx(half, rel=0.15)
     assert last["mean"] - last["low"] == pytest.approx(half, rel=0.15)

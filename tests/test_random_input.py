@@ -31,6 +31,7 @@ import utils
 from config import Config
 from dmc import resolve_task
 from envs.parallel import open_eval_envs
+from evaluation import curves
 from evaluation.evaluate_skills import Evaluation
 from running import build, checkpoint, loop
 from running.checkpoint import FOLDER, MANIFEST
@@ -192,7 +193,7 @@ def is_soon_over(words: Sequence[str]) -> bool:
 @pytest.mark.usefixtures("untrained")
 def test_any_command_line(program: str, examples: int, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
-    monkeypatch.setattr(plot, "draw_task", lambda *_: [])  # drawn in tests/test_plot_damaged.py
+    monkeypatch.setattr(curves, "draw_task", lambda *_: [])  # drawn in tests/test_plot_damaged.py
     around = work.parents[3]
     before = snapshot(around)
 

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 import plot
 import sweep
 import train
+from evaluation import curves
 from running.signals import StopRequest
 from sweeping.record import OPTIONS, Progress, read_progress, resumed_sweep
 from tests.support.compare import assert_equal_runs
@@ -243,7 +244,7 @@ def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[..., lis
             row = rows[f"cartpole_swingup/{name}"]
             assert (row["state"], row["frames"], row["failures"]) == ("finished", "168", "0")
             assert (row["mutual_information_bound"] == "") == (skills == 0)
-    assert len(plot.find_runs([folder])) == 4
+    assert len(curves.find_runs([folder])) == 4
     assert plot.main([str(folder), "--out", str(tmp_path / "plots")]) == 0
 
 
