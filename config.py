@@ -90,6 +90,12 @@ class Config:
         low=1,
         alias="framestack",
     )
+    floor: str = task(
+        "suite",
+        "floor of the suite's walking bodies: the suite's, or one whose color shows where the body is",
+        Role.INHERITED,
+        choices=("suite", "coloured"),
+    )
     preset: str = task(
         None,
         "settings for a purpose: a benchmark's batch size and action repeat for the task, those that experiments "
@@ -186,6 +192,13 @@ class Config:
         "the skill to train further: a number, or the best by return on this task",
         Role.FINE_TUNING | Role.OF_ONE_RUN,
     )
+    finetune_snapshot: int = tuning(
+        None,
+        "frame of the run's snapshot to start from",
+        Role.FINE_TUNING | Role.OF_ONE_RUN,
+        low=0,
+        derived="its last checkpoint",
+    )
     finetune_critic: str = tuning(
         "pretrained",
         "Q functions to start from: the source run's, trained on its intrinsic reward, or new ones",
@@ -200,7 +213,10 @@ class Config:
         True, "on CUDA: launch an update as one recorded graph; false launches each kernel", Role.RESUMABLE
     )
     precision: str = drq(
-        "fp32", "arithmetic of the convolutions; all else is fp32", Role.AGENT, choices=("fp32", "bf16")
+        "fp32",
+        "arithmetic of the convolutions; all else is fp32. On CUDA, fp32 products are computed in TF32",
+        Role.AGENT,
+        choices=("fp32", "bf16"),
     )
     augmentation: str = drq(
         "shift",
@@ -258,6 +274,13 @@ class Config:
         Role.RESUMABLE,
         low=0,
         derived="at every evaluation",
+    )
+    snapshot_frequency: int = outputs(
+        0,
+        "agent steps between snapshots (the networks of that moment, kept), each at the next end of an episode; also "
+        "one when the run ends. 0: never",
+        Role.RESUMABLE,
+        low=0,
     )
     save_replay_buffer: bool = outputs(
         True, "keep the replay buffer in the checkpoints, for an exact resume", Role.RESUMABLE
@@ -398,8 +421,10 @@ def check_value(name: str, value: Any) -> None:
 def _check_fine_tuning(values: Mapping[str, Any]) -> None:
     skill, count = values["finetune_skill"], values["num_skills"]
     if values["finetune_from"] is None:
-        if (skill, values["finetune_critic"]) != ("best", "pretrained"):
-            raise UserError("--finetune_skill and --finetune_critic need --finetune_from, a run with skills")
+        if (skill, values["finetune_critic"], values["finetune_snapshot"]) != ("best", "pretrained", None):
+            raise UserError(
+                "--finetune_skill, --finetune_critic and --finetune_snapshot need --finetune_from, a run with skills"
+            )
     elif skill != "best" and not (skill.isdecimal() and int(skill) < count):
         raise UserError(f"--finetune_skill must be best or a skill from 0 to {count - 1}; got {skill}")
 

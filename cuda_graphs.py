@@ -65,8 +65,11 @@ class CudaGraphs:
         for parameter in self._parameters:
             parameter.grad = None  # the recorded backward pass must allocate gradients of its own
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = function(*inputs)
+        try:
+            with torch.cuda.graph(graph):
+                outputs = function(*inputs)
+        except RuntimeError as error:  # ending a failed capture fails too, and would hide why, such as lack of memory
+            raise (error.__context__ if isinstance(error.__context__, RuntimeError) else error) from None
         gradients = [(parameter, parameter.grad) for parameter in self._parameters if parameter.grad is not None]
         for parameter, gradient in previous:
             if parameter.grad is None:  # this graph does not compute it: keep the one of another graph

@@ -20,6 +20,7 @@ import numpy as np
 from dm_control.rl.control import PhysicsError
 
 from console.streams import tolerant_output
+from envs.floor import WALKING, color_floor
 from envs.pixel_env import PixelEnv
 from envs.renderer import choose_renderer, do_without_renderer
 from errors import RenderingError, SimulationError, TaskError
@@ -53,14 +54,23 @@ class DMCEnv(PixelEnv):
     Args:
         name: the task; see `resolve_task`.
         time_limit: frames (control steps) per episode; None keeps the task's own limit.
+        floor: "coloured" replaces the floor of a walking body by one whose color shows where it is (`envs.floor`).
         camera: index of the model's camera; None selects 0, or 2 for quadruped (the camera that follows it).
         pixels: image_size, frame_stack and action_repeat; see `PixelEnv`.
 
     Raises:
-        TaskError: there is no such task.
+        TaskError: there is no such task, or it has no such floor.
     """
 
-    def __init__(self, name: str, *, time_limit: int | None = None, camera: int | None = None, **pixels: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        time_limit: int | None = None,
+        floor: str = "suite",
+        camera: int | None = None,
+        **pixels: int,
+    ) -> None:
         from dm_control import mujoco, suite
 
         self._new_camera = mujoco.Camera
@@ -70,6 +80,10 @@ class DMCEnv(PixelEnv):
         # A given limit is checked by this class: at its own limit, dm_control ignores that the task has ended.
         own_limit = {} if time_limit is None else {"time_limit": math.inf}
         self._env = suite.load(domain, task, task_kwargs={"random": self._random, **own_limit})
+        if floor == "coloured":
+            if domain not in WALKING:
+                raise TaskError(f"{name} has no walking body ({', '.join(WALKING)}) for --floor coloured; leave it out")
+            color_floor(self.physics.model)
         self._frame_limit = self._env._step_limit if time_limit is None else time_limit  # may be infinity
         self._camera_id = (2 if domain == "quadruped" else 0) if camera is None else camera
         self._cameras: dict[tuple[int, int], Any] = {}

@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line. Bad input ends the program with one line and exit code 2."""
     parser = Parser(prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder, its checkpoint folder or a state_N.pt")
+    add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder or one of its snapshots/N.pt")
     add("--skills", default="all", metavar="all|best|3,7", help="skills to play; best by return (default: all)")
     add("--episodes", type=_positive, default=1, metavar="N", help="for each skill, from the same starts (default: 1)")
     add("--seed", type=_seed, default=0, metavar="N", help="of the starts (default: 0)")

@@ -238,6 +238,11 @@ class ActorCritic:
         """Return `function(*inputs)`, with CUDA graphs if they are in use. For `kind` see `CudaGraphs`."""
         return function(*inputs) if self.graphs is None else self.graphs(function, *inputs, kind=kind)
 
+    def weights(self) -> dict[str, Any]:
+        """Return what `load_weights` needs to act and to evaluate: the trained networks (no copies) and the skill."""
+        modules = {name: module.state_dict() for name, module in self.modules().items()}
+        return {"skill": self.skill, "log_alpha": self.log_alpha.detach(), "modules": modules}
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that learning changes: the tensors themselves (no copies) and plain data."""
         return {
@@ -265,11 +270,15 @@ class ActorCritic:
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Any]) -> None:
-        """Copy networks, temperature and skill from the `state_dict` of an agent with the same settings, in place."""
+        """Copy the `state_dict` or `weights` of an agent with the same settings, in place, without its optimizers.
+
+        Weights have no target critic; the target then becomes a copy of the critic.
+        """
         self.skill = state["skill"]
         self.log_alpha.copy_(state["log_alpha"])
+        saved = {"critic_target": state["modules"]["critic"], **state["modules"]}
         for name, module in self._all_modules().items():
-            module.load_state_dict(state["modules"][name])
+            module.load_state_dict(saved[name])
 
     def load_pretrained(self, state: Mapping[str, Any], *, critic: bool) -> None:
         """Copy actor, encoder and skill embeddings from a `state_dict`; with `critic` also the Q functions and head.

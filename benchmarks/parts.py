@@ -7,6 +7,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -73,17 +74,29 @@ def filled_buffers(args: argparse.Namespace, action_dim: int = ACTION_DIM) -> tu
     return ours, plain
 
 
+@contextmanager
+def ieee_products() -> Iterator[None]:
+    """Compute without TF32 in convolutions and matrix products."""
+    usual = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(usual)
+
+
 def gradient_gap(args: argparse.Namespace) -> float:
     """Return the largest relative distance between a tensor's gradient in ours and in the baseline.
 
     Weights and views are the same, and steps too small to change a weight. Critic and discriminator are compared in an
-    odd update, the actor in an even one, whose later losses also reach the baseline's critic. TF32 is off in
-    convolutions: its rounding in one of the two alone would look like a difference.
+    odd update, the actor in an even one, whose later losses also reach the baseline's critic. TF32 is off: its rounding
+    in one of the two alone would look like a difference.
     """
     still: dict[str, Any] = {"lr": 1e-30, "lr_discriminator": 1e-30}
     views = make_ours(args, cuda_graphs=False).make_views(filled_buffers(args)[0].sample(32))
     gaps = []
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with ieee_products():
         for parity, networks in ((1, ("critic", "discriminator")), (0, ("actor",))):
             agent, oracle = make_ours(args, cuda_graphs=False, **still), make_oracle(args, **still)
             agent.num_updates = oracle.num_updates = parity

@@ -24,10 +24,12 @@ def make_environment(config: Config) -> PixelEnv:
     if colon and prefix not in KINDS:
         known = ", ".join(f"{each}:" for each in KINDS)
         raise UserError(f"--env {config.env}: unknown prefix {prefix}:; give {known} or, for a suite task, none")
+    if colon and config.floor != "suite":
+        raise UserError(f"--floor {config.floor}: --env {config.env} is no task of the suite; leave the flag out")
     _check_memory(config)
     try:
         settings = config.kwargs(Role.ENVIRONMENT)
-        env = KINDS[prefix](name, **settings) if colon else DMCEnv(config.env, **settings)
+        env = KINDS[prefix](name, **settings) if colon else DMCEnv(config.env, floor=config.floor, **settings)
     except TaskError as error:
         raise UserError(f"--env: {error}") from error
     longest = env.max_episode_steps

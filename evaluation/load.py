@@ -18,8 +18,10 @@ from errors import CheckpointError, RenderingError, UserError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import skill_name
 from replay_buffer import NO_SKILL
+from running import checkpoint, snapshots
 from running.build import choose_device, make_agent, out_of_memory_is_an_error
-from running.checkpoint import load_file, read_newest
+from running.checkpoint import load_file
+from running.snapshots import read_networks
 from running.state import INVALID_STATE, read_counters
 from running.stored_config import checked_config, name_a_run
 
@@ -48,17 +50,17 @@ class LoadedRun:
 
 
 def load(place: Path, device: str | None) -> LoadedRun:
-    """Load an agent from a run's folder, its checkpoint folder, or a checkpoint file, to cuda, cuda:N or cpu.
+    """Load an agent from a run's folder, its checkpoint folder, a checkpoint's state or a snapshot, to cuda[:N] or cpu.
 
     With None as the device, one is chosen. Raises UserError if there is no checkpoint, or if it cannot be used.
     """
     place = Path(os.path.realpath(place))
     folder = place.parent if place.is_file() else place
-    run = folder.parent if folder.name == "checkpoint" else folder
+    run = folder.parent if folder.name in (checkpoint.FOLDER, snapshots.FOLDER) else folder
     try:
         if not run.is_dir():
             raise UserError(f"{run} is neither a run's folder nor a checkpoint; name one")
-        state = load_file(place) if place.is_file() else read_newest(run)
+        state = load_file(place) if place.is_file() else read_networks(run)
         if state is None:
             raise UserError(f"{run} has no checkpoint; {name_a_run(run)}, or wait for its first evaluation")
         config = checked_config(state["flags"], f"{place}: the checkpoint")

@@ -24,7 +24,9 @@ from replay_buffer import ReplayBuffer
 from running.run import Run
 from utils import Stopwatch, free_memory, keep_freed_memory, seed_everything, seed_sequence
 
-CUDA_HEADROOM = 6 << 30  # bytes of device memory left for networks and activations, at a batch of 512
+CUDA_CONTEXT = 2 << 30  # bytes of device memory for CUDA's libraries, networks and optimizers at the default sizes
+CUDA_BYTES_PER_PIXEL = 450  # of activations and gradients, for each transition of a batch: estimated, not measured
+UPDATE_RECORDINGS = 2  # CUDA graphs with a memory pool of their own: with and without a step of the actor
 
 
 def build_run(config: Config, resources: ExitStack) -> Run:
@@ -94,9 +96,9 @@ def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> D
 
 def choose_device(wanted: str | None) -> str:
     """Return the device to use: the one asked for, else CUDA, else the CPU. Raises UserError if it does not exist."""
+    if wanted is None and torch.cuda.is_available():
+        wanted = "cuda"
     if wanted is None:
-        if torch.cuda.is_available():
-            return "cuda"
         print("warning: no CUDA device was found; using the CPU (--device cpu silences this)", file=sys.stderr)
         return "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
@@ -105,6 +107,7 @@ def choose_device(wanted: str | None) -> str:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= int(wanted.partition(":")[2] or 0):
             raise UserError(f"--device {wanted}: CUDA devices found here: {count}; use --device cpu or another index")
+        torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions use by default
     if ":" in wanted:
         torch.cuda.set_device(wanted)  # graphs and streams are created on the current device
     return wanted
@@ -147,7 +150,7 @@ def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim
     needed = ReplayBuffer.bytes_needed(config.replay_buffer_capacity, frame_shape, config.frame_stack, action_dim)
     if config.device != "cpu":
         free, _ = torch.cuda.mem_get_info(config.device)
-        if needed + CUDA_HEADROOM <= free:
+        if needed + cuda_headroom(config) <= free:
             print(f"replay buffer: {needed / 1e9:.2f} GB on the device, of {free / 1e9:.2f} GB free")
             return config.device
         print(
@@ -160,6 +163,12 @@ def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim
         raise UserError(f"--replay_buffer_capacity: {figures}; try {fitting}")
     print(f"replay buffer: {figures}")
     return "cpu"
+
+
+def cuda_headroom(config: Config) -> int:
+    """Return the bytes of device memory that are left free beside the replay buffer, for everything else."""
+    kinds = UPDATE_RECORDINGS if config.cuda_graphs else 1
+    return CUDA_CONTEXT + kinds * config.batch_size * config.image_size**2 * CUDA_BYTES_PER_PIXEL
 
 
 @contextmanager

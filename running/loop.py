@@ -13,6 +13,7 @@ from evaluation.play import skill_name, start_seeds
 from logger import Episode
 from running.build import out_of_memory_is_an_error
 from running.run import EpisodeInProgress, Run
+from running.snapshots import write_snapshot
 from running.state import check_losses, last_good_checkpoint, not_finite, save_checkpoint
 from video import gif_clip
 
@@ -23,11 +24,19 @@ def train(run: Run) -> None:
     Evaluates before the first episode, whenever an evaluation is due, and at the end. Raises RunError, after writing a
     checkpoint if the run can be resumed from here.
     """
+    remedy = "choose a smaller --batch_size, --hidden_dim or --replay_buffer_capacity, or end other programs"
+    with out_of_memory_is_an_error("training", remedy):
+        _train(run)
+
+
+def _train(run: Run) -> None:
     failure: RenderingError | WorkerError | None = None
     while failure is None:
         try:
             if run.evaluation_is_due:
                 evaluate(run)
+            if run.snapshot_is_due:
+                write_snapshot(run)
             if run.checkpoint_is_due:
                 save_checkpoint(run)
             if run.finished or run.stopped:

@@ -83,6 +83,7 @@ class Run:
     in_progress: EpisodeInProgress | None = None  # None between episodes
     evaluations: Schedule = dataclasses.field(init=False)
     checkpointing: Schedule = dataclasses.field(init=False)
+    snapshots: Schedule = dataclasses.field(init=False)
     saved: tuple[int, int] = (-1, -1)  # `position` of the last checkpoint
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     resources: ExitStack = dataclasses.field(default_factory=ExitStack)
@@ -90,6 +91,7 @@ class Run:
     def __post_init__(self) -> None:
         self.evaluations = Schedule(self.config.eval_frequency)
         self.checkpointing = Schedule(self.config.checkpoint_frequency)
+        self.snapshots = Schedule(self.config.snapshot_frequency)
 
     @property
     def frame(self) -> int:
@@ -122,13 +124,20 @@ class Run:
 
     @property
     def evaluation_is_due(self) -> bool:
-        if self.in_progress is None and self.evaluations.is_due(self.step):
-            return True
-        return bool(self.evaluations.frequency) and self.finished and self.evaluations.last < self.step
+        return self._is_due_now_or_at_the_end(self.evaluations)
+
+    @property
+    def snapshot_is_due(self) -> bool:
+        return self._is_due_now_or_at_the_end(self.snapshots)
 
     @property
     def checkpoint_is_due(self) -> bool:
         return self.in_progress is None and self.checkpointing.is_due(self.step)
+
+    def _is_due_now_or_at_the_end(self, schedule: Schedule) -> bool:
+        if self.in_progress is None and schedule.is_due(self.step):
+            return True
+        return bool(schedule.frequency) and self.finished and schedule.last < self.step
 
     @property
     def finished(self) -> bool:

@@ -19,9 +19,11 @@ from logger import Logger, check_logs
 from running.atomic_files import check_folder, locked, no_room
 from running.build import build_run, choose_device, out_of_memory_is_an_error
 from running.checkpoint import FOLDER as CHECKPOINT_FOLDER
-from running.checkpoint import Checkpoints, State, read_newest
+from running.checkpoint import Checkpoints, State
 from running.folder import link_latest, new_run_folder, write_config
 from running.run import Run
+from running.snapshots import FOLDER as SNAPSHOT_FOLDER
+from running.snapshots import read_pretrained, snapshot_frames
 from running.state import INVALID_STATE, restore
 from running.stored_config import refuse_changes
 from utils import Stopwatch, seed_sequence
@@ -75,9 +77,7 @@ def begin_fine_tuning(config: Config, agent: DrQAgent, eval_envs: EvalEnvs) -> i
     """
     folder = Path(config.finetune_from)
     try:
-        state = read_newest(folder)
-        if state is None:
-            raise UserError(f"--finetune_from {folder}: that run has no checkpoint yet; wait for its first evaluation")
+        state = read_pretrained(config)
         agent.load_pretrained(state["agent"], critic=config.finetune_critic == "pretrained")
     except CheckpointError as error:
         raise UserError(f"--finetune_from {folder}: {error}") from error
@@ -113,6 +113,8 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
             if not isinstance(flags, dict):
                 raise CheckpointError("the checkpoint does not fit this version of the program (it has no flags)")
             refuse_changes(flags, config, f"the checkpoint in {folder}")
+        elif any(snapshot_frames(folder)):  # above 0: not a run that was killed before its first checkpoint
+            raise CheckpointError("it has snapshots only; evaluate it, or name it in --finetune_from")
         run = build_run(config, resources)
         run.folder, run.checkpoints = folder, checkpoints
         if state is not None:
@@ -166,5 +168,6 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
 def _check_outputs(config: Config, folder: Path, position: Mapping[str, int]) -> None:
     """Check that everything the run will write can be written, without changing it. Raises LogError, OSError."""
     check_logs(folder, with_skills=config.learns_skills, tensorboard=config.log_save_tb, position=position)
-    for place in (folder, folder / CHECKPOINT_FOLDER, *([folder / "video"] if config.save_video else [])):
+    more = {"video": config.save_video, SNAPSHOT_FOLDER: config.snapshot_frequency}
+    for place in (folder, folder / CHECKPOINT_FOLDER, *(folder / name for name, used in more.items() if used)):
         check_folder(place)

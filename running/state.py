@@ -63,9 +63,7 @@ def _episode_state(episode: EpisodeInProgress) -> State:
 
 def save_checkpoint(run: Run) -> None:
     """Write a checkpoint. Raises RunError if losses or weights are not finite, OSError if it cannot be written."""
-    check_losses(run)
-    if not run.agent.is_finite():
-        raise RunError(not_finite(run, ["weights"]))
+    check_finite(run)
     buffer, checkpoints = run.buffer, run.checkpoints
     with run.stopwatch("checkpoint"):
         run.logger.status("writing a checkpoint")
@@ -103,6 +101,7 @@ def restore(run: Run, state: State) -> None:
         if state["underway"] is not None:
             run.in_progress = _replay_episode(run, state["underway"], refill)
         run.checkpointing.done(run.step, run.episode_start)
+        run.snapshots.done(run.step, run.episode_start)  # one that was due has been written before the checkpoint
         run.env.render_seconds = float(state["render_seconds"])
         check_state(state["logs"])
         set_random_states(state["random"], run.agent.device)  # last, as the lines above may draw from them
@@ -162,6 +161,13 @@ def _replay_episode(run: Run, saved: State, refill: bool) -> EpisodeInProgress:
         actions=actions,
         pending_action=None if saved["action"] is None else saved["action"].numpy(),
     )
+
+
+def check_finite(run: Run) -> None:
+    """Raise RunError if a loss since the last row, or a weight, is not finite. Waits for the device."""
+    check_losses(run)
+    if not run.agent.is_finite():
+        raise RunError(not_finite(run, ["weights"]))
 
 
 def check_losses(run: Run) -> None:

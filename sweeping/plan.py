@@ -130,7 +130,7 @@ def replay_buffer_bytes(config: Config) -> int:
     """
     from envs.make import make_environment
     from replay_buffer import ReplayBuffer
-    from running.checkpoint import read_newest
+    from running.snapshots import read_pretrained
 
     do_without_renderer()
     env = make_environment(config)
@@ -138,8 +138,7 @@ def replay_buffer_bytes(config: Config) -> int:
     env.close()
     if config.finetune_from is not None:
         try:
-            if read_newest(Path(config.finetune_from)) is None:
-                raise UserError(f"--finetune_from {config.finetune_from}: that run has no checkpoint yet")
+            read_pretrained(config)
         except CheckpointError as error:
             raise UserError(f"--finetune_from {config.finetune_from}: {error}") from error
     return ReplayBuffer.bytes_needed(config.replay_buffer_capacity, (3, *obs_shape[1:]), config.frame_stack, action_dim)

@@ -61,8 +61,9 @@ class Trial:
     seconds: float = 0.0  # wall time of all attempts that have ended
     host: str = ""  # of the last attempt
     message: str = ""  # last lines of a failed attempt's output
-    started_at: float | None = field(default=None, repr=False)  # time.monotonic() of the current attempt's start
-    progress: Progress = field(default_factory=Progress, repr=False)
+    # In memory only: time.monotonic() at the start of the current attempt, and how far the run is.
+    started_at: float | None = field(default=None, repr=False, compare=False)
+    progress: Progress = field(default_factory=Progress, repr=False, compare=False)
 
     @property
     def path(self) -> str:

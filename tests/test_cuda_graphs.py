@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from cuda_graphs import CudaGraphs
+from cuda_graphs import WARM_UP_RUNS, CudaGraphs
 from drq import DrQAgent
 from tests.support.emulated_cuda import EmulatedCuda, EmulatedGraph, emulate_cuda_graphs
 from tests.support.oracle import random_batch, small_diayn, small_drq
@@ -97,6 +99,30 @@ def test_actions_and_assessments_from_graphs_equal_direct_ones(device: str) -> N
             np.testing.assert_allclose(actual, expected, atol=1e-5)
         for agent in (direct, graphed):
             agent.update(random_batch(num_skills=4, device=device))
+
+
+def test_a_failed_recording_says_why(emulated: EmulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a failed capture raises an error of its own, which says nothing."""
+
+    @contextlib.contextmanager
+    def graph(_: EmulatedGraph) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    calls = 0
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > WARM_UP_RUNS:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        CudaGraphs([], [])(function, torch.zeros(1))
 
 
 @pytest.mark.parametrize("num_skills", [0, 4])

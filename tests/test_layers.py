@@ -26,7 +26,7 @@ LAYERS = (
     ("drq",),
     ("diayn",),
     ("envs.renderer",),
-    ("envs.pixel_env", "envs.parallel"),
+    ("envs.pixel_env", "envs.parallel", "envs.floor"),
     ("dmc", "envs.gym_env"),
     ("envs.make",),
     ("logger", "video", "evaluation.figures"),
@@ -36,6 +36,7 @@ LAYERS = (
     ("running.checkpoint", "running.folder"),
     ("running.run",),
     ("running.build", "running.state"),
+    ("running.snapshots",),
     ("running.start", "running.loop"),
     ("evaluation.load",),
     ("evaluation.compose", "evaluation.imitate"),
@@ -65,7 +66,7 @@ DEFERRED = {
     "dmc": {"dm_control"},
     "evaluate": {"evaluation.command"},
     "sweep": {"sweeping.driver"},
-    "sweeping.plan": {"envs.make", "replay_buffer", "running.checkpoint"},
+    "sweeping.plan": {"envs.make", "replay_buffer", "running.snapshots"},
     "train": {"running.loop", "running.start"},
 }
 OF_THE_METHOD = ("networks", "augmentations", "drq", "diayn")

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 import train
+from diayn import DIAYNAgent
 from drq import DrQAgent
 from errors import RenderingError, UserError
-from replay_buffer import Batch
+from replay_buffer import Batch, ReplayBuffer
 from running.checkpoint import Checkpoints
 from tests.support.disk import copy_of, failing, no_space
 from tests.support.labs import FINISHED_STEPS, TINY, Fakes
@@ -150,6 +151,35 @@ def test_an_update_without_memory(
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert "there is not enough memory for an update of --batch_size 4; choose a smaller size" in printed
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (DrQAgent, "act"),
+        (DrQAgent, "assess"),
+        (DrQAgent, "is_finite"),
+        (DIAYNAgent, "intrinsic_return"),
+        (ReplayBuffer, "sample"),
+    ],
+)
+def test_a_device_without_memory_anywhere(
+    owner: type,
+    name: str,
+    fakes: Fakes,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    fakes()
+    monkeypatch.setattr(owner, name, fail)
+    assert train.main(words("--eval_frequency 10", tmp_path)) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "there is not enough memory for training; choose a smaller --batch_size" in printed
 
 
 def test_a_full_disk_at_a_checkpoint(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ UNITS = {
     "eval_frequency": "agent steps",
     "num_eval_episodes": "episodes",
     "checkpoint_frequency": "agent steps",
+    "snapshot_frequency": "agent steps",
     "log_frequency_step": "agent steps",
 }
 

@@ -40,12 +40,20 @@ def test_flags_reach_the_environment(env: str) -> None:
         assert made.max_episode_steps == 3
 
 
+def test_the_floor_of_a_walking_body() -> None:
+    colored, plain = (make_environment(config(env="walker_walk", floor=floor)) for floor in ("coloured", "suite"))
+    with closing(colored), closing(plain):
+        assert (colored.reset(seed=1)[0] != plain.reset(seed=1)[0]).any()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"env": "walker_rum"}, r"--env: .*'walker_rum'; did you mean walker_run"),
         ({"env": "gym:Nothing-v0"}, r"--env: gymnasium cannot make 'Nothing-v0'"),
         ({"env": "pont:reach"}, r"--env pont:reach: unknown prefix pont:; give gym: or"),
+        ({"env": "cartpole_swingup", "floor": "coloured"}, r"--env: cartpole_swingup has no walking body \(cheetah, "),
+        ({"env": "gym:InvertedPendulum-v5", "floor": "coloured"}, r"--floor coloured: --env gym:.* leave the flag out"),
         ({"image_size": 10**7}, r"--image_size 10000000 with --frame_stack 3: .* choose smaller ones"),
         (
             {"frame_stack": 2**63 - 1, "image_size": 2**63 - 1},

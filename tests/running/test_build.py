@@ -21,7 +21,14 @@ from drq import DrQAgent
 from envs.gym_env import GymPixelEnv
 from errors import RunError, UserError
 from running import build
-from running.build import choose_device, make_agent, make_deterministic, make_replay_buffer, out_of_memory_is_an_error
+from running.build import (
+    choose_device,
+    cuda_headroom,
+    make_agent,
+    make_deterministic,
+    make_replay_buffer,
+    out_of_memory_is_an_error,
+)
 from tests.support.labs import Prepare
 from tests.support.program import parse
 
@@ -78,8 +85,8 @@ def test_roles_are_parameters() -> None:
     assert not agent & diayn
     assert agent | diayn == parameters(DIAYNAgent) & flags - {"seed"}
     assert agent <= parameters(DrQAgent)
-    for env in (DMCEnv, GymPixelEnv):
-        assert set(flags_with(Role.ENVIRONMENT)) == parameters(env) & flags
+    for env, own in ((DMCEnv, {"floor"}), (GymPixelEnv, set())):
+        assert set(flags_with(Role.ENVIRONMENT)) | own == parameters(env) & flags
 
 
 @pytest.mark.parametrize(("agent", "num_skills", "count"), [(DrQAgent, 0, 16), (DIAYNAgent, 4, 4)])
@@ -159,6 +166,27 @@ def test_a_device_that_does_not_exist(wanted: str) -> None:
 def test_a_device_that_is_misspelled(wanted: str) -> None:
     with pytest.raises(UserError, match="--device must be cuda, cuda:N or cpu"):
         choose_device(wanted)
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(None, "high"), ("cuda", "high"), ("cpu", "highest")])
+def test_tf32_on_cuda_only(wanted: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix products follow cuDNN's convolutions, whose default is TF32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    before = torch.get_float32_matmul_precision()
+    try:
+        choose_device(wanted)
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_device_memory_that_is_left_free() -> None:
+    """It grows with the batch and with the pictures, and is about 5 GB at a batch of 512."""
+    lines = ("--batch_size 512", "--batch_size 512 --cuda_graphs false", "--batch_size 512 --image_size 168", "")
+    large, direct, sharp, usual = (cuda_headroom(parse(line)) for line in lines)
+    assert 5e9 < large < 6e9
+    assert usual < direct < large < sharp
 
 
 @pytest.mark.usefixtures("deterministic")

@@ -23,6 +23,7 @@ ODD_WORDS = (
 WORDS = (st.sampled_from(ODD_WORDS) | st.integers().map(str) | st.floats().map(str) | st.text(max_size=8)).filter(
     lambda word: not word.startswith(("-h", "--h"))  # asks for help
 )
+MAY_BE_NONE = {"time_limit", "preset", "device", "resume", "finetune_from", "finetune_snapshot", "run_name"}
 
 
 @st.composite
@@ -59,7 +60,7 @@ def assert_within_limits(config: Config) -> None:
     for field in dataclasses.fields(Config):
         value, kind, limits = getattr(config, field.name), TYPES[field.name], field.metadata
         if value is None:
-            assert field.name in ("time_limit", "preset", "device", "resume", "finetune_from", "run_name")
+            assert field.name in MAY_BE_NONE
             continue
         assert type(value) is (get_origin(kind) or kind), field.name
         for number in value if isinstance(value, tuple) else [value]:

@@ -11,6 +11,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "time_limit": (None, "500", 500),
     "image_size": (84, "64", 64),
     "frame_stack": (3, "4", 4),
+    "floor": ("suite", "coloured", "coloured"),
     "preset": (None, "dreamer", "dreamer"),
     "num_train_steps": (1_000_000, "2000", 2000),
     "agent_steps_per_update": (1, "2", 2),
@@ -46,6 +47,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "log_frequency_step": (10_000, "7", 7),
     "checkpoint_frequency": (5000, "0", 0),
     "save_replay_buffer": (True, "false", False),
+    "snapshot_frequency": (0, "100", 100),
     "deterministic": (False, "true", True),
     "log_save_tb": (True, "false", False),
     "save_video": (True, "false", False),
@@ -56,7 +58,7 @@ COEFFICIENTS = ("extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff")
 # Flags whose defaults follow from other flags, or that name another run.
 DERIVED = (
     *("device", "num_train_frames", "temperature", "resume", "run_name"),
-    *("finetune_from", "finetune_skill", "finetune_critic"),
+    *("finetune_from", "finetune_skill", "finetune_critic", "finetune_snapshot"),
     *COEFFICIENTS,
 )
 
@@ -69,6 +71,7 @@ CHOICES = {
     "discriminator_encoder": ("shared", "separate"),
     "finetune_critic": ("pretrained", "scratch"),
     "intrinsic_reward_from": ("before", "after"),
+    "floor": ("suite", "coloured"),
     "precision": ("fp32", "bf16"),
     "skill_embedding_init": ("normal", "orthogonal"),
     "skill_sampling": ("uniform", "stratified"),
@@ -82,7 +85,9 @@ BELOW_RANGE = {
     **dict.fromkeys(("num_eval_episodes", "log_frequency_step", "lr", "lr_discriminator"), "0"),
     **dict.fromkeys(("init_temperature", "critic_tau"), "0"),
     **dict.fromkeys(("num_seed_steps", "seed", "num_skills", "skill_embedding_dim", "image_pad"), "-1"),
-    **dict.fromkeys(("eval_frequency", "eval_workers", "hidden_depth", "checkpoint_frequency"), "-1"),
+    **dict.fromkeys(
+        ("eval_frequency", "eval_workers", "hidden_depth", "checkpoint_frequency", "snapshot_frequency"), "-1"
+    ),
     **dict.fromkeys(("discount", "extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff"), "-0.1"),
 }
 ABOVE_RANGE = {"discount": "1.01", "critic_tau": "1.01", "seed": str(2**64)}  # torch's generators take 64 bits

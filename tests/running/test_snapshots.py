@@ -1,0 +1,139 @@
+"""Snapshots: when they are written, what they hold, and how they are evaluated and fine-tuned."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import train
+from errors import RunError, UserError
+from evaluation.load import load
+from running.snapshots import snapshot_frames
+from tests.support.labs import Prepare
+from tests.support.runs import SMALL_RUN, SeededEnv, assert_same, rows
+
+
+@pytest.fixture(scope="module")
+def run(fake_envs: list[SeededEnv], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with four skills and snapshots."""
+    work_dir = tmp_path_factory.mktemp("snapshots")
+    line = f"{SMALL_RUN} --num_skills 4 --snapshot_frequency 10 --work_dir {work_dir} --run_name skills"
+    assert train.main(shlex.split(line)) == 0
+    return work_dir / "cartpole_swingup" / "skills"
+
+
+@pytest.fixture
+def shipped(run: Path, tmp_path: Path) -> Path:
+    """A folder with what is shipped of a run: its config.json and its last snapshot."""
+    last = f"{snapshot_frames(run)[-1]}.pt"
+    (tmp_path / "shipped" / "snapshots").mkdir(parents=True)
+    for name in ("config.json", f"snapshots/{last}"):
+        shutil.copy(run / name, tmp_path / "shipped" / name)
+    return tmp_path / "shipped"
+
+
+@pytest.mark.parametrize(
+    ("frequency", "budget", "expected"),
+    [(10, 40, [0, 14, 21, 35, 40]), (20, 63, [0, 21, 42, 63]), (100, 25, [0, 25]), (0, 40, [])],
+)
+def test_written_when_due(prepare: Prepare, frequency: int, budget: int, expected: list[int]) -> None:
+    """Before training, at the first episode end at or after each multiple of the frequency, and at the end."""
+    flags = f"--snapshot_frequency {frequency} --num_train_steps {budget} --num_seed_steps {budget} --action_repeat 2"
+    lab = prepare(flags, episode_length=7).play()
+    assert snapshot_frames(lab.folder) == [2 * step for step in expected]
+
+
+def test_the_networks_of_that_moment(run: Path) -> None:
+    frames = snapshot_frames(run)
+    agents = [load(run / "snapshots" / f"{frame}.pt", "cpu") for frame in (frames[0], frames[-1])]
+    assert [agent.frame for agent in agents] == [0, frames[-1]]
+    last = load(run, "cpu")
+    assert last.frame == frames[-1]
+    for name, module in last.agent.modules().items():
+        assert_same(agents[1].agent.modules()[name].state_dict(), module.state_dict())
+        first = agents[0].agent.modules()[name].parameters()
+        same = [torch.equal(a, b) for a, b in zip(first, module.parameters(), strict=True)]
+        assert not all(same), "the first snapshot is of the untrained networks"
+
+
+def test_no_replay_and_no_optimizers(run: Path) -> None:
+    state = torch.load(run / "snapshots" / f"{snapshot_frames(run)[-1]}.pt", weights_only=True)
+    assert set(state) == {"flags", "counters", "agent"}
+    assert set(state["agent"]["modules"]) == {"actor", "critic", "discriminator"}
+    assert set(state["agent"]) == {"skill", "log_alpha", "modules"}
+
+
+def test_a_resumed_run_has_the_same_snapshots(prepare: Prepare) -> None:
+    flags = "--snapshot_frequency 10 --num_train_steps 40 --eval_frequency 0"
+    whole = prepare(flags, episode_length=7).play()
+    stopped = prepare(f"{flags} --num_train_steps 24", episode_length=7).play()  # within the fourth episode
+    assert snapshot_frames(stopped.folder) == [0, 14 * 4, 21 * 4, 24 * 4]
+    stopped.run.close()
+    resumed = prepare(f"--resume {stopped.folder} --num_train_steps 40", episode_length=7).play()
+    assert snapshot_frames(whole.folder) == [step * 4 for step in (0, 14, 21, 35, 40)]
+    for frame in snapshot_frames(whole.folder):
+        ours, theirs = (load(lab.folder / "snapshots" / f"{frame}.pt", "cpu").agent for lab in (whole, resumed))
+        assert_same(ours.weights(), theirs.weights())
+
+
+def test_weights_that_are_not_finite_are_not_kept(prepare: Prepare) -> None:
+    lab = prepare("--snapshot_frequency 10")
+    with torch.no_grad():
+        next(lab.run.agent.actor.parameters()).fill_(float("nan"))
+    with pytest.raises(RunError, match="weights became infinite or not a number"):
+        lab.play()
+    assert snapshot_frames(lab.folder) == []
+
+
+def test_a_folder_with_a_snapshot_only_is_evaluated(run: Path, shipped: Path, tmp_path: Path) -> None:
+    tables: list[str] = []
+    for place in (run, shipped, shipped / "snapshots"):
+        out = tmp_path / f"out{len(tables)}"
+        assert evaluate.main([str(place), "--device", "cpu", "--no_video", "--out", str(out)]) == 0
+        tables.append((out / "skills.csv").read_text())
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_a_folder_with_a_snapshot_only_is_fine_tuned(shipped: Path, tmp_path: Path) -> None:
+    line = f"{SMALL_RUN} --finetune_from {shipped} --finetune_skill 1 --work_dir {tmp_path} --run_name tuned"
+    assert train.main(shlex.split(line)) == 0
+    assert rows(tmp_path / "cartpole_swingup" / "tuned" / "eval.csv")
+
+
+def test_fine_tuning_from_one_of_several(run: Path, tmp_path: Path) -> None:
+    """Without updates, the fine-tuned actor stays that of the snapshot."""
+    frame = snapshot_frames(run)[1]
+    line = f"{SMALL_RUN} --finetune_from {run} --finetune_skill 1 --finetune_snapshot {frame} --num_seed_steps 1000"
+    assert train.main(shlex.split(f"{line} --work_dir {tmp_path} --run_name tuned")) == 0
+    tuned, source = load(tmp_path / "cartpole_swingup" / "tuned", "cpu"), load(run / f"snapshots/{frame}.pt", "cpu")
+    assert_same(tuned.agent.actor.state_dict(), source.agent.actor.state_dict())
+
+
+def test_refused(run: Path, shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line, words in (
+        (f"--finetune_from {run} --finetune_snapshot 3", "no snapshot of --finetune_snapshot 3; it has those of the f"),
+        (f"--resume {shipped}", "it has snapshots only; evaluate it, or name it in --finetune_from"),
+    ):
+        given = line if "--resume" in line else f"{line} --device cpu --work_dir {tmp_path / 'runs'}"
+        assert train.main(shlex.split(given)) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "another", "no networks"])
+def test_a_damaged_snapshot(shipped: Path, damage: str) -> None:
+    (path,) = (shipped / "snapshots").iterdir()
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        state = torch.load(path, weights_only=True)
+        modules = state["agent"]["modules"]
+        state["agent"]["modules"] = {"actor": modules["actor"]} if damage == "no networks" else {"a": 1}
+        torch.save(state, path)
+    with pytest.raises(UserError, match=r"is damaged|does not fit this version"):
+        load(shipped, "cpu")
