@@ -17,9 +17,9 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from matplotlib.figure import Figure
 
 import plot
-from config import make_config
 from running.columns import EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
 from running.csv_files import csv_lines, header
+from running.derivation import make_config
 from tests.support.fuzz import ANY_JSON, ODD_JSON, fuzz
 from tests.support.paths import Mount
 from tests.support.program import Answer, call
