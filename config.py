@@ -80,7 +80,7 @@ class Config:
     time_limit: int = task(
         None, "frames per episode", Role.ENVIRONMENT | Role.INHERITED, low=1, derived="the task's own"
     )
-    image_size: int = task(84, "height and width of an observation, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16)
+    image_size: int = task(84, "height and width, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16, high=4096)
     frame_stack: int = task(
         3,
         "pictures in an observation, one per agent step",
@@ -211,10 +211,7 @@ class Config:
         True, "on CUDA: launch an update as one recorded graph; false launches each kernel", Role.RESUMABLE
     )
     precision: str = drq(
-        "fp32",
-        "arithmetic of the convolutions; all else is fp32. On CUDA, fp32 products are computed in TF32",
-        Role.AGENT,
-        choices=("fp32", "bf16"),
+        "fp32", "arithmetic of the convolutions; all else is fp32 (TF32 on CUDA)", Role.AGENT, choices=("fp32", "bf16")
     )
     augmentation: str = drq(
         "shift",
@@ -242,7 +239,7 @@ class Config:
     critic_target_update_frequency: int = drq(2, "critic updates per update of its target", Role.AGENT, low=1)
     encoder_feature_dim: int = drq(50, "features behind the convolutions", Role.AGENT | Role.NETWORK, low=1)
     hidden_dim: int = drq(1024, "units in a hidden layer", Role.AGENT | Role.NETWORK, low=1)
-    hidden_depth: int = drq(2, "hidden layers", Role.AGENT | Role.NETWORK, low=1)
+    hidden_depth: int = drq(2, "hidden layers", Role.AGENT | Role.NETWORK, low=1, high=1000)
     log_std_bounds: tuple[float, float] = drq(
         (-10.0, 2.0), "range of the policy's log standard deviation", Role.AGENT | Role.NETWORK
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,7 +89,7 @@ def _check_fine_tuning(values: Mapping[str, Any]) -> None:
             raise UserError(
                 "--finetune_skill, --finetune_critic and --finetune_snapshot need --finetune_from, a run with skills"
             )
-    elif skill != "best" and not (skill.isdecimal() and int(skill) < count):
+    elif skill != "best" and not (re.fullmatch(r"\d{1,19}", skill) and int(skill) < count):
         raise UserError(f"--finetune_skill must be best or a skill from 0 to {count - 1}; got {skill}")
 
 

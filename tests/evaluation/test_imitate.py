@@ -201,7 +201,7 @@ def test_any_flipped_byte(tmp_path: Path, damaged: int) -> None:
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.npz")
-    with pytest.raises(UserError, match="is not a regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         read_trajectory(tmp_path / "t.npz", CONFIG)
 
 
