@@ -72,7 +72,7 @@ def output_name(args: argparse.Namespace) -> str:
 def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
     """Play skills from the same starts: a table, a video of each, and one of all side by side.
 
-    If all skills of several are played, also write the two pictures that training writes.
+    If all skills of several are played, also write the pictures that training writes.
     """
     actions: Actions = "sampled" if args.sample else "mode"
     skills = parse_skills(args.skills, loaded.agent.skills())

@@ -167,6 +167,7 @@ def test_controls_play_as_much_from_the_same_starts(
     cells = str(longest // 2 + 1)
     assert [row["cells_visited"] for row in (trained, untrained, random)] == [cells] * 3
     assert f"cells visited in 8 episodes: trained {cells}, untrained {cells}, random {cells}" in capsys.readouterr().out
+    assert cv2.imread(str(out / "trajectories.png")) is not None
     assert abs(float(untrained["mutual_information_bound"])) < 0.1
     assert untrained["mutual_information_bound"] != trained["mutual_information_bound"]
     assert random["mutual_information_bound"] == random["discriminator_accuracy"] == ""
