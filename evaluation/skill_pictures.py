@@ -87,11 +87,14 @@ def draw_trajectories(played: EpisodesBySkill, cell_grid: CellGrid, title: str) 
     count = 1 if is_plane else len(coordinates)
     figure = Figure(figsize=(7.4, 5.6 if is_plane else 1.0 + 2.6 * count), dpi=100, layout="constrained")
     canvas, panels = FigureCanvasAgg(figure), list(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0])
-    colors = skill_colors(len(played))
+    colors, first = skill_colors(len(played)), next(iter(played.values()))[0][1].positions[0]
     for color, (skill, episodes) in zip(colors, played.items(), strict=True):
         for number, (_, trace) in enumerate(episodes[: max(MOST_LINES // len(played), 1)]):
             look: dict[str, Any] = {"color": color, "lw": 1.2, "alpha": 0.8, "label": None if number else f"{skill}"}
-            (_draw_path if is_plane else _draw_over_time)(panels, trace, coordinates, look)
+            if is_plane:
+                _draw_path(panels[0], trace, look)
+            else:
+                _draw_over_time(panels, trace, coordinates, first, look)
     if is_plane:
         drawn = [panels[0].xaxis, panels[0].yaxis]
         _set_equal_scales(panels[0], drawn)
@@ -108,18 +111,27 @@ def draw_trajectories(played: EpisodesBySkill, cell_grid: CellGrid, title: str) 
     return _drawn(canvas)
 
 
-def _draw_path(panels: Sequence[Axes], trace: Trace, _: Sequence[Coordinate], look: Mapping[str, Any]) -> None:
+def _draw_path(axes: Axes, trace: Trace, look: Mapping[str, Any]) -> None:
+    """Draw the path of an episode in a plane."""
     positions = np.array(trace.positions)[_shown_steps(trace)]
-    panels[0].plot(*positions.T, **look)
-    panels[0].plot(*positions[0], "k.", ms=4)
+    axes.plot(*positions.T, **look)
+    axes.plot(*positions[0], "k.", ms=4)
 
 
 def _draw_over_time(
-    panels: Sequence[Axes], trace: Trace, coordinates: Sequence[Coordinate], look: Mapping[str, Any]
+    panels: Sequence[Axes],
+    trace: Trace,
+    coordinates: Sequence[Coordinate],
+    first: np.ndarray,
+    look: Mapping[str, Any],
 ) -> None:
+    """Draw each coordinate of an episode. An angle begins within half a turn of `first`."""
     steps = _shown_steps(trace)
-    for axes, coordinate, values in zip(panels, coordinates, np.array(trace.positions).T, strict=True):
-        axes.plot(steps, (np.unwrap(values) if coordinate.periodic else values)[steps], **look)
+    for number, (axes, coordinate) in enumerate(zip(panels, coordinates, strict=True)):
+        values = np.array(trace.positions)[:, number]
+        if coordinate.periodic:
+            values = np.unwrap([first[number], *values])[1:]
+        axes.plot(steps, values[steps], **look)
 
 
 def _shown_steps(trace: Trace) -> np.ndarray:

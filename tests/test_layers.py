@@ -41,7 +41,7 @@ LAYERS = (
     ("running.snapshots",),
     ("running.start", "running.loop"),
     ("evaluation.load",),
-    ("evaluation.compose", "evaluation.imitate"),
+    ("evaluation.compose", "evaluation.imitate", "evaluation.tables"),
     ("evaluation.command",),
     ("sweeping.record",),
     ("sweeping.view", "sweeping.ray_cluster", "sweeping.plan"),

@@ -131,6 +131,17 @@ def test_an_angle_goes_on_after_a_turn() -> None:
     assert np.corrcoef(rows, columns)[0, 1] < -0.999
 
 
+def test_episodes_that_start_on_both_sides_of_an_angles_jump_are_drawn_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Near pi and near -pi is almost the same angle."""
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(Axes, "plot", lambda axes, steps, values, **look: drawn.append(values))
+    still = [(Episode(1.0, 0.0), Trace(positions=[np.array([angle])] * 50)) for angle in (3.1, -3.1)]
+    draw_trajectories({0: still}, ANGLE, "title")
+    np.testing.assert_allclose(drawn, np.array([[3.1], [2 * np.pi - 3.1]]) * np.ones(50))
+
+
 @pytest.mark.parametrize("count", [1, 10, 20, 21, 700])
 def test_trajectories_of_any_number_of_skills(count: int) -> None:
     """The picture has the same size, and a legend's or a color bar's colors at its right."""
