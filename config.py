@@ -80,7 +80,9 @@ class Config:
     time_limit: int = task(
         None, "frames per episode", Role.ENVIRONMENT | Role.INHERITED, low=1, derived="the task's own"
     )
-    image_size: int = task(84, "height and width, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16, high=4096)
+    image_size: int = task(
+        84, "height and width of an observation, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16, high=4096
+    )
     frame_stack: int = task(
         3,
         "pictures in an observation, one per agent step",
@@ -211,7 +213,10 @@ class Config:
         True, "on CUDA: launch an update as one recorded graph; false launches each kernel", Role.RESUMABLE
     )
     precision: str = drq(
-        "fp32", "arithmetic of the convolutions; all else is fp32 (TF32 on CUDA)", Role.AGENT, choices=("fp32", "bf16")
+        "fp32",
+        "arithmetic of the convolutions; all else is fp32. On CUDA, fp32 products are computed in TF32",
+        Role.AGENT,
+        choices=("fp32", "bf16"),
     )
     augmentation: str = drq(
         "shift",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from errors import UserError, reason_of
 
-LARGEST_TEXT = 1 << 28  # bytes of a table or a record
+LARGEST_TEXT = 1 << 30  # bytes of a table or a record
 UNFINISHED = ".partial"
 LOCK_FILE = ".lock"
 

@@ -42,7 +42,7 @@ def build_run(config: Config, resources: ExitStack) -> Run:
     """
     env = resources.enter_context(closing(make_environment(config)))
     obs_shape, action_dim = env.observation_space.shape, env.action_space.shape[0]
-    check_sizes(config, obs_shape, env.max_episode_steps or 1)
+    check_memory(memory_needed(config, obs_shape, env.max_episode_steps or 1))
     buffer = make_replay_buffer(config, (3, *obs_shape[1:]), action_dim)
     if config.deterministic and config.device != "cpu":
         make_deterministic()
@@ -72,8 +72,8 @@ def build_run(config: Config, resources: ExitStack) -> Run:
     )
 
 
-def check_sizes(config: Config, obs_shape: tuple[int, ...], steps: int) -> None:
-    """Raise UserError if there is no memory for what the flags ask for, which otherwise could end the process.
+def memory_needed(config: Config, obs_shape: tuple[int, ...], steps: int) -> dict[str, int]:
+    """Return the memory, in bytes, that single flags need at least, beside --replay_buffer_capacity.
 
     Args:
         steps: of an episode.
@@ -92,7 +92,7 @@ def check_sizes(config: Config, obs_shape: tuple[int, ...], steps: int) -> None:
         f"--num_eval_episodes {config.num_eval_episodes}": bytes_of_traces(episodes, steps, obs_shape[1]),
         f"--eval_workers {config.eval_workers}": min(config.eval_workers, episodes) * WORKER_MEMORY,
     }
-    check_memory(needs)
+    return needs
 
 
 def why_no_workers(error: OSError | EOFError) -> str:

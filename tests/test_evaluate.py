@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -346,9 +347,15 @@ def test_a_folder_that_cannot_be_written_is_refused_before_playing(
     assert contents(tmp_path) == {str(tmp_path / "file"): b"mine"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("line", ["", "--skill_schedule 0:3"])
-def test_ctrl_c_leaves_no_unfinished_video(
-    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+def test_a_stop_leaves_no_unfinished_video(
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    number: int,
 ) -> None:
     steps, step = 0, SeededEnv.step
 
@@ -356,13 +363,13 @@ def test_ctrl_c_leaves_no_unfinished_video(
         nonlocal steps
         steps += 1
         if steps == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return step(env, action)
 
     monkeypatch.setattr(SeededEnv, "step", interrupted)
     out = tmp_path / "out"
     arguments = [str(pretrained), "--device", "cpu", "--out", str(out), *shlex.split(line)]
-    assert evaluate.main(arguments) == 130
+    assert evaluate.main(arguments) == 128 + number
     assert capsys.readouterr().err.endswith("evaluate.py: stopped\n")
     assert not out.exists()
 
@@ -379,6 +386,10 @@ def test_ctrl_c_leaves_no_unfinished_video(
         ("--skill_schedule 3", "--skill_schedule"),
         ("--skill_schedule 9:10", "--skill_schedule"),
         ("--skill_schedule 1:0", "--skill_schedule"),
+        (f"--skill_schedule 1:{'9' * 5000}", "--skill_schedule"),
+        (f"--skill_schedule {'9' * 5000}:1", "--skill_schedule"),
+        ("--skill_schedule ²:1", "--skill_schedule"),
+        (f"--skills {'9' * 5000}", "--skills"),
         ("--imitate nowhere.npz", "--imitate"),
         ("--device nonsense", "--device"),
     ],
@@ -405,7 +416,11 @@ def test_bad_input_is_one_line(
         ("--imitate some.npz --episodes 2", "--episodes has no effect with --imitate"),
         ("--epsiodes 3", "did you mean --episodes?"),
         ("--episodes 0", "from 1 to 999999"),
+        ("--episodes 1.5", "--episodes: must be a whole number"),
+        (f"--episodes {'9' * 5000}", "--episodes: must be a whole number"),
+        ("--video_size 4097", "from 1 to 4096"),
         ("--seed -1", "0 or above"),
+        (f"--seed {'9' * 5000}", "--seed: must be a whole number"),
     ],
 )
 def test_flags_that_are_refused(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,19 +27,21 @@ import plot
 import sweep
 import sweeping.plan
 import train
+import utils
 from config import Config
 from dmc import resolve_task
 from envs.parallel import open_eval_envs
 from evaluation.evaluate_skills import Evaluation
-from running import build, loop
+from running import build, checkpoint, loop
 from running.checkpoint import FOLDER, MANIFEST
 from running.stored_config import CONFIG_FILE
+from sweeping.record import SWEEP_FILE
 from tests.support.command_lines import TRAIN_FLAGS, Flags, command_lines, parsed
 from tests.support.damage import damaged_bytes, damaged_json, damaged_state, damaged_table
 from tests.support.disk import copy_of, load_piece, put_file, put_manifest, read_json, saved, snapshot
 from tests.support.fuzz import check_all, fast_and_slow
 from tests.support.program import Answer, call
-from tests.support.runs import RENDERER, SeededEnv
+from tests.support.runs import RENDERER, SMALL_RUN, SeededEnv
 from tests.support.sweeps import sweep_of_seeds
 
 pytestmark = pytest.mark.usefixtures("programs")
@@ -49,7 +51,7 @@ SMALL = 64  # of sizes, so that a line that works takes little time
 class SizedEnv(SeededEnv):
     """A fake environment for every task of the suite, with the sizes that are asked for."""
 
-    def __init__(self, name: str, *, image_size: int, frame_stack: int, action_repeat: int, time_limit: int) -> None:
+    def __init__(self, name: str, *, image_size: int, frame_stack: int, **_: Any) -> None:
         resolve_task(name)
         super().__init__(ragged=True, image_size=image_size, frame_stack=frame_stack)
 
@@ -75,7 +77,19 @@ def programs(renderer: object) -> Iterator[None]:
         patch.setattr(Evaluation, "pictures", lambda self, frame: {"picture": np.zeros((8, 8, 3), np.uint8)})
         patch.setattr(Figure, "savefig", lambda self, file, **settings: None)
         patch.setattr(os, "fsync", lambda handle: None)
+        patch.setattr(checkpoint, "READ_AGAIN", 0)
+        for module in (utils, checkpoint, build):  # to ask the system takes a millisecond
+            patch.setattr(module, "free_memory", lambda: 10**10)
         yield
+
+
+@pytest.fixture(scope="module")
+def small_run(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with few tensors, as most of the time is spent on reading them."""
+    work_dir = tmp_path_factory.mktemp("small")
+    line = f"{SMALL_RUN} --num_skills 2 --hidden_depth 1 --discriminator_encoder shared --num_train_steps 20"
+    assert train.main(shlex.split(f"{line} --work_dir {work_dir} --run_name run")) == 0
+    return work_dir / "cartpole_swingup" / "run"
 
 
 @pytest.fixture
@@ -104,12 +118,12 @@ PLACES = ("good", *DAMAGED, "good/checkpoint", "good/config.json", "good/eval.cs
 
 
 @pytest.fixture(scope="module")
-def work(pretrained: Path, programs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(small_run: Path, programs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, damaged copies of it, and a sweep. Lines with "../.." stay within the folders around it."""
     place = tmp_path_factory.mktemp("work") / "a" / "b" / "c" / "work"
-    shutil.copytree(pretrained, place / "good")
+    shutil.copytree(small_run, place / "good")
     for name, pattern in DAMAGED.items():
-        (file,) = Path(shutil.copytree(pretrained, place / name)).glob(pattern)
+        (file,) = Path(shutil.copytree(small_run, place / name)).glob(pattern)
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     (place / "empty").mkdir()
     (place / "sweep").mkdir()
@@ -126,7 +140,7 @@ RUNS: Flags = {"resume": ["good", "cut"], "finetune_from": ["good"], "config": [
 FLAGS_OF: dict[str, Flags] = {
     "train": {**TRAIN_FLAGS, **RUNS},
     "evaluate": {
-        **{"skills": ["all", "best", "1", "3,0"], "episodes": ["1", "2"], "seed": ["7"], "video_size": ["32"]},
+        **{"skills": ["all", "best", "1", "1,0"], "episodes": ["1", "2"], "seed": ["7"], "video_size": ["32"]},
         **{"no_video": [], "save_trajectories": [], "skill_schedule": ["0:3,1:2", "random:2"], "device": ["cpu"]},
         **{"imitate": ["trajectory.npz", "good/config.json"], "out": ["out"]},
     },
@@ -178,6 +192,7 @@ def is_soon_over(words: Sequence[str]) -> bool:
 @pytest.mark.usefixtures("untrained")
 def test_any_command_line(program: str, examples: int, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
+    monkeypatch.setattr(plot, "draw_task", lambda *_: [])  # drawn in tests/test_plot_damaged.py
     around = work.parents[3]
     before = snapshot(around)
 
@@ -279,12 +294,63 @@ def check_damaged(program: str, run: Path, examples: int, lines: Sequence[str]) 
 
 @fast_and_slow()
 @pytest.mark.usefixtures("untrained")
-def test_train_from_a_damaged_run(examples: int, pretrained: Path) -> None:
-    ways = ("--resume {}", "--resume {} --num_train_steps 50", "--config {}/config.json", "--finetune_from {}")
-    check_damaged("train", pretrained, examples, ways)
+def test_train_from_a_damaged_run(examples: int, small_run: Path) -> None:
+    ways = ("--resume {}", "--resume {} --num_train_steps 30", "--config {}/config.json", "--finetune_from {}")
+    check_damaged("train", small_run, examples, ways)
 
 
 @fast_and_slow()
-def test_evaluate_a_damaged_run(examples: int, pretrained: Path) -> None:
-    ways = ("{}", "{}/checkpoint", "{}/checkpoint/{state}", "{} --skill_schedule 0:2", "{} --skills best")
-    check_damaged("evaluate", pretrained, examples, ways)
+def test_evaluate_a_damaged_run(examples: int, small_run: Path) -> None:
+    ways = ("{} --skills 1", "{}/checkpoint --skills 0", "{}/checkpoint/{state} --skills 1", "{} --skill_schedule 0:2")
+    check_damaged("evaluate", small_run, examples, ways)
+
+
+# -- files that cannot be read -----------------------------------------------------------------------------------------
+
+PLAY = "--no_video --device cpu --out {out}"
+READ = {  # how a program is called, and the files of the run that it reads then
+    "train --resume {run}": (
+        CONFIG_FILE,
+        "train.csv",
+        f"{FOLDER}/{MANIFEST}",
+        f"{FOLDER}/state_*",
+        f"{FOLDER}/replay_*",
+    ),
+    "train --finetune_from {run} --work_dir {out}": (CONFIG_FILE, f"{FOLDER}/{MANIFEST}", f"{FOLDER}/state_*"),
+    "train --config {run}/config.json --work_dir {out}": (CONFIG_FILE,),
+    f"evaluate {{run}} {PLAY}": (f"{FOLDER}/{MANIFEST}", f"{FOLDER}/state_*"),
+    f"evaluate {{run}}/checkpoint/{{file}} {PLAY}": (f"{FOLDER}/state_*",),
+    "plot {run} --out {out}": (CONFIG_FILE, "eval.csv", "skills.csv"),
+    "plot {run} --out {out} --reference {run}/{file}": ("train.csv",),
+}
+
+
+@pytest.mark.parametrize("kind", ["huge", "device"])
+@pytest.mark.parametrize(("line", "name"), [(line, name) for line, names in READ.items() for name in names])
+def test_a_file_without_end_is_refused(small_run: Path, tmp_path: Path, line: str, name: str, kind: str) -> None:
+    """It is neither read until the memory is full, nor for ever."""
+    with copy_of(small_run) as folder:
+        path = max(folder.glob(name))
+        if kind == "huge":
+            os.truncate(path, 1 << 40)
+        else:
+            path.unlink()
+            path.symlink_to("/dev/null")  # which ends, so that this test does too
+        program, *words = line.format(run=folder, file=path.name, out=tmp_path / "out").split()
+        answer = call(words, MAIN[program])
+        assert_one_line(program, answer)
+        reasons = ("File too large", "not a regular file", "neither a run's folder nor a checkpoint")
+        assert any(reason in answer.lines[-1] for reason in reasons)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["huge", "device"])
+def test_a_sweep_without_end_is_refused(tmp_path: Path, kind: str) -> None:
+    sweep_of_seeds(tmp_path).write()
+    path = tmp_path / SWEEP_FILE
+    if kind == "huge":
+        os.truncate(path, 1 << 40)
+    else:
+        path.unlink()
+        path.symlink_to("/dev/null")
+    assert_one_line("sweep", call(["--resume", str(tmp_path)], sweep.main))

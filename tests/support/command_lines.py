@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import get_origin
@@ -38,8 +39,9 @@ MAY_BE_NONE = {"time_limit", "preset", "device", "resume", "finetune_from", "fin
 TRAIN_FLAGS: Flags = {
     **{name: [text] for name, (_, text, _) in FLAGS.items()},
     **{name: ["0.5", "0"] for name in COEFFICIENTS},
-    **{"task": ["dmc_walker_run"], "framestack": ["2"], "device": ["cpu"], "num_train_frames": ["400"]},
-    **{"temperature": ["learned", "auto"], "run_name": ["a"], "finetune_skill": ["1"], "finetune_critic": ["scratch"]},
+    **{"task": ["dmc_walker_run"], "benchmark": ["planet"], "framestack": ["2"], "num_train_frames": ["400"]},
+    **{"temperature": ["learned", "auto"], "run_name": ["a"], "device": ["cpu"]},
+    **{"finetune_skill": ["1"], "finetune_critic": ["scratch"], "finetune_snapshot": ["0"]},
 }
 
 
@@ -74,6 +76,7 @@ def parsed(words: Sequence[str]) -> Config | None:
     if isinstance(answer.code, Config):
         assert answer.lines == []
         assert_within_limits(answer.code)
+        assert json.loads(json.dumps(dataclasses.asdict(answer.code)))["seed"] == answer.code.seed
         return answer.code
     assert answer.code == 2
     assert len(answer.lines) == 1

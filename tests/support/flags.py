@@ -90,7 +90,9 @@ BELOW_RANGE = {
     ),
     **dict.fromkeys(("discount", "extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff"), "-0.1"),
 }
-ABOVE_RANGE = {"discount": "1.01", "critic_tau": "1.01", "seed": str(2**64)}  # torch's generators take 64 bits
+ABOVE_RANGE = {
+    **{"discount": "1.01", "critic_tau": "1.01", "image_size": "4097", "hidden_depth": "1001", "seed": str(2**64)}
+}  # torch's generators take 64 bits
 
 DIAYN_COMMAND = (
     "--task dmc_walker_run --num_skills 10 --num_train_steps 1000000 --encoder_feature_dim 50 --lr 3e-4 "

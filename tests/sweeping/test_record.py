@@ -216,7 +216,7 @@ def test_frames_before_fine_tuning_do_not_count(tmp_path: Path) -> None:
     assert read_progress(tmp_path, Progress()).frame == 2000
 
 
-@pytest.mark.parametrize("row", ["1,\0\0,3", "1,1e,3", "1", "1,2,x"])
+@pytest.mark.parametrize("row", ["1,\0\0,3", "1,1e,3", "1", "1,2,x", "1,2,inf", "1,2,1e-320", f"1,{10**40},3"])
 def test_a_torn_row_leaves_the_progress_unchanged(row: str, tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(f"episode,step,fps\n{row}\n")
     before = Progress(7, 1.0)
