@@ -17,8 +17,8 @@ from logger import Episode
 from replay_buffer import NO_SKILL
 from video import VideoRecorder
 
-BYTES_PER_STEP = 200  # of a trace: an array, two numbers and their places in lists
 Actions = Literal["mode", "sampled", "uniform"]  # the policy's mode, samples of it, or uniformly random ones
+BYTES_PER_STEP = 200  # of a trace: an array, two numbers and their places in lists
 
 
 @dataclass

@@ -21,12 +21,11 @@ from config import (
     Role,
     check_value,
     flags_with,
-    make_config,
-    preset_settings,
     shown_value,
 )
 from errors import UserError
 from running.atomic_files import read_file
+from running.derivation import make_config, preset_settings
 from running.presets import BENCHMARKS, names_in
 
 CONFIG_FILE = "config.json"  # in a run's folder

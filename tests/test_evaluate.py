@@ -85,18 +85,36 @@ def test_chosen_skills_and_the_best(run_evaluate: RunEvaluate) -> None:
     all_rows = rows(run_evaluate("--no_video") / "skills.csv")
     returns = {row["skill_id"]: float(row["episode_extrinsic_reward"]) for row in all_rows}
     assert [row["skill_id"] for row in rows(run_evaluate("--no_video --skills 3,1") / "skills.csv")] == ["3", "1"]
-    (best,) = rows(run_evaluate("--no_video --skills best") / "skills.csv")
+    out = run_evaluate("--no_video --skills best")
+    (best,) = rows(out / "skills.csv")
     assert best["skill_id"] == max(returns, key=lambda skill: returns[skill])
 
 
-def test_the_best_skill_is_chosen_on_other_starts(run_evaluate: RunEvaluate, fake_envs: list[SeededEnv]) -> None:
-    """Otherwise its return would be overestimated."""
+def test_the_best_skill_is_chosen_on_other_starts(
+    run_evaluate: RunEvaluate, fake_envs: list[SeededEnv], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise its return would be overestimated. The frames of the choice are counted."""
     known = len(fake_envs)
-    run_evaluate("--no_video --skills best --episodes 3")
+    out = run_evaluate("--no_video --skills best --episodes 3")
     seeds = start_seeds_since(fake_envs, known)
     evaluated = np.random.SeedSequence(0).generate_state(3).tolist()
     assert len(seeds) == (4 + 1) * 3
     assert all(seeds.count(seed) == 1 for seed in evaluated), "only the best skill is played from these"
+    steps = sum(
+        len(played.actions)
+        for env in fake_envs[known:]
+        for played in env.played
+        if played.seed is not None and played.seed not in evaluated
+    )
+    ((best,), (summary,), choice) = (rows(out / f"{name}.csv") for name in ("skills", "summary", "choice"))
+    assert int(summary["frames_to_choose"]) == 3 * steps
+    assert summary["episode_extrinsic_reward"] == best["episode_extrinsic_reward"]
+    assert [row["skill_id"] for row in choice] == ["0", "1", "2", "3"]
+    assert best["skill_id"] == max(choice, key=lambda row: float(row["episode_extrinsic_reward"]))["skill_id"]
+    assert {row["episodes"] for row in choice} == {"3"}
+    value = float(best["episode_extrinsic_reward"])
+    text = f"best skill {best['skill_id']}: return {value:.1f} on 3 other starts, chosen in {3 * steps} frames"
+    assert text in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", ["", "--skill_schedule 1:2"])
@@ -168,6 +186,7 @@ def test_controls_play_as_much_from_the_same_starts(
     cells = str(longest // 2 + 1)
     assert [row["cells_visited"] for row in (trained, untrained, random)] == [cells] * 3
     assert f"cells visited in 8 episodes: trained {cells}, untrained {cells}, random {cells}" in capsys.readouterr().out
+    assert cv2.imread(str(out / "trajectories.png")) is not None
     assert abs(float(untrained["mutual_information_bound"])) < 0.1
     assert untrained["mutual_information_bound"] != trained["mutual_information_bound"]
     assert random["mutual_information_bound"] == random["discriminator_accuracy"] == ""

@@ -16,10 +16,10 @@ from hypothesis.strategies import SearchStrategy
 from matplotlib.figure import Figure
 
 import plot
-from config import make_config
 from evaluation import curves
 from running.columns import EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
 from running.csv_files import csv_lines, header
+from running.derivation import make_config
 from tests.support.damage import damaged_json, damaged_table
 from tests.support.fuzz import check_all, fast_and_slow
 from tests.support.paths import Mount

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from config import Config, make_config
+from config import Config
 from dmc import DMCEnv
 from envs.gym_env import GymPixelEnv
 from envs.make import make_environment
 from errors import UserError
+from running.derivation import make_config
 
 pytestmark = pytest.mark.usefixtures("renderer")
 
