@@ -431,10 +431,11 @@ def test_flags_that_are_refused(line: str, words: str, capsys: pytest.CaptureFix
     assert words in error
 
 
-@pytest.mark.parametrize("place", ["nowhere", "empty", "file", "pickle"])
+@pytest.mark.parametrize("place", ["nowhere", "empty", "file", "pickle", "loop"])
 @pytest.mark.usefixtures("fake_envs")
 def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_bytes(b"no checkpoint")
     torch.save({"flags": {}}, tmp_path / "pickle")
     assert evaluate.main([str(tmp_path / place), "--device", "cpu"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,3 +231,14 @@ def test_tests_do_not_import_tests() -> None:
             for name in imported(node):
                 assert not name.startswith(("test_", "conftest")), f"{path} imports {name}"
                 assert top(name) != "tests" or name.startswith("tests.support"), f"{path} imports {name}"
+
+
+def test_matplotlib_is_imported_in_one_module() -> None:
+    """That module first sets a backend: the user's, such as a notebook's, may be missing here."""
+    assert [module for module in FILES if "matplotlib" in map(top, imports(module))] == ["evaluation.figures"]
+
+
+def test_no_test_depends_on_the_speed_of_the_machine() -> None:
+    """A limit on the time of a child process is one that only a program that hangs exceeds."""
+    limits = {path.name: re.findall(r"\btimeout=(\w+)", path.read_text()) for path in ROOT.glob("tests/**/*.py")}
+    assert {name for found in limits.values() for name in found} <= {"PATIENCE", "timeout"}

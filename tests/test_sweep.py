@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -41,6 +42,7 @@ def python(code: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
+        ("", "a sweep needs values to combine: give flags of train.py; for a single run, use train.py"),
         ("--seed 1 2 1", "--seed names 1 twice"),
         ("--num_skills 10 -1", "--num_skills must be at least 0; got -1"),
         ("--lr 1e-3 0", "--lr must be above 0"),
@@ -107,6 +109,7 @@ def test_bad_input_is_answered_with_one_line(
         ("a\0b", "has a character that no name can have"),
         ("a\ud800b", "has a character that no name can have"),
         ("/closed/x", "Permission denied"),
+        ("/loop", "Not a directory"),
     ],
 )
 def test_a_work_dir_that_cannot_be_used(
@@ -119,14 +122,15 @@ def test_a_work_dir_that_cannot_be_used(
 ) -> None:
     """It is refused at once, before a task is checked or Ray is started."""
     (tmp_path / "closed").mkdir()
-    place = place.replace("/closed", str(tmp_path / "closed"))
+    (tmp_path / "loop").symlink_to("loop")
+    place = re.sub("^/(?=closed|loop)", f"{tmp_path}/", place)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")  # root may write anywhere
     monkeypatch.setattr("sweeping.plan.check_environments", pytest.fail)
     assert sweep.main(["--seed", "1", "--work_dir", place, *dry_run]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sweep.py: error: --work_dir ")
     assert reason in line
-    assert [path.name for path in tmp_path.rglob("*")] == ["closed"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["closed", "loop"]
 
 
 def test_a_damaged_record_is_answered_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

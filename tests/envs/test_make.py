@@ -61,6 +61,10 @@ def test_the_floor_of_a_walking_body() -> None:
             {"time_limit": 10**15, "replay_buffer_capacity": 10**15},
             r"--time_limit 1000000000000000: an episode of 250000000000000 agent steps needs at least [\d,]+",
         ),
+        (
+            {"time_limit": 20, "action_repeat": 10**9},
+            r"--env: an episode has 20 frames; give an --action_repeat of at most that",
+        ),
         ({"env": "lqr_lqr_2_1"}, r"--env lqr_lqr_2_1 has no time limit of its own; give --time_limit"),
         (
             {"action_repeat": 4, "replay_buffer_capacity": 249},

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +19,11 @@ from errors import RunError
 from replay_buffer import Batch, ReplayBuffer
 from running.checkpoint import FOLDER, Checkpoints
 from running.state import likely_cause, save_checkpoint
+from tests.support.damage import REMOVED, changed
 from tests.support.disk import copy_of, load_piece, put_file, saved, snapshot
 from tests.support.fuzz import fuzz
-from tests.support.labs import FINISHED_FILES, FINISHED_STEPS, Prepare, same
-from tests.support.program import assert_refused, can_open, resume
+from tests.support.labs import FINISHED_STEPS, Prepare, same
+from tests.support.program import assert_refused, resume
 
 # -- names in a checkpoint ---------------------------------------------------------------------------------------------
 
@@ -63,64 +63,6 @@ def test_the_names_in_a_state_stay(finished: Path) -> None:
 
 
 # -- crafted states ----------------------------------------------------------------------------------------------------
-
-REMOVED = object()
-ODD_VALUES: tuple[Any, ...] = (
-    *(REMOVED, None, True, 0, -1, 3, 2**63, 2**70, -(10**400), 0.5, 1e308, float("inf"), float("nan"), "", "text"),
-    *([], {}, (), [1], {"a": 1}, torch.zeros(0), torch.zeros(3, dtype=torch.float64), torch.zeros(2, 2, 2)),
-    *(torch.zeros(4, dtype=torch.uint8), torch.tensor(float("nan")), torch.tensor(-1), torch.tensor([[1 + 2j]])),
-)
-
-
-def leaves(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Return the paths to everything in a state; in long lists, to the first items only."""
-    if path:
-        yield path
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield from leaves(value, (*path, key))
-    elif isinstance(content, (list, tuple)):
-        for number, value in enumerate(content[:3]):
-            yield from leaves(value, (*path, number))
-
-
-def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """Return a copy with another value, or without a value, at one path."""
-    if not path:
-        return value
-    step, *rest = path
-    if isinstance(content, dict):
-        made = dict(content)
-        made[step] = changed(made[step], tuple(rest), value)
-        return {key: item for key, item in made.items() if item is not REMOVED}
-    items = list(content)
-    items[step] = changed(items[step], tuple(rest), value)
-    return type(content)(item for item in items if item is not REMOVED)
-
-
-def craft_and_resume(finished: Path, name: str, data: st.DataObject) -> None:
-    with copy_of(finished) as folder:
-        content = load_piece(folder / FOLDER / name)
-        # Every top-level entry is equally likely, whatever its size.
-        top = data.draw(st.sampled_from(sorted(content)))
-        paths = [path for path in leaves(content) if path[0] == top and "modules" not in path[3:]]
-        path = data.draw(st.sampled_from(paths) | st.sampled_from([path for path in paths if len(path) < 3]))
-        content = changed(content, path, data.draw(st.sampled_from(ODD_VALUES)))
-        put_file(folder, name, saved(content))
-        can_open(folder)
-
-
-@fuzz(35)
-@given(data=st.data())
-def test_crafted_state(finished: Path, data: st.DataObject) -> None:
-    """Its checksums fit, but a value is missing or of another kind: it is refused, or good enough to continue."""
-    craft_and_resume(finished, "state_4.pt", data)
-
-
-@fuzz(20)
-@given(name=st.sampled_from([name for name in FINISHED_FILES if name.startswith("replay")]), data=st.data())
-def test_crafted_replay(finished: Path, name: str, data: st.DataObject) -> None:
-    craft_and_resume(finished, name, data)
 
 
 def test_state_without_a_part(finished: Path) -> None:

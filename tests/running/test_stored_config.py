@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn
 
 import train
 from config import TYPES, Config
@@ -25,9 +23,9 @@ from running.stored_config import CONFIG_FILE, RESUMABLE, checked_config
 from tests.support.command_lines import command_lines, parsed
 from tests.support.disk import checkpoint_files, copy_of, read_json, snapshot
 from tests.support.flags import FLAGS
-from tests.support.fuzz import ODD_JSON, fuzz
+from tests.support.fuzz import fuzz
 from tests.support.labs import FINISHED_STEPS
-from tests.support.program import assert_refused, call, can_open, parse, resume
+from tests.support.program import assert_refused, call, parse, resume
 
 Template = Callable[[str], list[str]]
 
@@ -369,45 +367,7 @@ def test_deeply_nested_flag(finished: Path, name: str) -> None:
             assert_refused(resume(folder), CONFIG_FILE)
 
 
-@fuzz(25)
-@given(place=st.floats(0, 1), change=st.integers(1, 255))
-def test_random_byte_in_config(finished: Path, place: float, change: int) -> None:
-    with copy_of(finished) as folder:
-        data = bytearray((folder / CONFIG_FILE).read_bytes())
-        data[int((len(data) - 1) * place)] ^= change
-        (folder / CONFIG_FILE).write_bytes(data)
-        before = snapshot(folder)
-        if not can_open(folder):
-            assert snapshot(folder) == before
-
-
 # -- crafted files -----------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def crafted_configs(draw: DrawFn) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return a function that makes one or two things in a good config.json odd."""
-    flags = st.sampled_from(sorted(TYPES))
-    others = st.sampled_from(["versions", "resumed", "renderer", "device", "git_commit", "more"])
-    odd_flags = draw(st.just({}) | st.dictionaries(flags, ODD_JSON, min_size=1, max_size=1))
-    lacking = draw(st.just(set()) | st.sets(flags, min_size=1, max_size=1))
-    odd = draw(st.just({}) | st.dictionaries(others, ODD_JSON, min_size=1, max_size=1))
-
-    def make(good: dict[str, Any]) -> dict[str, Any]:
-        kept = {name: value for name, value in (good["flags"] | odd_flags).items() if name not in lacking}
-        return good | odd | {"flags": kept}
-
-    return make
-
-
-@fuzz(30)
-@given(craft=crafted_configs(), words=st.sampled_from(["", "--num_train_steps 40", "--num_train_frames 160"]))
-def test_crafted_config(finished: Path, craft: Callable[[dict[str, Any]], dict[str, Any]], words: str) -> None:
-    with copy_of(finished) as folder:
-        (folder / CONFIG_FILE).write_text(json.dumps(craft(read_json(folder / CONFIG_FILE))))
-        before = snapshot(folder)
-        if not can_open(folder, *shlex.split(words)):
-            assert snapshot(folder) == before
 
 
 @pytest.mark.parametrize("name", ["versions", "resumed"])
