@@ -178,6 +178,7 @@ def test_flags_beside_a_preset_win(given: dict[str, Any], repeat: int, batch_siz
         ({"finetune_snapshot": 0}, ("--finetune_snapshot", "--finetune_from")),
         ({"finetune_from": "a run", "num_skills": 3, "finetune_skill": "3"}, ("--finetune_skill", "2")),
         ({"finetune_from": "a run", "num_skills": 3, "finetune_skill": "-1"}, ("--finetune_skill",)),
+        ({"finetune_from": "a run", "num_skills": 3, "finetune_skill": "9" * 5000}, ("--finetune_skill",)),
     ],
 )
 def test_contradictions(given: dict[str, Any], named: tuple[str, ...]) -> None:

@@ -251,6 +251,13 @@ def test_a_template_gives_the_settings(pretrained: Path, capsys: pytest.CaptureF
         assert "--config" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("work_dir", ["a\0b", "\ud800"])
+def test_a_template_with_an_impossible_folder(template: Template, work_dir: str) -> None:
+    words = template("--num_skills 0")
+    set_flag(Path(words[1]).parent, "work_dir", work_dir)
+    assert_refused(call(words, train.parse_args), "--work_dir")
+
+
 def test_without_skills_the_rewards_are_derived_again(template: Template) -> None:
     paid = template("--num_skills 5 --diayn_intrinsic_reward_coeff 2 --extrinsic_reward_coeff 0.5")
     config = train.parse_args([*paid, "--num_skills", "0"])
