@@ -23,6 +23,7 @@ from running.atomic_files import output_folder, write_file
 from running.build import out_of_memory_is_an_error
 from running.columns import CHOICE_COLUMNS, DECILE_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS, SUMMARY_COLUMNS
 from running.names import folder_name, short_name
+from running.stored_config import CONFIG_FILE
 from utils import seed_sequence
 
 OF_SKILLS = frozenset(EVAL_SKILL_COLUMNS) - {"cells_visited"}  # measures that episodes without skills do not have
@@ -37,6 +38,8 @@ def run_evaluation(args: argparse.Namespace) -> None:
     loaded = load(args.run, args.device)
     run = loaded.label
     out = args.out or Path("evaluations", run.parent, short_name(f"{run.name}_{loaded.frame}"), output_name(args))
+    if (out / CONFIG_FILE).exists():
+        raise UserError(f"--out {out} is a run's folder, whose files would be replaced; name another")
     remedy = "try fewer --episodes, a smaller --video_size or another --device"
     with output_folder(out), out_of_memory_is_an_error("evaluating", remedy):
         if args.imitate is not None:

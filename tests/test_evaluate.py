@@ -333,6 +333,14 @@ def test_a_full_disk_leaves_the_old_files(run_evaluate: RunEvaluate, monkeypatch
     assert contents(out) == before
 
 
+def test_a_run_is_not_overwritten(pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own skills.csv has the name of the one that is written here."""
+    before = contents(pretrained)
+    assert evaluate.main([str(pretrained), "--device", "cpu", "--no_video", "--out", str(pretrained)]) == 2
+    assert f"--out {pretrained} is a run's folder" in capsys.readouterr().err
+    assert contents(pretrained) == before
+
+
 @pytest.mark.parametrize("line", ["", "--skill_schedule 0:3", "--skills best"])
 def test_a_folder_that_cannot_be_written_is_refused_before_playing(
     pretrained: Path, tmp_path: Path, fake_envs: list[SeededEnv], capsys: pytest.CaptureFixture[str], line: str

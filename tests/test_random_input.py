@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -143,7 +144,7 @@ FLAGS_OF: dict[str, Flags] = {
     "evaluate": {
         **{"skills": ["all", "best", "1", "1,0"], "episodes": ["1", "2"], "seed": ["7"], "video_size": ["32"]},
         **{"no_video": [], "save_trajectories": [], "skill_schedule": ["0:3,1:2", "random:2"], "device": ["cpu"]},
-        **{"imitate": ["trajectory.npz", "good/config.json"], "out": ["out"]},
+        **{"imitate": ["trajectory.npz", "good/config.json"], "out": ["out"], "controls": [], "sample": []},
     },
     "plot": {"out": ["out"], "reference": ["reference.csv", "good/eval.csv"]},
     "sweep": {
@@ -162,6 +163,18 @@ FIRST = {
     "plot": [],
     "sweep": [],
 }
+
+
+@pytest.mark.parametrize("program", MAIN)
+def test_no_flag_is_forgotten(
+    program: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")  # no line is broken
+    with pytest.raises(SystemExit, match="0"):
+        MAIN[program](["--help"])
+    described = set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.MULTILINE))
+    assert described
+    assert described <= FLAGS_OF[program].keys()
 
 
 @st.composite
