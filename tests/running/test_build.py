@@ -232,7 +232,7 @@ def test_the_memory_needed_is_no_overestimate() -> None:
     needed = memory_needed(config, (9, 84, 84), 250)
     trained = sum(parameter.nbytes for module in agent.modules().values() for parameter in module.parameters())
     made = 4 * trained + sum(parameter.nbytes for parameter in agent.critic_target.parameters())
-    assert 0.5 * made < needed["--hidden_dim 1024"] + needed["--num_skills 1000"] < made
+    assert 0.25 * made < needed["--hidden_dim 1024"] + needed["--num_skills 1000"] < made
     batch = 128 * 9 * 84 * 84
     assert needed["--batch_size 128"] > 2 * batch  # the observations and the next ones
 
