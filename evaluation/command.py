@@ -38,10 +38,10 @@ def run_evaluation(args: argparse.Namespace) -> None:
     loaded = load(args.run, args.device)
     run = loaded.label
     out = args.out or Path("evaluations", run.parent, short_name(f"{run.name}_{loaded.frame}"), output_name(args))
-    if (out / CONFIG_FILE).exists():
-        raise UserError(f"--out {out} is a run's folder, whose files would be replaced; name another")
     remedy = "try fewer --episodes, a smaller --video_size or another --device"
     with output_folder(out), out_of_memory_is_an_error("evaluating", remedy):
+        if (out / CONFIG_FILE).exists():
+            raise UserError(f"--out {out} is a run's folder, whose files would be replaced; name another")
         if args.imitate is not None:
             imitate(loaded, args, out)
         elif args.skill_schedule is not None:

@@ -263,7 +263,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
             super().__init__(*args, **settings)
             made.append(self)
 
-    monkeypatch.setattr(plot, "Figure", Kept)
+    monkeypatch.setattr(curves, "Figure", Kept)
     return made
 
 
