@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import benchmark
-from benchmarks import parts
 from tests.support.program import Answer, call
 from tests.support.runs import RENDERER
 
@@ -18,7 +17,7 @@ ROW = {"case": "fake", "variant": "ours", "median_ms": 1.0, "low_ms": 0.5, "high
 
 
 @pytest.fixture(autouse=True)
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def measured(renderer: object, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The benchmarks that ran, of which none measures anything."""
     ran: list[Any] = []
 
@@ -27,7 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         yield ROW
 
     monkeypatch.setattr(benchmark, "choose_renderer", lambda: RENDERER)
-    monkeypatch.setattr(parts, "bench_update", bench)
+    monkeypatch.setattr("benchmarks.parts.bench_update", bench)
     return ran
 
 
@@ -77,7 +76,7 @@ def test_an_end_within_a_benchmark(
     def fail(args: Any) -> Iterator[dict[str, Any]]:
         raise error
 
-    monkeypatch.setattr(parts, "bench_update", fail)
+    monkeypatch.setattr("benchmarks.parts.bench_update", fail)
     answer = run("--out", str(tmp_path / "new" / "results.json"))
     assert (answer.code, len(answer.lines)) == (code, 1)
     assert not any(tmp_path.iterdir())

@@ -137,7 +137,7 @@ def test_evaluations_leave_nothing_behind(tmp_path: Path, workers: int) -> None:
             evaluation = evaluate_skills(agent, eval_envs, names, [5], video_folder=folder, **settings)
             assert len(evaluation.videos) == 3
             gc.collect()
-            environments = sum(isinstance(found, gymnasium.Env) for found in gc.get_objects())
+            environments = sum(issubclass(type(found), gymnasium.Env) for found in gc.get_objects())
             children = len(process.children(recursive=True))
             counts.append((process.num_fds(), children, threading.active_count(), environments))
     assert counts[1:] == [counts[1]] * 3

@@ -467,7 +467,7 @@ def test_an_evaluation_leaves_no_figures(prepare: Prepare) -> None:
     """Python by itself would collect their cycles of objects only after dozens of evaluations."""
     gc.collect()
     prepare("--eval_frequency 10").play()
-    assert not [found for found in gc.get_objects() if isinstance(found, Figure)]
+    assert not [found for found in gc.get_objects() if type(found) is Figure]
 
 
 def test_other_errors_of_an_update_are_raised(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
