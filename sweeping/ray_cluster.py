@@ -26,6 +26,7 @@ from running.stored_config import CONFIG_FILE
 from sweeping.record import Sweep, Trial
 
 PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
+ANSWER_WITHIN = 30.0  # seconds, of a Ray cluster
 OBJECT_STORE_BYTES = 100_000_000  # of a Ray on this machine alone; exit codes take no room
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")  # LP: llvmpipe
 FILE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -86,6 +87,8 @@ def connect(sweep: Sweep, address: str | None) -> Iterator[Cluster]:
     if address is None:
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
+        if address is not None:
+            check_answer(address)
         ray.init(address=address or "local", **settings)
         nodes = ray.nodes()
     except Exception as error:  # Ray raises many types, Exception itself among them
@@ -98,6 +101,13 @@ def connect(sweep: Sweep, address: str | None) -> Iterator[Cluster]:
         yield Cluster(sweep, resources(sweep, nodes))
     finally:
         ray.shutdown()
+
+
+def check_answer(address: str) -> None:
+    """Raise OSError if nothing answers at an address HOST:PORT. Ray would try for more than ten minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN).close()
 
 
 def start_remedy(error: Exception) -> str:

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,13 +102,28 @@ def test_ray_that_cannot_be_started(
         raise error
 
     monkeypatch.setattr(ray, "init", fail)
-    for address, words in ((None, "Ray can't be started on this machine: "), ("a:1", "--address a:1: no Ray cluster")):
+    for address, words in (
+        (None, "Ray can't be started on this machine: "),
+        ("x", "--address x: no Ray cluster"),
+    ):
         with pytest.raises(UserError) as caught, connect(sweep_of_seeds(tmp_path), address):
             pass
         message = str(caught.value)
         assert message.startswith(words)
         assert expected in message or address is not None
         assert "\n" not in message
+
+
+def test_an_address_at_which_nothing_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray is not asked, as it would try for a long time."""
+    monkeypatch.setattr(ray, "init", pytest.fail)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:many"):
+            message = f"--address {address}: no Ray cluster answers .*; start one with ray start"
+            with pytest.raises(UserError, match=message), connect(sweep_of_seeds(tmp_path), address):
+                pass
 
 
 @pytest.mark.slow
