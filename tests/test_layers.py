@@ -38,7 +38,7 @@ LAYERS = (
     ("running.build", "running.state"),
     ("running.start", "running.loop"),
     ("evaluation.load",),
-    ("evaluation.compose", "evaluation.imitate", "evaluation.tables"),
+    ("evaluation.compose", "evaluation.imitate", "evaluation.tables", "evaluation.refit"),
     ("evaluation.command",),
     ("sweeping.record",),
     ("sweeping.view", "sweeping.ray_cluster", "sweeping.plan"),
