@@ -32,7 +32,7 @@ from utils import free_memory, make_adam, minimize, seed_everything, seed_sequen
 FEWEST = 3  # episodes of a skill: one each for training, validation and test
 VALIDATION_SHARE, TEST_SHARE = 0.2, 0.3  # of the starts; the others are for training
 LR = 1e-3
-UPDATES = {"pixels": 600, "states": 3000}  # of a discriminator
+UPDATES = {"pixels": 1500, "states": 3000}  # of a discriminator
 BATCH_SIZE = {"pixels": 64, "states": 256}
 CHECKS = 20  # times that a discriminator is validated while it is trained; the best one is tested
 VALIDATED = 1000  # steps on which it is, evenly spread
