@@ -128,7 +128,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
     if args.refit:
         rows = refit_discriminators(loaded, args.refit, args.seed, actions, controls=args.controls)
         write_table(out / "refit.csv", rows, REFIT_COLUMNS, loaded.frame)
-        print_table(rows, REFIT_COLUMNS)
+        print_table(rows, [name for name in REFIT_COLUMNS if name != "step"])
 
 
 def parse_skills(text: str, known: list[int]) -> list[int]:
