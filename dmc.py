@@ -88,6 +88,9 @@ class DMCEnv(PixelEnv):
         self._frame_limit = self._env._step_limit if time_limit is None else time_limit  # may be infinity
         self._camera_id = (2 if domain == "quadruped" else 0) if camera is None else camera
         self.cell_grid = GRIDS.get(domain)
+        model = self._env.physics.model
+        free = (model.jnt_type == mujoco.wrapper.mjbindings.enums.mjtJoint.mjJNT_HINGE) & (model.jnt_limited == 0)
+        self.angles = model.jnt_qposadr[free].tolist()
         self._cameras: dict[tuple[int, int], Any] = {}
         spec = self._env.action_spec()
         bounded = (spec.minimum > -UNBOUNDED) & (spec.maximum < UNBOUNDED)

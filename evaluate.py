@@ -1,6 +1,6 @@
 """Play what a run has learned: its skills, one by one or composed, with videos, numbers and trajectories.
 
-python evaluate.py RUN [--skills all|best|3,7] [--episodes 3] [--controls] [--save_trajectories]
+python evaluate.py RUN [--skills all|best|3,7] [--episodes 3] [--controls] [--refit 10] [--save_trajectories]
 python evaluate.py RUN --skill_schedule 3:100,7:100
 python evaluate.py RUN --imitate trajectory.npz
 
@@ -24,8 +24,8 @@ from running.signals import StopRequest
 
 LARGEST_PICTURE = 4096  # pixels, as of --image_size
 UNREAD = {  # flags that have no effect beside another
-    "imitate": ("save_trajectories", "skills", "episodes", "sample", "controls"),
-    "skill_schedule": ("save_trajectories", "skills", "sample", "controls"),
+    "imitate": ("save_trajectories", "skills", "episodes", "sample", "controls", "refit"),
+    "skill_schedule": ("save_trajectories", "skills", "sample", "controls", "refit"),
 }
 
 
@@ -65,6 +65,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no_video", action="store_true", help="write no videos")
     add("--sample", action="store_true", help="play actions drawn from the policy instead of the deterministic ones")
     add("--controls", action="store_true", help="also play random actions and the untrained agent, for comparison")
+    add(
+        "--refit",
+        type=_refit,
+        default=0,
+        metavar="N",
+        help="train new discriminators on N other episodes of each skill",
+    )
     add("--save_trajectories", action="store_true", help="write an .npz for each episode of --skills")
     add("--skill_schedule", metavar="3:100,7:100|random:100", help="skills and their agent steps, repeated")
     add("--imitate", type=Path, metavar="NPZ", help="find the skill that explains the frames of a trajectory best")
@@ -74,6 +81,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.imitate is not None and args.skill_schedule is not None:
         parser.error("--imitate and --skill_schedule exclude each other; give one of them")
+    if args.refit and args.skills != "all":
+        parser.error("--refit plays all skills; leave out --skills")
     for mode, unread in UNREAD.items():
         for flag in unread:
             if getattr(args, mode) is not None and getattr(args, flag) != parser.get_default(flag):
@@ -97,6 +106,13 @@ def _positive(text: str, most: int = 999_999) -> int:
 
 def _pixels(text: str) -> int:
     return _positive(text, LARGEST_PICTURE)
+
+
+def _refit(text: str) -> int:
+    number = _positive(text)
+    if number < 3:
+        raise argparse.ArgumentTypeError(f"must be at least 3, for training, choice and test; got {text}")
+    return number
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ def check_logs(folder: Path, *, with_skills: bool, tensorboard: bool, logs: Mapp
 
 def _recorded_columns(logs: Mapping[str, Any] | None, with_skills: bool) -> dict[str, Sequence[str]]:
     """Return the columns that each CSV file had at a Logger's `state_dict`. Older versions did not record them."""
-    recorded = (logs or {}).get("columns", {})
-    return {name: recorded.get(name, former) for name, former in former_columns(with_skills).items()}
+    recorded = former_columns(with_skills) | (logs or {}).get("columns", {})
+    return {name: recorded.get(name, columns) for name, columns in csv_columns(with_skills).items()}
 
 
 class Meters:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -43,6 +43,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
     observation_space: gymnasium.spaces.Box
     action_space: gymnasium.spaces.Box
     cell_grid: CellGrid | None = None  # in which coverage is counted
+    angles: Sequence[int] = ()  # entries of the state of the physics that are angles without limits
 
     def __init__(
         self,

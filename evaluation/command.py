@@ -17,11 +17,19 @@ from evaluation.compose import play_schedule
 from evaluation.imitate import read_trajectory, record_imitation, skill_likelihoods
 from evaluation.load import LoadedRun, check_skill, load
 from evaluation.play import Actions, Start, best_skill, skill_name, start_seeds
+from evaluation.refit import check_memory, refit
 from evaluation.tables import decile_rows, print_bound, print_coverage, print_table, summary_row, write_table
 from logger import Row, encode_png
 from running.atomic_files import output_folder, write_file
 from running.build import out_of_memory_is_an_error
-from running.columns import CHOICE_COLUMNS, DECILE_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS, SUMMARY_COLUMNS
+from running.columns import (
+    CHOICE_COLUMNS,
+    DECILE_COLUMNS,
+    EVAL_SKILL_COLUMNS,
+    REFIT_COLUMNS,
+    SKILL_COLUMNS,
+    SUMMARY_COLUMNS,
+)
 from running.names import folder_name, short_name
 from running.stored_config import CONFIG_FILE
 from utils import seed_sequence
@@ -76,6 +84,10 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
     If all skills of several are played, also write the pictures that training writes.
     """
     actions: Actions = "sampled" if args.sample else "mode"
+    if args.refit:
+        if not isinstance(loaded.agent, DIAYNAgent):
+            raise UserError(f"--refit: {loaded.label} has no discriminator; name a run with skills")
+        check_memory(loaded, args.refit)
     skills, choice = parse_skills(args.skills, loaded.agent.skills()), None
     if args.skills == "best" and len(skills) > 1:
         # Choose on starts other than those it is evaluated on, which would flatter the best skill.
@@ -116,6 +128,10 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
         for start in evaluation.starts:
             path = out / f"trajectory_{skill_name(start.skill)}_{start.seed}.npz"
             save_trajectory(path, start, loaded.config.env)
+    if args.refit:
+        rows = refit_discriminators(loaded, args.refit, args.seed, actions, controls=args.controls)
+        write_table(out / "refit.csv", rows, REFIT_COLUMNS, loaded.frame)
+        print_table(rows, [name for name in REFIT_COLUMNS if name != "step"])
 
 
 def parse_skills(text: str, known: list[int]) -> list[int]:
@@ -167,6 +183,17 @@ def play_controls(loaded: LoadedRun, skills: Sequence[int], seeds: Sequence[int]
         complete = policy == "untrained" and 1 < len(skills) == loaded.config.num_skills
         row = {**summary_row(policy, evaluation, complete), "step": 0}
         rows.append({name: value for name, value in row.items() if policy != "random" or name not in OF_SKILLS})
+    return rows
+
+
+def refit_discriminators(loaded: LoadedRun, episodes: int, seed: int, actions: Actions, *, controls: bool) -> list[Row]:
+    """Return the rows of refit.csv for the agent and, with `controls`, for the untrained one."""
+    rows: list[Row] = []
+    for policy in ("trained", "untrained") if controls else ("trained",):
+        agent = loaded.agent if policy == "trained" else loaded.untrained_agent()
+        assert isinstance(agent, DIAYNAgent)
+        step = {} if policy == "trained" else {"step": 0}
+        rows += ({"policy": policy, **step, **row} for row in refit(loaded, agent, episodes, seed, actions))
     return rows
 
 

@@ -39,6 +39,7 @@ class LoadedRun:
     fps: float  # frames per second of a video that plays in the task's time
     max_episode_steps: int  # agent steps
     cell_grid: CellGrid | None  # in which coverage is counted
+    angles: Sequence[int]  # entries of the state of the physics that are angles without limits
 
     def open_eval_envs(self, episodes: int) -> AbstractContextManager[EvalEnvs]:
         """Return the environments in which `episodes` episodes can be played, as a context manager."""
@@ -95,6 +96,7 @@ def load(place: Path, device: str | None) -> LoadedRun:
             fps=env.metadata["render_fps"],
             max_episode_steps=env.max_episode_steps or 1,
             cell_grid=env.cell_grid,
+            angles=env.angles,
         )
     except CheckpointError as error:
         raise UserError(str(error)) from error

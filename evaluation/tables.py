@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,9 +21,15 @@ def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: 
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Print rows without the columns that are empty."""
-    table = pd.DataFrame(rows, columns=list(columns)).dropna(axis=1, how="all")
-    print(table.to_string(index=False, float_format="%.3f"))
+    """Print rows without the columns that are empty. Cells that are empty have a dash."""
+    used = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    print(pd.DataFrame([{name: _shown(row.get(name)) for name in used} for row in rows]).to_string(index=False))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def decile_rows(evaluation: Evaluation) -> list[Row]:

@@ -28,6 +28,10 @@ SKILL_COLUMNS = (
     *("cells_visited", "displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
 )
 CHOICE_COLUMNS = ("step", "skill_id", "episodes", "episode_extrinsic_reward")
+REFIT_COLUMNS = (
+    *("policy", "step", "discriminator", "episodes_train", "episodes_validation", "episodes_test", "updates"),
+    *("mutual_information_bound", "discriminator_accuracy"),
+)
 SUMMARY_COLUMNS = (
     *("policy", "step", "skills", "episodes", "frames_to_choose", "episode_extrinsic_reward"),
     *EVAL_SKILL_COLUMNS,

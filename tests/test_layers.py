@@ -42,7 +42,7 @@ LAYERS = (
     ("running.snapshots",),
     ("running.start", "running.loop"),
     ("evaluation.load",),
-    ("evaluation.compose", "evaluation.imitate", "evaluation.tables"),
+    ("evaluation.compose", "evaluation.imitate", "evaluation.tables", "evaluation.refit"),
     ("evaluation.command", "evaluation.curves"),
     ("sweeping.record",),
     ("sweeping.view", "sweeping.ray_cluster", "sweeping.plan"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import LogError
+from errors import LogError, UserError
 from running.checkpoint import FOLDER, Checkpoints
 from running.columns import csv_columns, former_columns
 from running.csv_files import CsvFile, continue_file, csv_lines, header, read_beginning
@@ -94,6 +94,23 @@ def make_older(folder: Path) -> None:
         state["logs"]["position"][name] = len(csv_lines([header(columns), *cells[:kept]], columns, name))
         path.write_bytes(csv_lines([header(columns), *cells], columns, name))
     checkpoints.write(checkpoints.step, state, {}, end=checkpoints.saved_frames)
+
+
+def test_a_run_of_the_version_before_that_is_refused_is_not_changed(start: Start) -> None:
+    """All files are looked at before the first one is rewritten."""
+    run = start()
+    stop_at(run, 40)
+    played(run).close()
+    make_older(run.folder)
+    skills = run.folder / "skills.csv"
+    whole = skills.read_bytes()
+    skills.write_bytes(whole.replace(b"accuracy_at_start", b"another"))
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"skills\.csv has other columns"):
+        start(resume=run.folder)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+    skills.write_bytes(whole)
+    assert "effective_skills" in tables(played(start(resume=run.folder)))["eval"][0]
 
 
 def test_a_run_of_the_version_before_is_resumed(start: Start, tmp_path: Path) -> None:

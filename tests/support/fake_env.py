@@ -26,6 +26,7 @@ class FakePixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20.0}  # noqa: RUF012
     render_mode = "rgb_array"
     cell_grid = None
+    angles = ()
 
     def __init__(
         self,
