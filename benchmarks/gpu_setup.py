@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from config import make_config
 from drq import DrQAgent
 from running.build import make_agent
+from running.derivation import make_config
 
 Measured = dict[str, Any]  # what a check returns: figures for the report
 
@@ -24,7 +24,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "DrQ": {"num_skills": 0},
     "DIAYN, shared convolutions": {**SKILLS, "discriminator_encoder": "shared"},
     "DIAYN, separate convolutions": {**SKILLS, "discriminator_encoder": "separate"},
-    "DIAYN, one-hot skills": {**SKILLS, "skill_embedding_dim": 0},
+    "DIAYN, one-hot skills": {**SKILLS, "skill_embedding_dim": 0, "intrinsic_reward_from": "before"},
 }
 
 assert_equal = partial(torch.testing.assert_close, rtol=0.0, atol=0.0)  # to the bit

@@ -12,10 +12,10 @@ from benchmarks.contest import machine as describe
 from benchmarks.contest import milliseconds
 from benchmarks.gpu_setup import ACTION_DIM, NUM_SKILLS, SKILLS, Measured, Setup, require
 from benchmarks.parts import bench_loop, bench_replay, bench_update, filled_buffers, make_ours
-from config import make_config
 from dmc import DMCEnv
 from envs.renderer import choose_renderer
 from running.build import cuda_headroom
+from running.derivation import make_config
 from tests.support.oracle import random_batch
 
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.used", "--format=csv,noheader")
