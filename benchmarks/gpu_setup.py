@@ -151,4 +151,5 @@ def named(case: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise AssertionError(f"{case}: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+        raise AssertionError(f"{case}: {kind}{error}") from error
