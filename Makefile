@@ -26,7 +26,7 @@ export MUJOCO_GL
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train demo test lint bench setup venv libraries clean
+.PHONY: help train demo test lint bench gpu-check setup venv libraries clean
 
 help:
 	@echo 'make train [ARGS="--env walker_walk"]  set up, then train DrQ + DIAYN; ARGS are flags of train.py'
@@ -34,6 +34,7 @@ help:
 	@echo 'make test  [ARGS="-k replay"]          set up, then run the tests, a process for each core; ARGS are flags of pytest'
 	@echo 'make lint                              check style and types'
 	@echo 'make bench [ARGS="..."]                set up, then run benchmark.py'
+	@echo 'make gpu-check                         set up, then check a CUDA device in 9 minutes: yes or no, and gpu.json'
 	@echo 'make setup                             only set up: .venv, and a software renderer where none works'
 	@echo 'make clean                             remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 beside the first of these names the Python that .venv is built with.'
@@ -54,6 +55,9 @@ lint: $(VENV)/dev-installed
 
 bench: setup
 	$(PY) benchmark.py $(ARGS)
+
+gpu-check: setup $(VENV)/dev-installed
+	$(PY) -m benchmarks.gpu_check --out gpu.json $(ARGS)
 
 setup: venv libraries
 

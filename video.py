@@ -16,7 +16,6 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 import cv2
-import imageio_ffmpeg
 import numpy as np
 
 VIDEO_SIZE = 256  # height and width of a recorded frame, pixels
@@ -190,6 +189,8 @@ def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
 
 
 def _open_writer(path: Path, shape: tuple[int, ...], fps: float) -> subprocess.Popen[bytes]:
+    import imageio_ffmpeg  # a run without videos needs no encoder
+
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"),

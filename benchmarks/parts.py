@@ -80,18 +80,18 @@ def ieee_products() -> Iterator[None]:
     usual = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default, flags() disables cuDNN
             yield
     finally:
         torch.set_float32_matmul_precision(usual)
 
 
 def gradient_gap(args: argparse.Namespace) -> float:
-    """Return the largest relative distance between a tensor's gradient in ours and in the baseline.
+    """Return the largest relative distance between a loss, or a tensor's gradient, in ours and in the baseline.
 
     Weights and views are the same, and steps too small to change a weight. Critic and discriminator are compared in an
     odd update, the actor in an even one, whose later losses also reach the baseline's critic. TF32 is off: its rounding
-    in one of the two alone would look like a difference.
+    in one of the two alone would look like a difference. Losses below 0.1 are compared as if they were 0.1.
     """
     still: dict[str, Any] = {"lr": 1e-30, "lr_discriminator": 1e-30}
     views = make_ours(args, cuda_graphs=False).make_views(filled_buffers(args)[0].sample(32))
@@ -100,8 +100,8 @@ def gradient_gap(args: argparse.Namespace) -> float:
         for parity, networks in ((1, ("critic", "discriminator")), (0, ("actor",))):
             agent, oracle = make_ours(args, cuda_graphs=False, **still), make_oracle(args, **still)
             agent.num_updates = oracle.num_updates = parity
-            agent.learn(views)
-            oracle.learn(views)
+            metrics, expected = agent.learn(views), oracle.learn(views)
+            gaps += [abs(float(metrics[name]) - value) / max(abs(value), 0.1) for name, value in expected.items()]
             for network in agent.modules().keys() & networks:
                 plain = dict(getattr(oracle, network).named_parameters())
                 for name, parameter in agent.modules()[network].named_parameters():
@@ -120,9 +120,9 @@ def bench_update(args: argparse.Namespace) -> Iterator[Row]:
     Sampling is included, and passing the metrics to the logger.
     """
     gap = gradient_gap(args)
-    print(f"largest relative difference between a gradient of ours and the baseline's: {gap:.1e}")
+    print(f"largest relative difference between a loss or gradient of ours and the baseline's: {gap:.1e}")
     if gap > 1e-2:
-        raise SystemExit("the gradients do not agree; the timings would compare different computations")
+        raise SystemExit("losses or gradients do not agree; the timings would compare different computations")
     ours, plain = filled_buffers(args)
     shift, fast_crop = RandomShift(4, torch.Generator(args.device).manual_seed(0)), make_oracle(args)
     fast_crop.augment.forward = lambda images: shift(images).contiguous()  # type: ignore[method-assign]
@@ -193,7 +193,7 @@ def bench_eval(args: argparse.Namespace) -> Iterator[Row]:
         envs.close()
 
 
-def bench_loop(args: argparse.Namespace) -> Iterator[Row]:
+def bench_loop(args: argparse.Namespace, run_steps: int = 375) -> Iterator[Row]:
     """Time a step of the whole loop on the real task, ours and the baseline's; then the parts of a short run."""
     env, plain_env = DMCEnv(args.env, action_repeat=4), DMCEnv(args.env, action_repeat=4)
     action_dim, batch_size = env.action_space.shape[0], args.batch_size[0]
@@ -235,14 +235,15 @@ def bench_loop(args: argparse.Namespace) -> Iterator[Row]:
         "our environment alone": partial(env.step, np.zeros(action_dim, np.float32)),
     }
     yield from contest(args, f"{args.env}, batch {batch_size}", variants)
-    flags = {"env": args.env, "action_repeat": 8, "num_skills": 4, "num_train_steps": 375, "num_seed_steps": 125}
-    flags |= {"batch_size": batch_size, "eval_frequency": 0, "log_frequency_step": 250, "device": args.device}
+    flags = {"env": args.env, "action_repeat": 8, "num_skills": 4, "num_train_steps": run_steps}
+    flags |= {"num_seed_steps": run_steps // 3, "batch_size": batch_size, "eval_frequency": 0}
+    flags |= {"log_frequency_step": 250, "device": args.device}
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(make_config({**flags, "work_dir": folder}), args.renderer)
-        step = milliseconds(partial(train, run), args.device) / 375
+        step = milliseconds(partial(train, run), args.device) / run_steps
         shares = sorted(run.time_shares().items(), key=lambda item: -item[1])
         run.close()
-    for row in rows("shares of a real run", {"one run, 375 steps": [step]}):
+    for row in rows("shares of a real run", {f"one run, {run_steps} steps": [step]}):
         yield {**row, "remarks": ", ".join(f"{part} {share:.1%}" for part, share in shares)}
 
 

@@ -49,6 +49,9 @@ LAYERS = (
     ("sweeping.driver",),
     ("benchmarks.contest",),
     ("benchmarks.parts",),
+    ("benchmarks.gpu_setup",),
+    ("benchmarks.gpu_numbers", "benchmarks.gpu_runs", "benchmarks.gpu_speed"),
+    ("benchmarks.gpu_check",),
     ("train", "evaluate", "plot", "sweep", "benchmark"),
 )
 COMMANDS = LAYERS[-1]
@@ -72,6 +75,7 @@ DEFERRED = {
     "sweep": {"sweeping.driver"},
     "sweeping.plan": {"envs.make", "replay_buffer", "running.snapshots"},
     "train": {"running.loop", "running.start"},
+    "video": {"imageio_ffmpeg"},
 }
 OF_THE_METHOD = ("networks", "augmentations", "drq", "diayn")
 NOT_FOR_AGENTS = {

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -276,6 +277,20 @@ def test_missing_ffmpeg_gives_a_warning(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no_such_program"))
+    recorder = VideoRecorder(tmp_path, FPS)
+    recorder.start("a")
+    recorder.record(plain(TEAL))
+    recorder.record(plain(TEAL))
+    assert recorder.stop() is None
+    assert warned(capfd, "a.mp4")
+    assert names(tmp_path) == []
+
+
+def test_missing_encoder_gives_a_warning(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Videos need the package imageio-ffmpeg; a run without videos does not."""
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     recorder = VideoRecorder(tmp_path, FPS)
     recorder.start("a")
     recorder.record(plain(TEAL))
