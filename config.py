@@ -161,6 +161,12 @@ class Config:
         Role.DIAYN,
         choices=("shared", "separate"),
     )
+    discriminator_window: int = diayn(
+        None,
+        "newest transitions that the discriminator learns from, in a batch of its own",
+        low=1,
+        derived="it learns from the batch of the critic",
+    )
     intrinsic_reward_from: str = diayn(
         "after",
         "discriminator that gives the intrinsic reward: after its step on the batch, or before, without another pass",

@@ -132,15 +132,26 @@ class DIAYNAgent(DrQAgent):
 
     # -- learning -------------------------------------------------------------------------------------------------
 
+    def make_views(self, batch: Batch, recent: Batch | None = None) -> Views:
+        """Augment a batch as DrQ does and, if the discriminator gets a batch of its own, `recent`, its next_obs."""
+        views = super().make_views(batch)
+        return views if recent is None else views._replace(recent=(self.augment(recent.next_obs), recent.skill))
+
     def rewards(self, views: Views, next_features: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """Update the discriminator on the first view of next_obs, and add the intrinsic reward of the same view."""
+        """Update the discriminator, and add the intrinsic reward of the first view of next_obs.
+
+        The discriminator learns from the same view, or from `views.recent` if that is not empty.
+        """
         rows = len(views.reward)
-        next_obs, features = views.next_obs[:rows], next_features[:rows]
-        logits = self.classify(next_obs, features)
-        metrics = self.update_discriminator(logits, views.skill)
+        rewarded = views.next_obs[:rows], next_features[:rows]
+        learned, skill = ((views.recent[0], None), views.recent[1]) if views.recent else (rewarded, views.skill)
+        before, logits = None, self.classify(*learned)
         with torch.no_grad():
-            if self.intrinsic_reward_from == "after":
-                logits = self.classify(next_obs, features)
+            if self.intrinsic_reward_from == "before":
+                before = self.classify(*rewarded) if views.recent else logits
+        metrics = self.update_discriminator(logits, skill)
+        with torch.no_grad():
+            logits = self.classify(*rewarded) if before is None else before
             intrinsic_reward = self.intrinsic_reward(logits, views.skill)
         metrics["intrinsic_reward"] = intrinsic_reward.mean()
         return self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic_reward, metrics

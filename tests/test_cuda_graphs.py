@@ -84,6 +84,19 @@ def test_updates_from_graphs_equal_direct_updates(
     assert_equal(learned(graphed), learned(direct), device)
 
 
+@pytest.mark.parametrize("intrinsic_reward_from", ["before", "after"])
+@pytest.mark.parametrize("discriminator_encoder", ["shared", "separate"])
+def test_updates_with_a_batch_for_the_discriminator(
+    discriminator_encoder: str, intrinsic_reward_from: str, device: str
+) -> None:
+    settings = {"discriminator_encoder": discriminator_encoder, "intrinsic_reward_from": intrinsic_reward_from}
+    direct, graphed = (make_agent(4, graphs=graphs, device=device, **settings) for graphs in (False, True))
+    for update in range(4):
+        batch, recent = (random_batch(num_skills=4, seed=seed, device=device) for seed in (update, 10 + update))
+        assert_equal(graphed.update(batch, recent), direct.update(batch, recent), device)
+    assert_equal(learned(graphed), learned(direct), device)
+
+
 def test_actions_and_assessments_from_graphs_equal_direct_ones(device: str) -> None:
     """Also between updates, and for numbers of rows that change."""
     direct, graphed = (

@@ -145,6 +145,34 @@ def test_reward_from_before_the_discriminators_step(
     assert len(calls) == 1
 
 
+@both_encoders
+@pytest.mark.parametrize("reward_from", ["before", "after"])
+def test_a_discriminator_with_a_batch_of_its_own(discriminator_encoder: str, reward_from: str) -> None:
+    """It learns from one view of that batch, the reward is that of the critic's, and nothing else changes."""
+    batch, recent = (random_batch(num_skills=NUM_SKILLS, seed=seed) for seed in (1, 2))
+    settings: dict[str, Any] = {"discriminator_encoder": discriminator_encoder, "lr_discriminator": 1e-2}
+    agent, by_hand = (small_diayn(intrinsic_reward_from=reward_from, **settings) for _ in range(2))
+    views = by_hand.make_views(batch, recent)
+    recent_obs, recent_skill = views.recent
+    assert recent_obs.shape == recent.next_obs.shape
+    assert torch.equal(recent_skill, recent.skill)
+    next_obs, expected = views.next_obs[: len(batch.skill)], []
+    for step in (False, True):
+        if step:
+            learned = by_hand.update_discriminator(by_hand.classify(recent_obs), recent_skill)
+        with torch.no_grad():
+            expected.append(by_hand.intrinsic_reward(by_hand.classify(next_obs), batch.skill).mean().item())
+    metrics = agent.update(batch, recent)
+    assert abs(expected[1] - expected[0]) > 1e-4
+    assert metrics["intrinsic_reward"].item() == pytest.approx(expected[reward_from == "after"], rel=1e-4)
+    assert metrics["discriminator_loss"].item() == pytest.approx(learned["discriminator_loss"].item(), rel=1e-5)
+    for value, expected_value in zip(agent.discriminator.parameters(), by_hand.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(value, expected_value)
+    without = small_diayn(**settings).make_views(batch)
+    pairs = zip(views[:-1], without[:-1], strict=True)
+    assert all(torch.equal(*pair) for pair in pairs), "its random numbers come after the others"
+
+
 def test_reward_is_that_of_the_newest_discriminator() -> None:
     """It rises when the discriminator learns from the same batch again and again."""
     agent, batch = small_diayn(), random_batch(num_skills=NUM_SKILLS)

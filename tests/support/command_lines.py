@@ -23,7 +23,10 @@ ODD_WORDS = (
 WORDS = (st.sampled_from(ODD_WORDS) | st.integers().map(str) | st.floats().map(str) | st.text(max_size=8)).filter(
     lambda word: not word.startswith(("-h", "--h"))  # asks for help
 )
-MAY_BE_NONE = {"time_limit", "preset", "device", "resume", "finetune_from", "finetune_snapshot", "run_name"}
+MAY_BE_NONE = {
+    *("time_limit", "preset", "device", "discriminator_window", "resume"),
+    *("finetune_from", "finetune_snapshot", "run_name"),
+}
 
 
 @st.composite
