@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errors import UserError
-from running.flag_checks import check_bounds, check_fine_tuning, check_rewards
+from running.flag_checks import check_bounds, check_ensemble, check_fine_tuning, check_rewards
 from running.names import check_name
 from running.presets import COMBINATIONS, PRESETS, settings_of
 
@@ -160,6 +160,20 @@ class Config:
         "convolutions that the discriminator reads: the critic's (detached) or its own",
         Role.DIAYN,
         choices=("shared", "separate"),
+    )
+    disdain_coeff: float = diayn(
+        0.0,
+        "weight of the ensemble's disagreement, a bonus for unknown states (DISDAIN, not part of DIAYN); above 0 also "
+        "clips negative intrinsic rewards to 0",
+        Role.DIAYN,
+        low=0,
+    )
+    discriminator_ensemble: int = diayn(
+        1,
+        "discriminators, which differ in their initial weights; the mean of their probabilities counts",
+        Role.DIAYN,
+        low=1,
+        high=1000,
     )
     discriminator_window: int = diayn(
         None,
@@ -349,6 +363,7 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     _derive_budget(values, given)
     check_name("run_name", values["run_name"])
     check_rewards(values, with_skills)
+    check_ensemble(values, with_skills)
     check_bounds(values["log_std_bounds"])
     return Config(**values)
 

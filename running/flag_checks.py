@@ -39,6 +39,14 @@ def check_rewards(values: Mapping[str, Any], with_skills: bool) -> None:
         )
 
 
+def check_ensemble(values: Mapping[str, Any], with_skills: bool) -> None:
+    """Raise UserError if a single discriminator would have to disagree with itself."""
+    if with_skills and values["disdain_coeff"] and values["discriminator_ensemble"] < 2:
+        raise UserError(
+            "--disdain_coeff rewards the disagreement of an ensemble: give --discriminator_ensemble 2 or more beside it"
+        )
+
+
 def check_bounds(bounds: tuple[float, float]) -> None:
     """Raise UserError if the range of the policy's log standard deviation is empty."""
     low, high = bounds

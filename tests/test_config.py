@@ -282,7 +282,9 @@ def test_out_of_range(name: str, text: str) -> None:
     assert_refused({name: typed(name, text)}, f"--{name}", str(typed(name, text)))
 
 
-@pytest.mark.parametrize("name", [name for name in FLAGS if TYPES[name] is int and name != "seed"])
+@pytest.mark.parametrize(
+    "name", [name for name in FLAGS if TYPES[name] is int and FIELDS[name].metadata["high"] is None]
+)
 def test_integers_have_64_bits(name: str) -> None:
     assert_refused({name: MAX_INTEGER + 1}, f"--{name}", str(MAX_INTEGER))
 
@@ -327,6 +329,7 @@ def test_good_run_name(name: str) -> None:
         ({"diayn_intrinsic_reward_coeff": 0.0}, ("--extrinsic_reward_coeff", "--diayn_intrinsic_reward_coeff")),
         ({"num_skills": 0, "extrinsic_reward_coeff": 0.0}, ("--extrinsic_reward_coeff", "--num_skills")),
         ({"num_skills": 1}, ("--num_skills 1", "--extrinsic_reward_coeff")),
+        ({"disdain_coeff": 1.0}, ("--disdain_coeff", "--discriminator_ensemble")),
         ({"preset": "planet", "env": "humanoid_run"}, ("--preset", "humanoid_run", "--action_repeat")),
         ({"finetune_skill": "3"}, ("--finetune_skill", "--finetune_from")),
         ({"finetune_critic": "scratch"}, ("--finetune_critic", "--finetune_from")),

@@ -68,6 +68,7 @@ def learned(agent: DrQAgent) -> dict[str, Any]:
         (4, {"discriminator_encoder": "shared"}),
         (4, {"discriminator_encoder": "separate"}),
         (4, {"discriminator_encoder": "separate", "skill_embedding_dim": 0}),
+        (4, {"discriminator_ensemble": 2, "disdain_coeff": 0.5, "intrinsic_reward_from": "before"}),
     ],
 )
 def test_updates_from_graphs_equal_direct_updates(

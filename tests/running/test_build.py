@@ -40,7 +40,7 @@ EVERY_AGENT_FLAG = (  # none has its default
 EVERY_DIAYN_FLAG = (
     f"{EVERY_AGENT_FLAG} --num_skills 3 --skill_embedding_dim 4 --lr_discriminator 0.03 --discriminator_encoder shared "
     "--diayn_intrinsic_reward_coeff 0.6 --skill_sampling stratified --skill_embedding_init orthogonal "
-    "--intrinsic_reward_from before"
+    "--intrinsic_reward_from before --discriminator_ensemble 2 --disdain_coeff 0.4"
 )
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -89,7 +89,7 @@ def test_roles_are_parameters() -> None:
         assert set(flags_with(Role.ENVIRONMENT)) | own == parameters(env) & flags
 
 
-@pytest.mark.parametrize(("agent", "num_skills", "count"), [(DrQAgent, 0, 16), (DIAYNAgent, 4, 4)])
+@pytest.mark.parametrize(("agent", "num_skills", "count"), [(DrQAgent, 0, 16), (DIAYNAgent, 4, 6)])
 def test_defaults_of_the_agents_are_the_flags(agent: type[DrQAgent], num_skills: int, count: int) -> None:
     """DIAYNAgent has its own ones; it passes all other settings on to DrQAgent."""
     config = parse(f"--num_skills {num_skills}")

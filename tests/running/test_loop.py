@@ -312,6 +312,17 @@ def test_the_discriminators_batch_is_new(prepare: Prepare, monkeypatch: pytest.M
     assert len({tuple(batch.reward.tolist()) for batch, *_ in given}) > 10
 
 
+def test_the_bonus_of_an_ensemble_is_logged(prepare: Prepare) -> None:
+    """Its column is the last one, and it is there only if there is a bonus."""
+    ensemble = "--discriminator_ensemble 2"
+    tables = [
+        prepare(f"{ensemble} {more}", episode_length=7).play().rows("train") for more in ("--disdain_coeff 1", "")
+    ]
+    assert [*tables[1][0], "disdain_bonus"] == list(tables[0][0])
+    assert all(float(row["disdain_bonus"]) > 0 for row in tables[0] if row["discriminator_loss"])
+    assert any(row["discriminator_loss"] for row in tables[0])
+
+
 def test_every_update_has_its_own_batch(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     lab, batches = prepare("--num_train_iters 3"), []
     update = lab.run.agent.update
