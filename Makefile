@@ -26,10 +26,11 @@ export MUJOCO_GL
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench setup venv libraries clean
+.PHONY: help train demo test lint bench setup venv libraries clean
 
 help:
 	@echo 'make train [ARGS="--env walker_walk"]  set up, then train DrQ + DIAYN; ARGS are flags of train.py'
+	@echo 'make demo  [ARGS="--skills 3"]          set up, then play the ten skills in results/pretrained; ARGS are flags of evaluate.py'
 	@echo 'make test  [ARGS="-k replay"]          set up, then run the tests, a process for each core; ARGS are flags of pytest'
 	@echo 'make lint                              check style and types'
 	@echo 'make bench [ARGS="..."]                set up, then run benchmark.py'
@@ -39,6 +40,9 @@ help:
 
 train: setup
 	$(PY) train.py $(strip $(TRAIN_ARGS) $(ARGS))
+
+demo: setup
+	$(PY) evaluate.py results/pretrained/cartpole_swingup --device cpu --video_size 128 $(ARGS)
 
 test: setup $(VENV)/dev-installed
 	$(PY) -m pytest -n auto --dist loadfile $(ARGS)

@@ -10,13 +10,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from console.arguments import Parser
+from console.arguments import Parser, integer
+from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
-from envs.renderer import choose_renderer
-from errors import RenderingError, TaskError, UserError
+from envs.renderer import INSTALL_HINT, choose_renderer
+from errors import RenderingError, RunError, TaskError, UserError, one_line, reason_of
+from running.atomic_files import check_file, output_folder, write_file
 
 NAMES = ("update", "loop", "replay", "eval", "render", "checkpoint")
 
@@ -26,37 +30,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py
     try:
+        check_packages()
         args.renderer = choose_renderer()  # before dm_control is imported
-        from benchmarks import contest, parts
-        from dmc import resolve_task
-        from running.build import choose_device
-
+        with import_errors_reported(INSTALL_HINT):
+            from benchmarks import contest, parts
+            from dmc import resolve_task
+            from running.build import choose_device, out_of_memory_is_an_error
         args.device = choose_device(getattr(args, "device", None))
         resolve_task(args.env)
-    except (UserError, RenderingError, TaskError) as error:
-        print(f"benchmark.py: error: {'--env: ' if isinstance(error, TaskError) else ''}{error}", file=sys.stderr)
+        record: dict[str, Any] = {"machine": contest.machine(args.device, args.renderer)}
+        with output_folder(args.out.parent) if args.out else nullcontext(), out_of_memory_is_an_error("that"):
+            if args.out:
+                check_file(args.out)
+            record |= measure(args, parts)
+            print(f"\n{record['machine']}\nload before {record['load_before']}, after {record['load_after']}\n")
+            print(table(record["results"]))
+            if args.out:
+                write_file(args.out, (json.dumps(record, indent=2, default=str) + "\n").encode())
+    except KeyboardInterrupt:
+        print("benchmark.py: stopped", file=sys.stderr)
+        return 130
+    except (UserError, OSError, RenderingError, RunError, TaskError) as error:
+        flag = "--env: " if isinstance(error, TaskError) else ""
+        print(f"benchmark.py: error: {flag}{one_line(reason_of(error))}", file=sys.stderr)
         return 2
-    record: dict[str, Any] = {"machine": contest.machine(args.device, args.renderer), "load_before": os.getloadavg()}
-    names = NAMES if args.what == "all" else [args.what]
-    record["results"] = [{"benchmark": name, **row} for name in names for row in getattr(parts, f"bench_{name}")(args)]
-    record["load_after"] = os.getloadavg()
-    print(f"\n{record['machine']}\nload before {record['load_before']}, after {record['load_after']}\n")
-    print(table(record["results"]))
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=2, default=str) + "\n")
     return 0
+
+
+def measure(args: argparse.Namespace, parts: ModuleType) -> dict[str, Any]:
+    """Return the results of the benchmarks in `parts` that were asked for, and the machine's load before and after."""
+    load_before, names = os.getloadavg(), NAMES if args.what == "all" else [args.what]
+    results = [{"benchmark": name, **row} for name in names for row in getattr(parts, f"bench_{name}")(args)]
+    return {"load_before": load_before, "results": results, "load_after": os.getloadavg()}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     shown = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0], formatter_class=shown)
+    parser = Parser(prog="benchmark.py", description=(__doc__ or "").partition("\n")[0], formatter_class=shown)
     add = parser.add_argument
     add("what", nargs="?", choices=(*NAMES, "all"), default="all", help="each takes minutes")
     add("--device", default=argparse.SUPPRESS, help="cuda, cuda:N or cpu (default: cuda, else cpu)")
-    add("--batch_size", type=int, nargs="+", default=[128], help="of update, loop and replay")
-    add("--num_skills", type=int, default=0, help="skills in the update, loop and checkpoint benchmarks")
-    add("--blocks", type=int, default=5, help="blocks per variant")
-    add("--steps", type=int, default=4, help="updates, or steps, in a block")
+    add("--batch_size", type=integer, nargs="+", default=[128], help="of update, loop and replay")
+    add("--num_skills", type=integer, default=0, help="skills in the update, loop and checkpoint benchmarks")
+    add("--blocks", type=integer, default=5, help="blocks per variant")
+    add("--steps", type=integer, default=4, help="updates, or steps, in a block")
     add("--env", default="cartpole_swingup", help="task of the loop, eval, render and checkpoint benchmarks")
     add("--out", type=Path, help="write everything measured to this JSON file")
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""The table of flags, and the pure derivation of a run's configuration from the flags that were given.
+"""The table of flags.
 
 A flag is declared once, as a field of `Config`: type, default, limits, meaning, and its `Role`s, from which other
 modules derive their lists. Standard library only, so that --help and a mistyped flag are answered at once.
@@ -12,17 +12,14 @@ import math
 import operator
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from errors import UserError
-from running.flag_checks import check_bounds, check_ensemble, check_fine_tuning, check_rewards
-from running.names import check_name
-from running.presets import COMBINATIONS, PRESETS, settings_of
+from running.presets import COMBINATIONS, PRESETS
 
 MAX_SEED = 2**64 - 1  # the largest seed that torch accepts
 MAX_INTEGER = 2**63 - 1  # of every other integer flag
-DEFAULT_CHECKPOINT_FREQUENCY = 5000  # agent steps, when the run never evaluates
 
 
 class Role(enum.Flag):
@@ -83,7 +80,9 @@ class Config:
     time_limit: int = task(
         None, "frames per episode", Role.ENVIRONMENT | Role.INHERITED, low=1, derived="the task's own"
     )
-    image_size: int = task(84, "height and width of an observation, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16)
+    image_size: int = task(
+        84, "height and width of an observation, pixels", Role.ENVIRONMENT | Role.NETWORK, low=16, high=4096
+    )
     frame_stack: int = task(
         3,
         "pictures in an observation, one per agent step",
@@ -265,7 +264,7 @@ class Config:
     critic_target_update_frequency: int = drq(2, "critic updates per update of its target", Role.AGENT, low=1)
     encoder_feature_dim: int = drq(50, "features behind the convolutions", Role.AGENT | Role.NETWORK, low=1)
     hidden_dim: int = drq(1024, "units in a hidden layer", Role.AGENT | Role.NETWORK, low=1)
-    hidden_depth: int = drq(2, "hidden layers", Role.AGENT | Role.NETWORK, low=1)
+    hidden_depth: int = drq(2, "hidden layers", Role.AGENT | Role.NETWORK, low=1, high=1000)
     log_std_bounds: tuple[float, float] = drq(
         (-10.0, 2.0), "range of the policy's log standard deviation", Role.AGENT | Role.NETWORK
     )
@@ -340,76 +339,9 @@ def flags_with(role: Role) -> tuple[str, ...]:
     return tuple(name for name, field in FIELDS.items() if field.metadata["role"] & role)
 
 
-def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = None) -> Config:
-    """Return the Config of the flags that were given: preset, derived defaults, checks. Reads no files.
-
-    Args:
-        given: flags by name; all others get their defaults.
-        inherited: for a new fine-tuned run, the flags that it has from its source.
-
-    Raises:
-        UserError: a value is out of range or contradicts another. The message names the flag.
-    """
-    values: dict[str, Any] = {name: field.default for name, field in FIELDS.items()}
-    inherited = inherited or {}
-    values |= {**preset_settings({**inherited, **given}), **inherited, **given}
-    values["env"] = values["env"].removeprefix("dmc_")
-    values["log_std_bounds"] = tuple(values["log_std_bounds"])
-    for name, value in values.items():
-        check_value(name, value)
-    with_skills = values["num_skills"] > 0 and values["finetune_from"] is None
-    check_fine_tuning(values)
-    _derive_defaults(values, with_skills)
-    _derive_budget(values, given)
-    check_name("run_name", values["run_name"])
-    check_rewards(values, with_skills)
-    check_ensemble(values, with_skills)
-    check_bounds(values["log_std_bounds"])
-    return Config(**values)
-
-
-def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags that --preset sets beside the flags in `given`, for their task. Raises UserError."""
-    preset, env, skills, source = (
-        given.get(name, FIELDS[name].default) for name in ("preset", "env", "num_skills", "finetune_from")
-    )
-    return settings_of(
-        preset,
-        env.removeprefix("dmc_"),
-        with_skills=skills > 0 and source is None,
-        action_repeat_is_given="action_repeat" in given,
-    )
-
-
 def shown_value(value: Any) -> str:
     """Return a flag's value as it is written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _derive_defaults(values: dict[str, Any], with_skills: bool) -> None:
-    if values["temperature"] in (None, "auto"):
-        values["temperature"] = "fixed" if with_skills else "learned"
-    for name, default in (
-        ("num_eval_episodes", 1 if with_skills else 10),
-        ("diayn_intrinsic_reward_coeff", 1.0 if with_skills else 0.0),
-        ("extrinsic_reward_coeff", 0.0 if with_skills else 1.0),
-        ("lr_discriminator", values["lr"]),
-        ("image_pad", round(4 * values["image_size"] / 84)),
-        ("checkpoint_frequency", values["eval_frequency"] or DEFAULT_CHECKPOINT_FREQUENCY),
-    ):
-        values[name] = default if values[name] is None else values[name]
-
-
-def _derive_budget(values: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Make both budgets say the same. Raises UserError."""
-    repeat = values["action_repeat"]
-    if "num_train_frames" in given:
-        if "num_train_steps" in given:
-            raise UserError("--num_train_frames and --num_train_steps exclude each other; give one of them")
-        values["num_train_steps"] = values["num_train_frames"] // repeat
-        if not values["num_train_steps"]:
-            raise UserError(f"--num_train_frames must be at least --action_repeat, which is {repeat}")
-    values["num_train_frames"] = values["num_train_steps"] * repeat
 
 
 def check_value(name: str, value: Any) -> None:

@@ -9,7 +9,6 @@ dm_control binds its renderer when it is first imported. This module imports it 
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import math
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from dm_control.rl.control import PhysicsError
 
+from console.arguments import Parser
 from console.streams import tolerant_output
 from envs.cells import GRIDS
 from envs.floor import WALKING, color_floor
@@ -153,7 +153,7 @@ class DMCEnv(PixelEnv):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the renderer, or list the tasks. Returns the exit code: 2 if no renderer works."""
-    parser = argparse.ArgumentParser(description="Find a renderer that works on this machine.")
+    parser = Parser(prog="dmc.py", description="Find a renderer that works on this machine.")
     parser.add_argument("--tasks", action="store_true", help="list the suite's tasks instead, as --env takes them")
     if parser.parse_args(argv).tasks:
         do_without_renderer()
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         info = choose_renderer()
     except RenderingError as error:
-        print(error, file=sys.stderr)
+        print(f"dmc.py: error: {error}", file=sys.stderr)
         return 2
     print(f"rendering works: MUJOCO_GL={info.backend}, {info.name}")
     return 0

@@ -15,12 +15,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from console.arguments import Parser
+from console.arguments import Parser, integer
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
 from errors import RenderingError, RunError, SimulationError, UserError, one_line, reason_of
+from running.signals import StopRequest
 
+LARGEST_PICTURE = 4096  # pixels, as of --image_size
 UNREAD = {  # flags that have no effect beside another
     "imitate": ("save_trajectories", "skills", "episodes", "sample", "controls"),
     "skill_schedule": ("save_trajectories", "skills", "sample", "controls"),
@@ -28,18 +30,23 @@ UNREAD = {  # flags that have no effect beside another
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, load, play. Return the exit code: 2 for bad input, after one line that says what to do; 130 for Ctrl-C."""
+    """Parse, load, play. Return the exit code: 2 for bad input, after one line that says what to do.
+
+    128 + signal: stopped by SIGINT, SIGTERM or SIGHUP, without half-made files.
+    """
     args = parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch: idle threads must not block the renderer's
+    stop = StopRequest()
     try:
-        check_packages()
-        choose_renderer()  # before dm_control is imported
-        with import_errors_reported(INSTALL_HINT):
-            from evaluation.command import run_evaluation  # imports torch
-        run_evaluation(args)
+        with stop:
+            check_packages()
+            choose_renderer()  # before dm_control is imported
+            with import_errors_reported(INSTALL_HINT):
+                from evaluation.command import run_evaluation  # imports torch
+            run_evaluation(args)
     except KeyboardInterrupt:
         print("evaluate.py: stopped", file=sys.stderr)
-        return 130
+        return stop.exit_code
     except (UserError, OSError, RenderingError, RunError, SimulationError) as error:
         print(f"evaluate.py: error: {one_line(reason_of(error))}", file=sys.stderr)
         return 2
@@ -54,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--skills", default="all", metavar="all|best|3,7", help="skills to play; best by return (default: all)")
     add("--episodes", type=_positive, default=1, metavar="N", help="for each skill, from the same starts (default: 1)")
     add("--seed", type=_seed, default=0, metavar="N", help="of the starts (default: 0)")
-    add("--video_size", type=_positive, default=256, metavar="N", help="height and width, pixels (default: 256)")
+    add("--video_size", type=_pixels, default=256, metavar="N", help="height and width, pixels (default: 256)")
     add("--no_video", action="store_true", help="write no videos")
     add("--sample", action="store_true", help="play actions drawn from the policy instead of the deterministic ones")
     add("--controls", action="store_true", help="also play random actions and the untrained agent, for comparison")
@@ -75,15 +82,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or above; got {text!r}")
-    return int(text)
+    number = integer(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or above; got {text}")
+    return number
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 10**6:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 999999; got {text!r}")
-    return int(text)
+def _positive(text: str, most: int = 999_999) -> int:
+    number = integer(text)
+    if not 0 < number <= most:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {most}; got {text}")
+    return number
+
+
+def _pixels(text: str) -> int:
+    return _positive(text, LARGEST_PICTURE)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class Group:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read runs and draw a figure for each task. Return the exit code: 2 for bad input, 130 for Ctrl-C."""
-    parser = Parser(prog="plot.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="plot.py", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a run, or a folder with runs in it")
     add("--out", type=Path, default=Path("plots"), help="folder for the figures (default: plots)")

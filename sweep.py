@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
     Raises UserError if the sweep's own flags are out of range or contradict each other.
     """
-    parser = Parser(prog="sweep.py", description=__doc__.splitlines()[0], epilog=UNITS)
+    parser = Parser(prog="sweep.py", description=(__doc__ or "").partition("\n")[0], epilog=UNITS)
     add = parser.add_argument_group("sweep").add_argument
     add("--dry_run", action="store_true", help="list the runs, as commands, and start none")
     add("--sweep_name", metavar="NAME", help="name of the sweep's folder (default: sweep_<date>_<time>)")

@@ -15,6 +15,8 @@ import numpy as np
 import psutil
 import torch
 
+from errors import UserError
+
 
 class Stopwatch:
     """Adds up the seconds spent in named parts of a loop: `with stopwatch("update"): ...`"""
@@ -172,6 +174,15 @@ def free_memory(root: Path = Path("/")) -> int:
                     total, taken = (int((group / name).read_text()) for name in (limit, used))
                     free = min(free, total - taken + int(statistics[inactive]))
     return free
+
+
+def check_memory(needs: Mapping[str, int]) -> None:
+    """Raise UserError if the free memory is less than one of the needs: bytes, by what asks for them."""
+    free = free_memory()
+    for what, needed in needs.items():
+        if needed > free:
+            figures = f"needs at least {needed / 1e9:,.2f} GB, {free / 1e9:.2f} GB are free"
+            raise UserError(f"{what} {figures}; choose a smaller value")
 
 
 def keep_freed_memory(up_to: int = 1 << 30) -> None:

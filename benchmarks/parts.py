@@ -16,7 +16,6 @@ import torch
 
 from augmentations import RandomShift
 from benchmarks.contest import Row, contest, milliseconds, rows
-from config import make_config
 from dmc import DMCEnv
 from drq import DrQAgent
 from envs.make import make_environment
@@ -27,6 +26,7 @@ from logger import Meters
 from replay_buffer import ReplayBuffer
 from running.build import make_agent
 from running.columns import update_metrics
+from running.derivation import make_config
 from running.loop import train
 from running.run import Run
 from running.start import open_run

@@ -56,6 +56,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        try:
+            os.getcwd()
+        except OSError as error:
+            self.error(f"the working folder cannot be used ({error.strerror}); change to one that exists")
         words = sys.argv[1:] if args is None else list(args)
         for word in words:  # argparse would pass on an empty list as the value
             if re.fullmatch(r"--?[\w-]+=--", word):

@@ -9,7 +9,7 @@ from dmc import DMCEnv
 from envs.gym_env import GymPixelEnv
 from envs.pixel_env import PixelEnv
 from errors import TaskError, UserError
-from utils import free_memory
+from utils import check_memory
 
 KINDS: dict[str, Callable[..., PixelEnv]] = {"gym": GymPixelEnv}  # by the prefix of --env; suite tasks have none
 BYTES_PER_VALUE = 8  # of an observation: itself, its frames, and the bounds of its space
@@ -26,7 +26,9 @@ def make_environment(config: Config) -> PixelEnv:
         raise UserError(f"--env {config.env}: unknown prefix {prefix}:; give {known} or, for a suite task, none")
     if colon and config.floor != "suite":
         raise UserError(f"--floor {config.floor}: --env {config.env} is no task of the suite; leave the flag out")
-    _check_memory(config)
+    observation = 3 * config.frame_stack * config.image_size**2
+    what = f"--image_size {config.image_size} with --frame_stack {config.frame_stack}"
+    check_memory({what: observation * BYTES_PER_VALUE})
     try:
         settings = config.kwargs(Role.ENVIRONMENT)
         env = KINDS[prefix](name, **settings) if colon else DMCEnv(config.env, floor=config.floor, **settings)
@@ -37,14 +39,7 @@ def make_environment(config: Config) -> PixelEnv:
         raise UserError(f"--env {config.env} has no time limit of its own; give --time_limit")
     if config.replay_buffer_capacity < longest:
         raise UserError(f"--replay_buffer_capacity must hold one episode, which is {longest} agent steps")
+    check_memory(
+        {f"--time_limit {config.time_limit}: an episode of {longest} agent steps": longest * 3 * config.image_size**2}
+    )
     return env
-
-
-def _check_memory(config: Config) -> None:
-    """Raise UserError if there is no memory for an observation."""
-    needed, free = 3 * config.frame_stack * config.image_size**2 * BYTES_PER_VALUE, free_memory()
-    if needed > free:
-        raise UserError(
-            f"--image_size {config.image_size} with --frame_stack {config.frame_stack}: an observation needs "
-            f"{needed / 1e9:.4g} GB, {free / 1e9:.2f} GB are free; choose smaller ones"
-        )

@@ -6,24 +6,22 @@ import argparse
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation.compose import play_schedule
-from evaluation.evaluate_skills import Evaluation
 from evaluation.imitate import read_trajectory, record_imitation, skill_likelihoods
 from evaluation.load import LoadedRun, check_skill, load
 from evaluation.play import Actions, Start, best_skill, skill_name, start_seeds
+from evaluation.tables import decile_rows, print_bound, print_coverage, print_table, summary_row, write_table
 from logger import Row, encode_png
 from running.atomic_files import output_folder, write_file
 from running.build import out_of_memory_is_an_error
-from running.columns import DECILE_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS, SUMMARY_COLUMNS
-from running.csv_files import csv_lines, header
+from running.columns import CHOICE_COLUMNS, DECILE_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS, SUMMARY_COLUMNS
 from running.names import folder_name, short_name
 from utils import seed_sequence
 
@@ -72,14 +70,15 @@ def output_name(args: argparse.Namespace) -> str:
 def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
     """Play skills from the same starts: a table, a video of each, and one of all side by side.
 
-    If all skills of several are played, also write the two pictures that training writes.
+    If all skills of several are played, also write the pictures that training writes.
     """
     actions: Actions = "sampled" if args.sample else "mode"
-    skills = parse_skills(args.skills, loaded.agent.skills())
+    skills, choice = parse_skills(args.skills, loaded.agent.skills()), None
     if args.skills == "best" and len(skills) > 1:
         # Choose on starts other than those it is evaluated on, which would flatter the best skill.
         seeds = seed_sequence(args.seed, "best").generate_state(args.episodes).tolist()
-        skills = [choose_best(loaded, seeds, actions)]
+        choice = choose_best(loaded, seeds, actions)
+        skills = [choice.best]
     seeds = start_seeds(args.seed, args.episodes)
     with tqdm(desc="playing", **BAR) as bar:
         evaluation = loaded.evaluate(
@@ -93,12 +92,16 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
         )
     complete = len(skills) > 1 and len(skills) == loaded.config.num_skills
     write_table(out / "skills.csv", evaluation.rows, SKILL_COLUMNS, loaded.frame)
-    table = pd.DataFrame(evaluation.rows, columns=list(SKILL_COLUMNS)).dropna(axis=1, how="all")
-    print(table.to_string(index=False, float_format="%.3f"))
+    print_table(evaluation.rows, SKILL_COLUMNS)
     if evaluation.overall["mutual_information_bound"] is not None:
         write_table(out / "deciles.csv", decile_rows(evaluation), DECILE_COLUMNS, loaded.frame)
         print_bound(evaluation, complete)
     summary = [summary_row("trained", evaluation, complete)]
+    if choice is not None:
+        write_table(out / "choice.csv", choice.rows, CHOICE_COLUMNS, loaded.frame)
+        summary[0]["frames_to_choose"] = choice.frames
+        shown = f"return {summary[0]['episode_extrinsic_reward']:.1f} on {len(seeds)} other starts"
+        print(f"best skill {choice.best}: {shown}, chosen in {choice.frames} frames")
     if args.controls:
         summary += play_controls(loaded, skills, seeds, actions)
     write_table(out / "summary.csv", summary, SUMMARY_COLUMNS, loaded.frame)
@@ -125,50 +128,27 @@ def parse_skills(text: str, known: list[int]) -> list[int]:
     return list(dict.fromkeys(skills))
 
 
-def choose_best(loaded: LoadedRun, seeds: Sequence[int], actions: Actions) -> int:
-    """Return the skill with the highest mean return over episodes from these starts, and print all means."""
+class Choice(NamedTuple):
+    """The choice of the best skill."""
+
+    best: int
+    rows: list[Row]  # of choice.csv
+    frames: int  # that were played for it
+
+
+def choose_best(loaded: LoadedRun, seeds: Sequence[int], actions: Actions) -> Choice:
+    """Choose the skill with the highest mean return over episodes from these starts, and print all means."""
     skills = loaded.agent.skills()
     with loaded.open_eval_envs(len(skills) * len(seeds)) as eval_envs, tqdm(desc="choosing", **BAR) as bar:
-        best, returns, _ = best_skill(loaded.agent, eval_envs, skills, seeds, actions=actions, between_steps=bar.update)
+        settings: dict[str, Any] = {"actions": actions, "between_steps": bar.update}
+        best, returns, steps = best_skill(loaded.agent, eval_envs, skills, seeds, **settings)
+    rows = [
+        {"skill_id": skill, "episodes": len(seeds), "episode_extrinsic_reward": value}
+        for skill, value in returns.items()
+    ]
     shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
     print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
-    return best
-
-
-def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: int) -> None:
-    """Write rows, and the step of each, which is the frame of the checkpoint."""
-    lines = [header(columns), *({"step": frame, **row} for row in rows)]
-    write_file(path, csv_lines(lines, columns, path.name))
-
-
-def decile_rows(evaluation: Evaluation) -> list[Row]:
-    """Return the rows of deciles.csv: for each skill, the bound in each tenth of its episodes."""
-    return [
-        {"skill_id": skill, "decile": number, "mutual_information_bound": bound}
-        for skill, bounds in evaluation.bound_by_decile.items()
-        for number, bound in enumerate(bounds, start=1)
-    ]
-
-
-def print_bound(evaluation: Evaluation, complete: bool) -> None:
-    """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
-    measures = evaluation.overall
-    text = f"accuracy {measures['discriminator_accuracy']:.3f}, bound {measures['mutual_information_bound']:.3f} nats"
-    if measures["mutual_information_bound_second_half"] is not None:
-        text += f", in the second half of the episode {measures['mutual_information_bound_second_half']:.3f}"
-    print(f"{text}: means over these skills")
-    if complete:
-        print(f"effective number of skills: {measures['effective_skills']:.2f} of {len(evaluation.rows)}")
-    bounds = " ".join("-" if bound is None else f"{bound:.2f}" for bound in evaluation.mean_by_decile)
-    print(f"bound in each tenth of the episode: {bounds}")
-
-
-def summary_row(policy: str, evaluation: Evaluation, complete: bool) -> Row:
-    """Return the row of summary.csv for a policy. Only all skills together have an effective number of skills."""
-    row: Row = {"policy": policy, "skills": len(evaluation.rows), "episodes": evaluation.rows[0]["episodes"]}
-    returns = [episode.extrinsic_reward for episode in evaluation.episodes]
-    measures = evaluation.overall if complete else {**evaluation.overall, "effective_skills": None}
-    return {**row, "episode_extrinsic_reward": sum(returns) / len(returns), **measures}
+    return Choice(best, rows, steps * loaded.config.action_repeat)
 
 
 def play_controls(loaded: LoadedRun, skills: Sequence[int], seeds: Sequence[int], actions: Actions) -> list[Row]:
@@ -183,16 +163,8 @@ def play_controls(loaded: LoadedRun, skills: Sequence[int], seeds: Sequence[int]
             evaluation = loaded.evaluate(skills, seeds, agent=agent, **settings)
         complete = policy == "untrained" and 1 < len(skills) == loaded.config.num_skills
         row = {**summary_row(policy, evaluation, complete), "step": 0}
-        rows.append({name: row[name] for name in SUMMARY_COLUMNS if policy != "random" or name not in OF_SKILLS})
+        rows.append({name: value for name, value in row.items() if policy != "random" or name not in OF_SKILLS})
     return rows
-
-
-def print_coverage(summary: Sequence[Row]) -> None:
-    """Print the cells that each policy visited, if the task has a grid."""
-    if summary[0]["cells_visited"] is not None:
-        cells = ", ".join(f"{row['policy']} {row['cells_visited']}" for row in summary)
-        episodes = summary[0]["skills"] * summary[0]["episodes"]
-        print(f"cells visited in {episodes} episodes: {cells}")
 
 
 def save_trajectory(path: Path, start: Start, env: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import repeat
@@ -24,9 +25,10 @@ def parse_schedule(text: str, known: Sequence[int]) -> Schedule:
         raise UserError("--skill_schedule: the run has no skills; name one with --num_skills above 0")
     schedule: list[tuple[int | None, int]] = []
     for part in text.split(","):
-        skill, _, steps = part.partition(":")
-        if not steps.isdecimal() or int(steps) < 1 or not (skill == "random" or skill.isdecimal()):
+        found = re.fullmatch(r"(random|\d{1,18}):(\d{1,18})", part)
+        if not found or int(found[2]) < 1:
             raise UserError(f"--skill_schedule must be such as 3:100,7:100 or random:100; got {text}")
+        skill, steps = found.groups()
         if skill != "random":
             check_skill("skill_schedule", int(skill), list(known))
         schedule.append((None if skill == "random" else int(skill), int(steps)))

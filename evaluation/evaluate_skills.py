@@ -58,16 +58,21 @@ class Evaluation:
         return skill_report.mean_by_decile(self.bound_by_decile)
 
     def pictures(self, frame: int) -> dict[str, np.ndarray]:
-        """Return the confusion matrix and the contact sheet, uint8 RGB `(H, W, 3)`, by name.
+        """Return the confusion matrix, the contact sheet and, with a grid, the trajectories, by name.
 
-        All skills of an agent with a discriminator must have been played. `frame`, the frames of training, is shown.
+        They are uint8 RGB `(H, W, 3)`. All skills of an agent with a discriminator must have been played. `frame`, the
+        frames of training, is shown.
         """
-        matrix = skill_report.confusion_matrix(self.by_skill)
-        title = skill_pictures.headline(self.overall, self.rows[0]["episodes"], frame)
-        return {
+        matrix, episodes = skill_report.confusion_matrix(self.by_skill), self.rows[0]["episodes"]
+        title = skill_pictures.headline(self.overall, episodes, frame)
+        pictures = {
             "confusion_matrix": skill_pictures.draw_confusion_matrix(matrix, title),
             "contact_sheet": skill_pictures.contact_sheet(self.by_skill),
         }
+        if self.cell_grid is not None:
+            title = f"{skill_pictures.caption(episodes, frame)}\ncells visited: {self.overall['cells_visited']}"
+            pictures["trajectories"] = skill_pictures.draw_trajectories(self.by_skill, self.cell_grid, title)
+        return pictures
 
 
 def evaluate_skills(

@@ -17,7 +17,7 @@ from envs.make import make_environment
 from envs.parallel import EvalEnvs, open_eval_envs
 from errors import CheckpointError, RenderingError, UserError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
-from evaluation.play import skill_name
+from evaluation.play import bytes_of_traces, skill_name
 from replay_buffer import NO_SKILL
 from running import checkpoint, snapshots
 from running.build import choose_device, make_agent, out_of_memory_is_an_error
@@ -25,7 +25,7 @@ from running.checkpoint import load_file
 from running.snapshots import read_networks
 from running.state import INVALID_STATE, read_counters
 from running.stored_config import checked_config, name_a_run
-from utils import seed_everything
+from utils import check_memory, seed_everything
 
 
 @dataclasses.dataclass
@@ -48,6 +48,8 @@ class LoadedRun:
         self, skills: Sequence[int], seeds: Sequence[int], *, agent: DrQAgent | None = None, **settings: Any
     ) -> Evaluation:
         """Play each skill of the agent, or of another one, from each start; see `evaluate_skills` for the settings."""
+        needed = bytes_of_traces(len(skills) * len(seeds), self.max_episode_steps, self.config.image_size)
+        check_memory({f"--episodes {len(seeds)}": needed})
         names = {skill: skill_name(skill) for skill in skills}
         settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps, "cell_grid": self.cell_grid}
         with self.open_eval_envs(len(skills) * len(seeds)) as eval_envs:

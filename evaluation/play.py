@@ -18,6 +18,7 @@ from replay_buffer import NO_SKILL
 from video import VideoRecorder
 
 Actions = Literal["mode", "sampled", "uniform"]  # the policy's mode, samples of it, or uniformly random ones
+BYTES_PER_STEP = 200  # of a trace: an array, two numbers and their places in lists
 
 
 @dataclass
@@ -33,6 +34,11 @@ class Trace:
     centres: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in meters, as many as states
     positions: list[np.ndarray] = field(default_factory=list)  # in the coordinates of the cell grid, as many as states
     pictures: list[np.ndarray] = field(default_factory=list)  # newest frames, uint8 (3, H, W)
+
+
+def bytes_of_traces(episodes: int, steps: int, image_size: int) -> int:
+    """Return the memory that the traces of so many episodes of so many agent steps take at least."""
+    return episodes * (BYTES_PER_STEP * steps + 3 * image_size**2)
 
 
 @dataclass

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import cv2
 import numpy as np
 
-from evaluation.figures import Figure, FigureCanvasAgg
+from envs.cells import CellGrid, Coordinate
+from evaluation.figures import (
+    Axes,
+    Axis,
+    Figure,
+    FigureCanvasAgg,
+    Normalize,
+    ScalarMappable,
+    colormaps,
+)
+from evaluation.play import Trace
 from evaluation.skill_report import EpisodesBySkill
 
 MATRIX_NUMBERS = 40  # skills up to which the confusion matrix has numbers
 SHEET_ROWS, SHEET_COLUMNS = 64, 8  # skills, and pictures of an episode, on the contact sheet
 SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: smallest tile, header's height, labels' width
 
+NAMED_SKILLS = 20  # up to which a legend names the skills of the trajectories; with more there is a color bar
+MOST_LINES, MOST_POINTS = 400, 500  # trajectories in a picture, and points of one
+MOST_BORDERS = 60  # borders of cells along an axis, above which none is drawn
+
 
 def headline(measures: Mapping[str, Any], episodes: int, frame: int) -> str:
     """Return a summary of an evaluation with so many episodes of each skill in two lines; see `overall`."""
     accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
     skills = measures["effective_skills"]
-    played = f"frame {frame}, episodes a skill: {episodes}"
-    return f"{played}\n% of steps, accuracy {accuracy:.2f}, bound {bound:.2f} nats = {skills:.1f} skills"
+    text = f"% of steps, accuracy {accuracy:.2f}, bound {bound:.2f} nats = {skills:.1f} skills"
+    return f"{caption(episodes, frame)}\n{text}"
+
+
+def caption(episodes: int, frame: int) -> str:
+    """Return how much was played, and when, in words."""
+    return f"frame {frame}, episodes a skill: {episodes}"
 
 
 def picture_interval(max_episode_steps: int) -> int:
@@ -47,8 +66,108 @@ def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
     if readable:
         axes.set(xticks=range(count), yticks=range(count))
     axes.set_title(title, fontsize=8)
+    return _drawn(canvas)
+
+
+def _drawn(canvas: FigureCanvasAgg) -> np.ndarray:
+    """Return a figure as a picture, uint8 RGB `(H, W, 3)`."""
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def draw_trajectories(played: EpisodesBySkill, cell_grid: CellGrid, title: str) -> np.ndarray:
+    """Draw where the skills were, in the coordinates of the grid, one color for each skill: uint8 RGB `(H, W, 3)`.
+
+    A place in a plane is drawn as a path with a dot at its start, other coordinates over time; an angle goes on after a
+    full turn. Thin lines are the borders of cells. Of many skills and episodes only the first are drawn, MOST_LINES
+    together.
+    """
+    played = dict(islice(played.items(), MOST_LINES))
+    coordinates, is_plane = cell_grid.coordinates, cell_grid.is_plane
+    count = 1 if is_plane else len(coordinates)
+    figure = Figure(figsize=(7.4, 5.6 if is_plane else 1.0 + 2.6 * count), dpi=100, layout="constrained")
+    canvas, panels = FigureCanvasAgg(figure), list(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0])
+    colors, first = skill_colors(len(played)), next(iter(played.values()))[0][1].positions[0]
+    for color, (skill, episodes) in zip(colors, played.items(), strict=True):
+        for number, (_, trace) in enumerate(episodes[: max(MOST_LINES // len(played), 1)]):
+            look: dict[str, Any] = {"color": color, "lw": 1.2, "alpha": 0.8, "label": None if number else f"{skill}"}
+            if is_plane:
+                _draw_path(panels[0], trace, look)
+            else:
+                _draw_over_time(panels, trace, coordinates, first, look)
+    if is_plane:
+        drawn = [panels[0].xaxis, panels[0].yaxis]
+        _set_equal_scales(panels[0], drawn)
+    else:
+        drawn = [axes.yaxis for axes in panels]
+        panels[-1].set_xlabel("agent steps")
+    _name_axes(drawn, coordinates)
+    panels[0].set_title(title, fontsize=8)
+    if len(played) <= NAMED_SKILLS:
+        named = panels[0].get_legend_handles_labels()
+        figure.legend(*named, loc="outside right upper", title="skill", fontsize=8)
+    else:
+        figure.colorbar(ScalarMappable(Normalize(0, len(played) - 1), "turbo"), ax=panels, label="skill")
+    return _drawn(canvas)
+
+
+def _draw_path(axes: Axes, trace: Trace, look: Mapping[str, Any]) -> None:
+    """Draw the path of an episode in a plane."""
+    positions = np.array(trace.positions)[_shown_steps(trace)]
+    axes.plot(*positions.T, **look)
+    axes.plot(*positions[0], "k.", ms=4)
+
+
+def _draw_over_time(
+    panels: Sequence[Axes],
+    trace: Trace,
+    coordinates: Sequence[Coordinate],
+    first: np.ndarray,
+    look: Mapping[str, Any],
+) -> None:
+    """Draw each coordinate of an episode. An angle begins within half a turn of `first`."""
+    steps = _shown_steps(trace)
+    for number, (axes, coordinate) in enumerate(zip(panels, coordinates, strict=True)):
+        values = np.array(trace.positions)[:, number]
+        if coordinate.periodic:
+            values = np.unwrap([first[number], *values])[1:]
+        axes.plot(steps, values[steps], **look)
+
+
+def _shown_steps(trace: Trace) -> np.ndarray:
+    """Return the steps of an episode that are drawn, at most MOST_POINTS."""
+    return np.arange(len(trace.positions))[:: math.ceil(len(trace.positions) / MOST_POINTS)]
+
+
+def _set_equal_scales(axes: Axes, drawn: Sequence[Axis]) -> None:
+    """Give a meter the same length along both axes, and neither side less than a third of the other's length."""
+    longest = max(np.ptp(axis.get_view_interval()) for axis in drawn)
+    for axis in drawn:
+        low, high = axis.get_view_interval()
+        missing = max(longest / 3 - (high - low), 0.0)
+        axis.set_view_interval(low - missing / 2, high + missing / 2, ignore=True)
+    axes.set_aspect("equal")
+
+
+def _name_axes(drawn: Sequence[Axis], coordinates: Sequence[Coordinate]) -> None:
+    """Name the axes, and draw the borders of cells along them unless there are too many."""
+    borders = []
+    for axis, coordinate in zip(drawn, coordinates, strict=True):
+        axis.set_label_text(f"{coordinate.name}, {coordinate.unit}")
+        first, last = (limit / coordinate.cell for limit in axis.get_view_interval())
+        borders.append(coordinate.cell * np.arange(math.ceil(first), math.floor(last) + 1))
+    if max(map(len, borders)) <= MOST_BORDERS:
+        for axis, places in zip(drawn, borders, strict=True):
+            axis.set_ticks(places, minor=True)
+            axis.remove_overlapping_locs = False
+            axis.grid(which="minor", color="0.85", lw=0.6)
+
+
+def skill_colors(count: int) -> list[tuple[float, ...]]:
+    """Return a color for each skill, which are easy to tell apart up to NAMED_SKILLS."""
+    if count <= NAMED_SKILLS:
+        return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])  # type: ignore[attr-defined]
+    return list(map(tuple, colormaps["turbo"](np.linspace(0.0, 1.0, count))))
 
 
 def contact_sheet(played: EpisodesBySkill) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from errors import UserError, reason_of
 
+LARGEST_TEXT = 1 << 30  # bytes of a table or a record
 UNFINISHED = ".partial"
 LOCK_FILE = ".lock"
 
@@ -48,10 +49,21 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def read_file(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """Return the file's bytes. Raises OSError, with its name, if it is no regular file or has more than `most` bytes.
+
+    To read a pipe or a device could take forever, and a huge file all memory.
+    """
+    check_regular(path)
+    if path.stat().st_size > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return path.read_bytes()
+
+
 def check_regular(path: Path) -> None:
-    """Raise OSError, with the file's name, if it is not a regular file. To read a pipe could take forever."""
+    """Raise OSError, with the file's name, if it exists and is not a regular file."""
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def check_file(path: Path) -> None:
@@ -113,10 +125,10 @@ def locked(folder: Path) -> Iterator[Path]:
     Raises UserError if another process holds the lock. On a disk without locks it only prints a warning.
     """
     try:
-        file = os.fdopen(os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+        file = os.fdopen(os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644), "r+", errors="replace")
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written: {error.strerror}; fix its permissions or copy it elsewhere"
+            f"{folder} cannot be written: {error.strerror or error}; fix its permissions or copy it elsewhere"
         ) from error
     with file:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import sys
@@ -20,10 +21,16 @@ from drq import DrQAgent
 from envs.make import make_environment
 from envs.parallel import open_eval_envs
 from errors import RunError, UserError
+from evaluation.play import bytes_of_traces
+from networks import conv_features
 from replay_buffer import ReplayBuffer
 from running.run import Run
-from utils import Stopwatch, free_memory, keep_freed_memory, seed_everything, seed_sequence
+from utils import Stopwatch, check_memory, free_memory, keep_freed_memory, seed_everything, seed_sequence
 
+BYTES_PER_WEIGHT = 4 * (4 + 1 + 4)  # at least: of a critic and an actor with gradients and Adam's moments, and a target
+BYTES_OF_A_TRAINED_WEIGHT = 4 * 4  # with its gradient and Adam's moments
+BYTES_PER_PIXEL = 2 + 4 + 4 * 4  # of an observation and the next one, two views of each, and these as float32
+WORKER_MEMORY = 300 << 20  # bytes of a process that plays evaluation episodes, at least
 CUDA_CONTEXT = 2 << 30  # bytes of device memory for CUDA's libraries, networks and optimizers at the default sizes
 CUDA_BYTES_PER_PIXEL = 450  # of activations and gradients, for each transition of a batch: estimated, not measured
 UPDATE_RECORDINGS = 2  # CUDA graphs with a memory pool of their own: with and without a step of the actor
@@ -37,6 +44,7 @@ def build_run(config: Config, resources: ExitStack) -> Run:
     """
     env = resources.enter_context(closing(make_environment(config)))
     obs_shape, action_dim = env.observation_space.shape, env.action_space.shape[0]
+    check_memory(memory_needed(config, obs_shape, env.max_episode_steps or 1))
     buffer = make_replay_buffer(config, (3, *obs_shape[1:]), action_dim)
     if config.deterministic and config.device != "cpu":
         make_deterministic()
@@ -44,7 +52,7 @@ def build_run(config: Config, resources: ExitStack) -> Run:
     seed_everything(config.seed)
     env.action_space.seed(int(seed_sequence(config.seed, "actions").generate_state(1)[0]))
     try:
-        with out_of_memory_is_an_error("networks of that --hidden_dim and --encoder_feature_dim"):
+        with out_of_memory_is_an_error("networks of that --hidden_dim, --encoder_feature_dim and --num_skills"):
             agent = make_agent(config, obs_shape, action_dim)
     except RunError as error:
         raise UserError(str(error)) from error
@@ -64,6 +72,32 @@ def build_run(config: Config, resources: ExitStack) -> Run:
         stopwatch=Stopwatch(),
         first_update_step=config.num_seed_steps,
     )
+
+
+def memory_needed(config: Config, obs_shape: tuple[int, ...], steps: int) -> dict[str, int]:
+    """Return the memory, in bytes, that single flags need at least, beside --replay_buffer_capacity.
+
+    Args:
+        steps: of an episode.
+    """
+    width, pixels = config.hidden_dim, math.prod(obs_shape)
+    skills = config.num_skills if config.learns_skills else 1
+    episodes = skills * config.num_eval_episodes
+    members = config.discriminator_ensemble if config.learns_skills else 0
+    head = conv_features(obs_shape) * config.encoder_feature_dim  # most of a discriminator's weights
+    needs = {}
+    if config.device == "cpu":  # a CUDA device reports that its memory is too small
+        needs = {
+            f"--hidden_dim {width}": max(config.hidden_depth - 1, 0) * width**2 * BYTES_PER_WEIGHT,
+            f"--num_skills {config.num_skills}": config.num_skills * config.skill_embedding_dim * BYTES_PER_WEIGHT,
+            f"--discriminator_ensemble {members}": members * head * BYTES_OF_A_TRAINED_WEIGHT,
+            f"--batch_size {config.batch_size}": config.batch_size * pixels * BYTES_PER_PIXEL,
+        }
+    needs |= {
+        f"--num_eval_episodes {config.num_eval_episodes}": bytes_of_traces(episodes, steps, obs_shape[1]),
+        f"--eval_workers {config.eval_workers}": min(config.eval_workers, episodes) * WORKER_MEMORY,
+    }
+    return needs
 
 
 def why_no_workers(error: OSError | EOFError) -> str:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 from errors import CheckpointError
-from running.atomic_files import UNFINISHED, write_file
+from running.atomic_files import UNFINISHED, read_file, write_file
+from utils import free_memory
 
 FORMAT = 1  # of all files of a checkpoint; others are refused
 FOLDER, MANIFEST = "checkpoint", "manifest.json"
@@ -103,9 +104,8 @@ class Checkpoints:
 
     def _remove_all_but(self, names: set[str]) -> None:
         """Remove files of older and unfinished checkpoints. Files of other origin are kept."""
-        for path in self.folder.iterdir():
-            ours = FILE_NAME.fullmatch(path.name.removesuffix(UNFINISHED)) or path.name == MANIFEST + UNFINISHED
-            if ours and path.name not in names:
+        for path in self.own_files():
+            if path.name not in {MANIFEST, *names}:
                 path.unlink(missing_ok=True)
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -138,9 +138,9 @@ class Checkpoints:
     def _read_manifest(self) -> dict[str, Any] | None:
         path = self.folder / MANIFEST
         try:
-            data = path.read_bytes()
+            data = read_file(path)
         except FileNotFoundError:
-            if any(FILE_NAME.fullmatch(file.name) and file.name.startswith("state") for file in self._files()):
+            if any(path.name.startswith("state") and path.suffix != UNFINISHED for path in self.own_files()):
                 raise self._damage(MANIFEST, "it is missing") from None
             return None  # the run was killed before its first checkpoint was complete
         except OSError as error:
@@ -160,12 +160,14 @@ class Checkpoints:
             raise self._damage(MANIFEST, "its checksum is wrong")
         return manifest
 
-    def _files(self) -> list[Path]:
-        return list(self.folder.iterdir()) if self.folder.is_dir() else []
+    def own_files(self) -> list[Path]:
+        """Return the files of all checkpoints, complete or not, which the next one replaces or removes."""
+        files = [(path, path.name.removesuffix(UNFINISHED)) for path in self.folder.glob("*")]
+        return [path for path, name in files if name == MANIFEST or FILE_NAME.fullmatch(name)]
 
     def _read_piece(self, piece: Piece) -> State:
         try:
-            data = (self.folder / piece.name).read_bytes()
+            data = read_file(self.folder / piece.name, free_memory())
         except FileNotFoundError:
             raise self._damage(piece.name, "it is missing") from None
         except OSError as error:
@@ -196,7 +198,7 @@ def read_newest(place: Path) -> State | None:
 def load_file(path: Path) -> State:
     """Return the state in one file of a checkpoint, without checking it against a manifest. Raises CheckpointError."""
     try:
-        return _unpacked(path.read_bytes())
+        return _unpacked(read_file(path, free_memory()))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

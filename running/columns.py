@@ -28,7 +28,11 @@ SKILL_COLUMNS = (
     *("discriminator_accuracy", "mutual_information_bound", "mutual_information_bound_second_half"),
     *("cells_visited", "displacement_x", "displacement_y", "state_distance_within", "state_distance_between"),
 )
-SUMMARY_COLUMNS = ("policy", "step", "skills", "episodes", "episode_extrinsic_reward", *EVAL_SKILL_COLUMNS)
+CHOICE_COLUMNS = ("step", "skill_id", "episodes", "episode_extrinsic_reward")
+SUMMARY_COLUMNS = (
+    *("policy", "step", "skills", "episodes", "frames_to_choose", "episode_extrinsic_reward"),
+    *EVAL_SKILL_COLUMNS,
+)
 DECILE_COLUMNS = ("step", "skill_id", "decile", "mutual_information_bound")
 REQUIRED_CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # in every checkpoint, also those of older versions
 

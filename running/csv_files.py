@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import LogError
-from running.atomic_files import write_file
+from running.atomic_files import read_file, write_file
 
 
 def csv_lines(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], name: str) -> bytes:
@@ -95,7 +95,7 @@ def read_beginning(path: Path, recorded: Sequence[str], position: int) -> Beginn
         recorded: the file's columns at the checkpoint. Columns may have been appended since.
         position: the file's length then, in bytes.
     """
-    data = path.read_bytes() if path.is_file() else b""
+    data = read_file(path) if path.exists() else b""
     damaged = LogError(f"{path} differs from what the checkpoint recorded; restore a copy, or start a new run")
     if not data:
         raise damaged

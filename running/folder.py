@@ -21,7 +21,7 @@ import torch
 from config import Config
 from envs.renderer import RendererInfo
 from errors import one_line
-from running.atomic_files import made_folder, write_file
+from running.atomic_files import made_folder, read_file, write_file
 from running.names import folder_name
 from running.stored_config import CONFIG_FILE
 
@@ -89,7 +89,7 @@ def write_config(
     environment = _recorded_environment(config, renderer)
     record: dict[str, Any] = {"flags": flags, **environment, **more}
     if resumed_at is not None:
-        before = json.loads(path.read_bytes())
+        before = json.loads(read_file(path))
         old = before.get("flags", {})
         changed = {name: value for name, value in json.loads(json.dumps(flags)).items() if old.get(name) != value}
         resumed = before.get("resumed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from typing import Any
@@ -122,10 +123,11 @@ def act_and_update(run: Run, episode: EpisodeInProgress) -> np.ndarray:
             raise RunError(not_finite(run, ["the policy's action"]))
     if run.update_is_due:
         for _ in range(config.num_train_iters):
-            with clock("sample"):
-                batches = sample(run)
-            with clock("update"), out_of_memory_is_an_error(f"an update of --batch_size {config.batch_size}"):
-                run.logger.update(agent.update(*batches))
+            with out_of_memory_is_an_error(f"an update of --batch_size {config.batch_size}"):
+                with clock("sample"):
+                    batches = sample(run)
+                with clock("update"):
+                    run.logger.update(agent.update(*batches))
     return action
 
 
@@ -222,3 +224,4 @@ def log_evaluation(run: Run, evaluation: Evaluation) -> None:
     logger.evaluation(run.episode, frame, evaluation.episodes, **measures)
     for name, picture in (evaluation.pictures(frame) if config.learns_skills else {}).items():
         logger.picture(name, picture, frame)
+    gc.collect()  # Matplotlib's figures are cycles of thousands of objects; Python collects those far less often

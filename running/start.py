@@ -15,7 +15,7 @@ from envs.renderer import RendererInfo
 from errors import CheckpointError, LogError, RenderingError, RunError, UserError, WorkerError, reason_of
 from evaluation.play import best_skill
 from logger import Logger, check_logs
-from running.atomic_files import check_folder, locked, no_room
+from running.atomic_files import check_file, check_folder, locked, no_room
 from running.build import build_run, choose_device, out_of_memory_is_an_error
 from running.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from running.checkpoint import Checkpoints, State
@@ -170,3 +170,5 @@ def _check_outputs(config: Config, folder: Path, logs: State | None) -> None:
     more = {"video": config.save_video, SNAPSHOT_FOLDER: config.snapshot_frequency}
     for place in (folder, folder / CHECKPOINT_FOLDER, *(folder / name for name, used in more.items() if used)):
         check_folder(place)
+    for path in Checkpoints(folder).own_files():
+        check_file(path)

@@ -21,12 +21,11 @@ from config import (
     Role,
     check_value,
     flags_with,
-    make_config,
-    preset_settings,
     shown_value,
 )
 from errors import UserError
-from running.atomic_files import check_regular
+from running.atomic_files import read_file
+from running.derivation import make_config, preset_settings
 from running.presets import BENCHMARKS, names_in
 
 CONFIG_FILE = "config.json"  # in a run's folder
@@ -165,7 +164,6 @@ def known_flags(path: Path) -> dict[str, Any]:
 
     Raises UserError or OSError, which name the file; FileNotFoundError if there is none.
     """
-    check_regular(path)
     flags = with_todays_names(_flags_in(path, str(path)))
     flags = {name: value for name, value in flags.items() if name in TYPES}
     flags = checked_flags(flags, str(path))
@@ -176,7 +174,7 @@ def known_flags(path: Path) -> dict[str, Any]:
 def _flags_in(path: Path, place: str) -> dict[str, Any]:
     """Return the flags in a config.json as they are. Raises FileNotFoundError, UserError."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(read_file(path))
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, reason_of
-from running.atomic_files import check_regular
+from running.atomic_files import read_file
 
 LARGEST = 1e30  # what can still be averaged and drawn
 Columns = dict[str, list[float] | list[str]]
@@ -50,8 +50,7 @@ def read_table(
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """Return the rows of cells, the header included, each with its line number. Raises UserError."""
     try:
-        check_regular(path)
-        reader = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+        reader = csv.reader(io.StringIO(read_file(path).decode("utf-8-sig"), newline=""))
         return [(reader.line_num, row) for row in reader if row]
     except OSError as error:
         raise UserError(reason_of(error)) from error

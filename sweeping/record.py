@@ -17,9 +17,10 @@ from typing import Any
 
 from config import MAX_INTEGER
 from errors import UserError
-from running.atomic_files import write_file
+from running.atomic_files import read_file, write_file
 from running.names import check_name, folder_name
 from running.stored_config import CONFIG_FILE
+from running.tables import LARGEST
 
 SWEEP_FILE, SUMMARY_FILE, LOGS = "sweep.json", "summary.csv", "logs"
 FORMAT = 1  # of sweep.json
@@ -119,7 +120,7 @@ class Sweep:
         """Return the sweep in this folder, with the progress of its runs. Raises UserError."""
         path = folder / SWEEP_FILE
         try:
-            record = json.loads(path.read_bytes())
+            record = json.loads(read_file(path))
             if not isinstance(record, dict) or "format" not in record:
                 raise ValueError("it has no format")
             if record.pop("format") != FORMAT:
@@ -246,7 +247,7 @@ def resumed_sweep(folder: Path, options: Mapping[str, Any]) -> Sweep:
 def read_log(log: Path) -> tuple[str, str]:
     """Return the host of an attempt, "" if it has not started yet, and the last lines of its output."""
     try:
-        first, newline, rest = log.read_text(errors="replace").partition("\n")
+        first, newline, rest = read_file(log).decode(errors="replace").partition("\n")
     except OSError:
         return "", ""
     output = [line for line in rest.splitlines() if line.strip() and not line.startswith("$ ")]
@@ -266,7 +267,10 @@ def read_progress(folder: Path, previous: Progress) -> Progress:
             progress.last_return, progress.best_return = returns[-1], max(returns)
             progress.bound = float(evaluations[-1].get("mutual_information_bound") or math.nan)
         if progress.frame:  # a fine-tuned run's budget excludes the frames that were used to choose its skill
-            progress.frame -= int(json.loads((folder / CONFIG_FILE).read_bytes()).get("frames_before", 0))
+            progress.frame -= int(json.loads(read_file(folder / CONFIG_FILE)).get("frames_before", 0))
+        measured = (progress.frame, progress.fps, progress.last_return, progress.best_return, progress.bound)
+        if any(abs(value) > LARGEST for value in measured) or 0 < progress.fps < 1 / LARGEST:
+            return previous
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, csv.Error):
         return previous
     return progress
@@ -276,7 +280,7 @@ def read_rows(path: Path, *, only_last: bool = False) -> list[dict[str, str]]:
     """Return the complete rows, or only the last one, of a CSV file that may be written to at the same time."""
     if not path.exists():
         return []
-    lines = path.read_bytes().rpartition(b"\n")[0].decode(errors="replace").splitlines()
+    lines = read_file(path).rpartition(b"\n")[0].decode(errors="replace").splitlines()
     if only_last:
         del lines[1:-1]  # all but the header and the last row
     return list(csv.DictReader(lines))

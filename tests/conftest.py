@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ torch.set_num_threads(1)  # the tensors of the tests are too small to gain from 
 @pytest.fixture(scope="session")
 def renderer() -> RendererInfo:
     """The renderer of this machine, chosen before a test imports dm_control."""
+    assert "dm_control._render" not in sys.modules, "a test module imports it, which binds the renderer too early"
     return choose_renderer()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,18 +85,36 @@ def test_chosen_skills_and_the_best(run_evaluate: RunEvaluate) -> None:
     all_rows = rows(run_evaluate("--no_video") / "skills.csv")
     returns = {row["skill_id"]: float(row["episode_extrinsic_reward"]) for row in all_rows}
     assert [row["skill_id"] for row in rows(run_evaluate("--no_video --skills 3,1") / "skills.csv")] == ["3", "1"]
-    (best,) = rows(run_evaluate("--no_video --skills best") / "skills.csv")
+    out = run_evaluate("--no_video --skills best")
+    (best,) = rows(out / "skills.csv")
     assert best["skill_id"] == max(returns, key=lambda skill: returns[skill])
 
 
-def test_the_best_skill_is_chosen_on_other_starts(run_evaluate: RunEvaluate, fake_envs: list[SeededEnv]) -> None:
-    """Otherwise its return would be overestimated."""
+def test_the_best_skill_is_chosen_on_other_starts(
+    run_evaluate: RunEvaluate, fake_envs: list[SeededEnv], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise its return would be overestimated. The frames of the choice are counted."""
     known = len(fake_envs)
-    run_evaluate("--no_video --skills best --episodes 3")
+    out = run_evaluate("--no_video --skills best --episodes 3")
     seeds = start_seeds_since(fake_envs, known)
     evaluated = np.random.SeedSequence(0).generate_state(3).tolist()
     assert len(seeds) == (4 + 1) * 3
     assert all(seeds.count(seed) == 1 for seed in evaluated), "only the best skill is played from these"
+    steps = sum(
+        len(played.actions)
+        for env in fake_envs[known:]
+        for played in env.played
+        if played.seed is not None and played.seed not in evaluated
+    )
+    ((best,), (summary,), choice) = (rows(out / f"{name}.csv") for name in ("skills", "summary", "choice"))
+    assert int(summary["frames_to_choose"]) == 3 * steps
+    assert summary["episode_extrinsic_reward"] == best["episode_extrinsic_reward"]
+    assert [row["skill_id"] for row in choice] == ["0", "1", "2", "3"]
+    assert best["skill_id"] == max(choice, key=lambda row: float(row["episode_extrinsic_reward"]))["skill_id"]
+    assert {row["episodes"] for row in choice} == {"3"}
+    value = float(best["episode_extrinsic_reward"])
+    text = f"best skill {best['skill_id']}: return {value:.1f} on 3 other starts, chosen in {3 * steps} frames"
+    assert text in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", ["", "--skill_schedule 1:2"])
@@ -167,6 +186,7 @@ def test_controls_play_as_much_from_the_same_starts(
     cells = str(longest // 2 + 1)
     assert [row["cells_visited"] for row in (trained, untrained, random)] == [cells] * 3
     assert f"cells visited in 8 episodes: trained {cells}, untrained {cells}, random {cells}" in capsys.readouterr().out
+    assert cv2.imread(str(out / "trajectories.png")) is not None
     assert abs(float(untrained["mutual_information_bound"])) < 0.1
     assert untrained["mutual_information_bound"] != trained["mutual_information_bound"]
     assert random["mutual_information_bound"] == random["discriminator_accuracy"] == ""
@@ -327,9 +347,15 @@ def test_a_folder_that_cannot_be_written_is_refused_before_playing(
     assert contents(tmp_path) == {str(tmp_path / "file"): b"mine"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("line", ["", "--skill_schedule 0:3"])
-def test_ctrl_c_leaves_no_unfinished_video(
-    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+def test_a_stop_leaves_no_unfinished_video(
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    number: int,
 ) -> None:
     steps, step = 0, SeededEnv.step
 
@@ -337,13 +363,13 @@ def test_ctrl_c_leaves_no_unfinished_video(
         nonlocal steps
         steps += 1
         if steps == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return step(env, action)
 
     monkeypatch.setattr(SeededEnv, "step", interrupted)
     out = tmp_path / "out"
     arguments = [str(pretrained), "--device", "cpu", "--out", str(out), *shlex.split(line)]
-    assert evaluate.main(arguments) == 130
+    assert evaluate.main(arguments) == 128 + number
     assert capsys.readouterr().err.endswith("evaluate.py: stopped\n")
     assert not out.exists()
 
@@ -360,6 +386,10 @@ def test_ctrl_c_leaves_no_unfinished_video(
         ("--skill_schedule 3", "--skill_schedule"),
         ("--skill_schedule 9:10", "--skill_schedule"),
         ("--skill_schedule 1:0", "--skill_schedule"),
+        (f"--skill_schedule 1:{'9' * 5000}", "--skill_schedule"),
+        (f"--skill_schedule {'9' * 5000}:1", "--skill_schedule"),
+        ("--skill_schedule ²:1", "--skill_schedule"),
+        (f"--skills {'9' * 5000}", "--skills"),
         ("--imitate nowhere.npz", "--imitate"),
         ("--device nonsense", "--device"),
     ],
@@ -386,7 +416,11 @@ def test_bad_input_is_one_line(
         ("--imitate some.npz --episodes 2", "--episodes has no effect with --imitate"),
         ("--epsiodes 3", "did you mean --episodes?"),
         ("--episodes 0", "from 1 to 999999"),
+        ("--episodes 1.5", "--episodes: must be a whole number"),
+        (f"--episodes {'9' * 5000}", "--episodes: must be a whole number"),
+        ("--video_size 4097", "from 1 to 4096"),
         ("--seed -1", "0 or above"),
+        (f"--seed {'9' * 5000}", "--seed: must be a whole number"),
     ],
 )
 def test_flags_that_are_refused(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ from tests.support.paths import ROOT
 # A module may import modules of the lines above its own only.
 LAYERS = (
     ("errors",),
-    ("running.names", "running.presets", "running.flag_checks"),
+    ("running.names", "running.presets"),
     ("config",),
+    ("running.derivation",),
     ("console.streams", "console.packages", "console.arguments"),
     ("running.atomic_files", "running.signals", "running.columns"),
     ("running.stored_config", "running.tables", "running.csv_files"),
@@ -40,7 +41,7 @@ LAYERS = (
     ("running.snapshots",),
     ("running.start", "running.loop"),
     ("evaluation.load",),
-    ("evaluation.compose", "evaluation.imitate"),
+    ("evaluation.compose", "evaluation.imitate", "evaluation.tables"),
     ("evaluation.command",),
     ("sweeping.record",),
     ("sweeping.view", "sweeping.ray_cluster", "sweeping.plan"),
@@ -55,7 +56,7 @@ PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
     *("errors", "config", "console.streams", "console.packages", "console.arguments", "envs.renderer"),
-    *("running.names", "running.presets", "running.flag_checks", "running.atomic_files", "running.signals"),
+    *("running.names", "running.presets", "running.derivation", "running.atomic_files", "running.signals"),
     *("running.columns", "running.csv_files", "running.stored_config", "running.tables", "sweeping.record"),
 )
 

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import plot
-from config import make_config
 from running.columns import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
+from running.derivation import make_config
 from running.names import folder_name
 
 MakeRun = Callable[..., Path]

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
+from hypothesis.strategies import SearchStrategy
 from matplotlib.figure import Figure
 
 import plot
-from config import make_config
 from running.columns import EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
 from running.csv_files import csv_lines, header
-from tests.support.fuzz import ANY_JSON, ODD_JSON, fuzz
+from running.derivation import make_config
+from tests.support.damage import damaged_json, damaged_table
+from tests.support.fuzz import check_all, fast_and_slow
 from tests.support.paths import Mount
 from tests.support.program import Answer, call
 
@@ -278,72 +278,12 @@ def test_a_full_disk_leaves_the_old_figures(mount: Mount, tmp_path: Path) -> Non
 
 # -- any damage --------------------------------------------------------------------------------------------------------
 
-CELLS = (
-    st.sampled_from(
-        [
-            "",
-            "nan",
-            "inf",
-            "-inf",
-            "0",
-            "-0",
-            "1",
-            "-1",
-            "1000",
-            "1e30",
-            "-1e30",
-            "1e31",
-            "1e308",
-            "9" * 5000,
-            "x",
-            '"',
-            "1,2",
-        ]
-    )
-    | st.floats().map(str)
-    | st.integers().map(str)
-    | st.text(max_size=5)
-)
-
-
-@st.composite
-def damaged_table(draw: DrawFn, name: str) -> bytes:
-    """Draw a CSV file of the run with other cells, rows and columns, or other bytes."""
-    lines = [line.split(",") for line in whole_run()[name].decode().split()]
-    for _ in range(draw(st.integers(0, 3))):
-        row = draw(st.sampled_from(lines))
-        row[draw(st.integers(0, len(row) - 1))] = draw(CELLS)
-    lines = lines[: draw(st.integers(0, len(lines)))] + draw(st.lists(st.sampled_from(lines), max_size=2))
-    data = "\n".join(map(",".join, lines)).encode(errors="replace")
-    return draw(damaged_bytes(data + draw(st.sampled_from([b"\n", b"", b"\r\n", b"\n\n"]))))
-
-
-@st.composite
-def damaged_bytes(draw: DrawFn, data: bytes) -> bytes:
-    """Draw the data as it is in most cases, else cut, or with other bytes in it."""
-    how = draw(st.sampled_from(["whole"] * 4 + ["cut", "other", "replaced"]))
-    place = draw(st.integers(0, len(data)))
-    if how == "replaced":
-        return draw(st.binary(max_size=40))
-    return {"whole": data, "cut": data[:place], "other": data[:place] + draw(st.binary(max_size=4)) + data[place:]}[how]
-
-
-@st.composite
-def damaged_config(draw: DrawFn) -> bytes:
-    """Draw a config.json with other values of flags, or with another structure."""
-    changed = draw(st.dictionaries(st.sampled_from(list(FLAGS)) | st.text(max_size=5), ODD_JSON, max_size=3))
-    record = draw(st.sampled_from(["flags"] * 5 + ["none"]))
-    content = {"flags": FLAGS | changed} if record == "flags" else draw(ANY_JSON | st.builds(dict, flags=ANY_JSON))
-    return draw(damaged_bytes(json.dumps(content).encode()))
-
 
 def damaged_runs() -> SearchStrategy[list[dict[str, bytes]]]:
-    files = {
-        "config.json": damaged_config(),
-        "eval.csv": damaged_table("eval.csv"),
-        "skills.csv": damaged_table("skills.csv"),
-    }
-    one = st.tuples(*(st.just(whole_run()[name]) | damage for name, damage in files.items()))
+    """Draw the files of one to three runs, some of them damaged."""
+    tables = [damaged_table(whole_run()[name]) for name in ("eval.csv", "skills.csv")]
+    damages = (damaged_json({"flags": FLAGS}), *tables)
+    one = st.tuples(*(st.just(whole_run()[name]) | damage for name, damage in zip(FILES, damages, strict=True)))
     return st.lists(one.map(lambda data: dict(zip(FILES, data, strict=True))), min_size=1, max_size=3)
 
 
@@ -374,23 +314,12 @@ def _undrawn() -> Iterator[None]:
         yield
 
 
-@fuzz(300)
-@given(runs=damaged_runs())
+@fast_and_slow()
 @pytest.mark.usefixtures("_undrawn")
-def test_any_damage(runs: list[dict[str, bytes]]) -> None:
-    assert_drawn_or_left_out(runs)
+def test_any_damage(examples: int) -> None:
+    check_all(examples, assert_drawn_or_left_out, runs=damaged_runs())
 
 
 @pytest.mark.slow
-@fuzz(3000)
-@given(runs=damaged_runs())
-@pytest.mark.usefixtures("_undrawn")
-def test_much_damage(runs: list[dict[str, bytes]]) -> None:
-    assert_drawn_or_left_out(runs)
-
-
-@pytest.mark.slow
-@fuzz(100)
-@given(runs=damaged_runs())
-def test_damage_that_is_drawn(runs: list[dict[str, bytes]]) -> None:
-    assert_drawn_or_left_out(runs)
+def test_damage_that_is_drawn() -> None:
+    check_all(100, assert_drawn_or_left_out, runs=damaged_runs())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
+import errno
 import os
 import re
 import shlex
@@ -14,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
 
 import train
 from console.arguments import Parser, add_flags, boolean, integer
-from tests.support.command_lines import command_lines, parsed
 from tests.support.flags import (
     ABOVE_RANGE,
     BELOW_RANGE,
@@ -31,7 +28,6 @@ from tests.support.flags import (
     FLOATS,
     INTEGERS,
 )
-from tests.support.fuzz import fuzz
 from tests.support.paths import ROOT
 from tests.support.program import assert_names, parse
 
@@ -150,15 +146,6 @@ def test_several_values() -> None:
     assert vars(parser.parse_args(shlex.split(line))) == given
     with pytest.raises(SystemExit):
         parser.parse_args(["--resume", "x"])
-
-
-@fuzz(250)
-@given(words=command_lines())
-def test_any_command_line(words: list[str]) -> None:
-    """It gives a Config within every limit that can be stored as JSON, or is refused in one line."""
-    config = parsed(words)
-    if config is not None:
-        assert json.loads(json.dumps(dataclasses.asdict(config)))["seed"] == config.seed
 
 
 # -- help and completion -----------------------------------------------------------------------------------------------
@@ -318,3 +305,24 @@ def test_a_long_value_is_shortened(line: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         train.parse_args(line.format("x" * 5000).split())
     assert len(capsys.readouterr().err) < 600
+
+
+PROGRAMS = ("train.py", "evaluate.py", "plot.py", "sweep.py", "benchmark.py", "dmc.py")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_without_docstrings(program: str) -> None:
+    """Python that is run with -OO removes them; the programs take their descriptions from them."""
+    command = [sys.executable, "-OO", str(ROOT / program), "some_run", "--xyzzy"]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode == 2
+    assert child.stderr.count("\n") == 1
+    assert child.stderr.startswith(f"{program}: error: ")
+
+
+def test_a_working_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def gone() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    assert_refused("--seed 1", capsys, "the working folder cannot be used", "change to one that exists")

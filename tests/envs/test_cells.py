@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,11 @@ from envs.cells import GRIDS, CellGrid, Coordinate
 from envs.renderer import RendererInfo
 from errors import SimulationError
 
-TASKS = {domain: name for name, (domain, _) in suite_tasks().items()}
+
+@functools.cache
+def tasks() -> dict[str, str]:
+    """Return a task of each domain."""
+    return {domain: name for name, (domain, _) in suite_tasks().items()}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +29,7 @@ def drawn_once(renderer: RendererInfo, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(domain: str, **settings: Any) -> DMCEnv:
-    env = DMCEnv(TASKS[domain], image_size=16, time_limit=100, **settings)
+    env = DMCEnv(tasks()[domain], image_size=16, time_limit=100, **settings)
     env.reset(seed=1)
     return env
 
@@ -46,7 +51,7 @@ def test_an_angle_has_the_same_cell_after_a_turn() -> None:
 
 
 def test_every_domain_but_one_has_a_grid() -> None:
-    assert TASKS.keys() - GRIDS.keys() == {"lqr"}
+    assert tasks().keys() - GRIDS.keys() == {"lqr"}
     assert make("lqr").measure().position.shape == (0,)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from config import Config, make_config
+from config import Config
 from dmc import DMCEnv
 from envs.gym_env import GymPixelEnv
 from envs.make import make_environment
 from errors import UserError
+from running.derivation import make_config
 
 pytestmark = pytest.mark.usefixtures("renderer")
 
@@ -54,10 +55,11 @@ def test_the_floor_of_a_walking_body() -> None:
         ({"env": "pont:reach"}, r"--env pont:reach: unknown prefix pont:; give gym: or"),
         ({"env": "cartpole_swingup", "floor": "coloured"}, r"--env: cartpole_swingup has no walking body \(cheetah, "),
         ({"env": "gym:InvertedPendulum-v5", "floor": "coloured"}, r"--floor coloured: --env gym:.* leave the flag out"),
-        ({"image_size": 10**7}, r"--image_size 10000000 with --frame_stack 3: .* choose smaller ones"),
+        ({"frame_stack": 10**9}, r"--image_size 84 with --frame_stack 1000000000 needs .*; choose a smaller value"),
+        ({"frame_stack": 2**63 - 1, "image_size": 4096}, r"--frame_stack 9223372036854775807 needs"),
         (
-            {"frame_stack": 2**63 - 1, "image_size": 2**63 - 1},
-            r"--frame_stack 9223372036854775807: an observation needs",
+            {"time_limit": 10**15, "replay_buffer_capacity": 10**15},
+            r"--time_limit 1000000000000000: an episode of 250000000000000 agent steps needs at least [\d,]+",
         ),
         ({"env": "lqr_lqr_2_1"}, r"--env lqr_lqr_2_1 has no time limit of its own; give --time_limit"),
         (

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -17,11 +21,9 @@ from tests.support.fake_env import IMAGE_SIZE, UnevenEnv
 from video import VideoRecorder, read_video
 
 
-def evaluate(
-    names: dict[int, str], seeds: list[int], folder: Path | None, *, envs: int = 4, **settings: Any
-) -> Evaluation:
+def make_agent() -> DIAYNAgent:
     torch.manual_seed(0)
-    agent = DIAYNAgent(
+    return DIAYNAgent(
         (9, IMAGE_SIZE, IMAGE_SIZE),
         2,
         num_skills=3,
@@ -31,9 +33,14 @@ def evaluate(
         seed=0,
         hidden_dim=16,
     )
+
+
+def evaluate(
+    names: dict[int, str], seeds: list[int], folder: Path | None, *, envs: int = 4, **settings: Any
+) -> Evaluation:
     with open_eval_envs(UnevenEnv, envs) as eval_envs:
         settings |= {"fps": 10.0, "max_episode_steps": 32, "cell_grid": None, "video_folder": folder}
-        return evaluate_skills(agent, eval_envs, names, seeds, **settings)
+        return evaluate_skills(make_agent(), eval_envs, names, seeds, **settings)
 
 
 def test_videos_and_traces(tmp_path: Path) -> None:
@@ -116,3 +123,21 @@ def test_encoders_do_not_grow_with_the_number_of_skills(tmp_path: Path, monkeypa
     monkeypatch.setattr(VideoRecorder, "stop", stopped)
     evaluation = evaluate({0: "zero", 1: "one", 2: "two"}, [5], tmp_path, envs=2, video_size=48)
     assert (len(evaluation.videos), most, running) == (3, 2, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluations_leave_nothing_behind(tmp_path: Path, workers: int) -> None:
+    """Neither descriptors nor processes, threads or environments grow in number."""
+    agent, counts, process = make_agent(), [], psutil.Process()
+    settings: dict[str, Any] = {"fps": 10.0, "max_episode_steps": 32, "cell_grid": None, "video_size": 32}
+    with open_eval_envs(UnevenEnv, 3, workers) as eval_envs:
+        for number in range(4):
+            names = {skill: f"{number}_{skill}" for skill in range(3)}
+            folder = tmp_path / str(number)
+            evaluation = evaluate_skills(agent, eval_envs, names, [5], video_folder=folder, **settings)
+            assert len(evaluation.videos) == 3
+            gc.collect()
+            environments = sum(isinstance(found, gymnasium.Env) for found in gc.get_objects())
+            children = len(process.children(recursive=True))
+            counts.append((process.num_fds(), children, threading.active_count(), environments))
+    assert counts[1:] == [counts[1]] * 3

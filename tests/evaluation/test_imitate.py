@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import evaluate
-from config import make_config
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation import load as loading
 from evaluation.evaluate_skills import evaluate_skills
 from evaluation.imitate import read_trajectory, stack_frames
 from evaluation.load import load
+from running.derivation import make_config
 from tests.support.fake_env import IMAGE_SIZE
 from tests.support.paths import Mount
 from tests.support.runs import SeededEnv, rows
@@ -201,7 +201,7 @@ def test_any_flipped_byte(tmp_path: Path, damaged: int) -> None:
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.npz")
-    with pytest.raises(UserError, match="is not a regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         read_trajectory(tmp_path / "t.npz", CONFIG)
 
 

@@ -7,16 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from envs.cells import CellGrid, Coordinate
+from evaluation.figures import Axes
 from evaluation.play import Trace
 from evaluation.skill_pictures import (
     MATRIX_NUMBERS,
+    MOST_LINES,
+    MOST_POINTS,
+    NAMED_SKILLS,
     SHEET_COLUMNS,
     SHEET_HEADER,
     SHEET_LABEL,
     SHEET_ROWS,
     contact_sheet,
     draw_confusion_matrix,
+    draw_trajectories,
     headline,
+    skill_colors,
 )
 from evaluation.skill_report import overall, skill_rows
 from logger import Episode
@@ -84,3 +91,84 @@ def test_pictures_and_distances_of_many_skills_are_bounded(count: int) -> None:
     assert matrix.shape[:2] == draw_confusion_matrix(np.eye(MATRIX_NUMBERS), "title").shape[:2]
     assert contact_sheet(played).shape[0] == SHEET_HEADER + SHEET_ROWS * 84
     assert all(row["state_distance_between"] > 0 for row in skill_rows(played))
+
+
+# -- trajectories ------------------------------------------------------------------------------------------------------
+
+PLANE = CellGrid((Coordinate("x", "m", 1.0), Coordinate("y", "m", 1.0)), lambda physics: physics, is_plane=True)
+ANGLE = CellGrid((Coordinate("angle", "rad", 0.5, periodic=True),), lambda physics: physics)
+
+
+def moving(ends: Any, episodes: int = 1, steps: int = 50) -> Any:
+    """Return skills that move from the origin to their ends in a straight line."""
+    share = np.linspace(0.0, 1.0, steps)[:, None]
+    trace = lambda end: Trace(positions=list(share * np.array(end)))  # noqa: E731
+    return {skill: [(Episode(1.0, 0.0), trace(end))] * episodes for skill, end in enumerate(ends)}
+
+
+def places(picture: np.ndarray, skill: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and columns of the pixels in a skill's color, left of the legend and right of the names."""
+    color = 255 * np.array(skill_colors(count)[skill][:3])
+    shown = np.abs(picture[:, 60:620] - (0.8 * color + 0.2 * 255)).max(axis=2) < 40
+    rows, columns = np.nonzero(shown)
+    return rows, columns
+
+
+def test_each_skill_has_its_path_in_its_color() -> None:
+    """Skill 0 (blue) goes to the right, 1 (orange) up, 2 (green) down and to the left."""
+    picture = draw_trajectories(moving([(3.0, 0.0), (0.0, 3.0), (-3.0, -3.0)]), PLANE, "title")
+    middle = [np.mean(places(picture, skill, 3), axis=1) for skill in range(3)]
+    assert middle[0][1] > middle[1][1] + 40 > middle[2][1] + 80, "columns from the left"
+    assert middle[1][0] < middle[0][0] - 40 < middle[2][0] - 80, "rows from the top"
+
+
+def test_an_angle_goes_on_after_a_turn() -> None:
+    """At constant speed it is a straight line over time, from the lower left to the upper right."""
+    angles = (np.linspace(0.0, 30.0, 2000) + np.pi) % (2 * np.pi) - np.pi
+    trace = Trace(positions=[np.array([angle]) for angle in angles])
+    picture = draw_trajectories({0: [(Episode(1.0, 0.0), trace)]}, ANGLE, "title")
+    rows, columns = places(picture, 0, 1)
+    assert np.corrcoef(rows, columns)[0, 1] < -0.999
+
+
+def test_episodes_that_start_on_both_sides_of_an_angles_jump_are_drawn_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Near pi and near -pi is almost the same angle."""
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(Axes, "plot", lambda axes, steps, values, **look: drawn.append(values))
+    still = [(Episode(1.0, 0.0), Trace(positions=[np.array([angle])] * 50)) for angle in (3.1, -3.1)]
+    draw_trajectories({0: still}, ANGLE, "title")
+    np.testing.assert_allclose(drawn, np.array([[3.1], [2 * np.pi - 3.1]]) * np.ones(50))
+
+
+@pytest.mark.parametrize("count", [1, 10, 20, 21, 700])
+def test_trajectories_of_any_number_of_skills(count: int) -> None:
+    """The picture has the same size, and a legend's or a color bar's colors at its right."""
+    rng = np.random.default_rng(0)
+    picture = draw_trajectories(moving(rng.normal(size=(count, 2)), episodes=3), PLANE, "title")
+    assert picture.shape == (560, 740, 3)
+    right = picture[:, 640:].astype(int)
+    assert (np.ptp(right, axis=2) > 60).sum() > 8 * min(count, NAMED_SKILLS)
+
+
+def test_the_number_of_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[int] = []
+    plot = Axes.plot
+
+    def remember(axes: Axes, *data: Any, **look: Any) -> Any:
+        lines.append(len(data[0]) if "label" in look else 0)
+        return plot(axes, *data, **look)
+
+    monkeypatch.setattr(Axes, "plot", remember)
+    for skills, episodes in ((2, 1000), (1000, 2), (3, 2)):
+        lines.clear()
+        draw_trajectories(moving(np.eye(skills, 2), episodes, steps=1001), PLANE, "title")
+        drawn = [length for length in lines if length]
+        assert len(drawn) == min(skills * episodes, MOST_LINES)
+        assert max(drawn) <= MOST_POINTS
+
+
+def test_skills_that_stay_where_they_are() -> None:
+    picture = draw_trajectories(moving([(0.0, 0.0)] * 2), PLANE, "title")
+    assert picture.std() > 10

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from errors import UserError
-from running.atomic_files import LOCK_FILE, check_file, check_folder, in_use, locked, made_folder, write_file
+from running.atomic_files import (
+    LOCK_FILE,
+    check_file,
+    check_folder,
+    in_use,
+    locked,
+    made_folder,
+    read_file,
+    write_file,
+)
 from tests.support.disk import Crash, failing, no_space
 from tests.support.paths import ROOT
 
@@ -25,6 +34,22 @@ def test_write_file(tmp_path: Path) -> None:
         write_file(path, data)
         assert path.read_bytes() == data
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_read_if_its_size_is_known_and_fits(tmp_path: Path) -> None:
+    """A device has no end, and a sparse file takes no room on the disk but would take it in memory."""
+    path = tmp_path / "file"
+    path.write_bytes(b"four")
+    assert read_file(path) == read_file(path, 4) == b"four"
+    os.truncate(path, 1 << 40)
+    for name, target, reason in (("file", None, "File too large"), ("device", "/dev/null", "not a regular file")):
+        if target is not None:
+            (tmp_path / name).symlink_to(target)
+        with pytest.raises(OSError, match=reason) as caught:
+            read_file(tmp_path / name)
+        assert caught.value.filename == str(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "nowhere")
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
@@ -82,6 +107,14 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / LOCK_FILE).mkdir()
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written"), locked(tmp_path):
         pass
+
+
+def test_an_owner_in_other_letters(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_bytes(b"\xff\xfe")
+    with (tmp_path / LOCK_FILE).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is in use by"), locked(tmp_path):
+            pass
 
 
 def test_a_disk_without_locks(

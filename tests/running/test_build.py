@@ -27,6 +27,7 @@ from running.build import (
     make_agent,
     make_deterministic,
     make_replay_buffer,
+    memory_needed,
     out_of_memory_is_an_error,
 )
 from tests.support.labs import Prepare
@@ -211,6 +212,31 @@ def test_a_replay_buffer_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> N
         make_replay_buffer(config, (3, 84, 84), 1)
     proposed = str(caught.value).rpartition(" ")[2]
     make_replay_buffer(parse(f"--device cpu --replay_buffer_capacity {proposed}"), (3, 84, 84), 1)
+
+
+TOO_LARGE = ("--hidden_dim 1e6", "--num_skills 1e9", "--batch_size 1e10", "--num_eval_episodes 1e9")
+
+
+@pytest.mark.parametrize("line", [*TOO_LARGE, "--eval_workers 1e6 --num_eval_episodes 1e5"])
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_made(line: str, prepare: Prepare, tmp_path: Path) -> None:
+    """The system would end the process instead."""
+    flag = re.escape(f"{line.split()[0]} {int(float(line.split()[1]))}")
+    with pytest.raises(UserError, match=rf"^{flag} needs at least [\d,.]+ GB, [\d.]+ GB are free; choose a smaller"):
+        prepare(line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_memory_needed_is_no_overestimate() -> None:
+    config = parse("--device cpu --hidden_depth 3 --num_skills 1000 --skill_embedding_dim 500")
+    agent = make_agent(config, (9, 84, 84), 1)
+    needed = memory_needed(config, (9, 84, 84), 250)
+    trained = sum(parameter.nbytes for module in agent.modules().values() for parameter in module.parameters())
+    made = 4 * trained + sum(parameter.nbytes for parameter in agent.critic_target.parameters())
+    assert 0.25 * made < needed["--hidden_dim 1024"] + needed["--num_skills 1000"] < made
+    made = 4 * sum(parameter.nbytes for parameter in agent.modules()["discriminator"].parameters())
+    assert 0.25 * made < needed["--discriminator_ensemble 1"] < made
+    batch = 128 * 9 * 84 * 84
+    assert needed["--batch_size 128"] > 2 * batch  # the observations and the next ones
 
 
 @pytest.mark.parametrize(

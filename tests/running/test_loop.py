@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections import Counter, defaultdict
@@ -12,12 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diayn import DIAYNAgent
 from drq import DrQAgent, Views
 from errors import RenderingError, RunError, SimulationError
-from replay_buffer import Batch
+from replay_buffer import Batch, ReplayBuffer
 from running import loop
 from running.columns import SKILL_COLUMNS
 from running.run import Run
@@ -481,6 +483,22 @@ def test_training_continues_when_a_video_fails(
     assert len(lab.rows("train")) == 3
     assert "warning" in capsys.readouterr().err
     assert not list(lab.folder.rglob("*.mp4"))
+
+
+def test_a_batch_that_does_not_fit_in_memory_names_its_flag(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(buffer: ReplayBuffer, batch_size: int) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(ReplayBuffer, "sample", fail)
+    with pytest.raises(RunError, match="not enough memory for an update of --batch_size 4; choose a smaller"):
+        prepare().play()
+
+
+def test_an_evaluation_leaves_no_figures(prepare: Prepare) -> None:
+    """Python by itself would collect their cycles of objects only after dozens of evaluations."""
+    gc.collect()
+    prepare("--eval_frequency 10").play()
+    assert not [found for found in gc.get_objects() if isinstance(found, Figure)]
 
 
 def test_other_errors_of_an_update_are_raised(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from config import FIELDS, make_config, preset_settings
+from config import FIELDS
 from running import presets
+from running.derivation import make_config, preset_settings
 from running.presets import BENCHMARKS, COMBINATIONS, PRESETS, names_in
 from running.stored_config import CONFIG_FILE, checked_config, known_flags
 from tests.support.program import parse

@@ -239,7 +239,10 @@ def immutable(path: Path) -> Iterator[None]:
         subprocess.run(["chattr", "-i", str(path)], check=True)
 
 
-@pytest.mark.parametrize("name", ["train.csv", "skills.csv", CONFIG_FILE, "tb", "tb/*", "checkpoint", "skills"])
+IMMUTABLE = ("train.csv", "skills.csv", CONFIG_FILE, "tb", "tb/*", "skills", "checkpoint", "checkpoint/state_*")
+
+
+@pytest.mark.parametrize("name", [*IMMUTABLE, "checkpoint/manifest.json"])
 def test_what_is_immutable_is_refused(cut_back: Path, name: str) -> None:
     (path,) = cut_back.glob(name)
     with immutable(path):

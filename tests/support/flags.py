@@ -94,10 +94,8 @@ BELOW_RANGE = {
     **dict.fromkeys(("discount", "extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff", "disdain_coeff"), "-0.1"),
 }
 ABOVE_RANGE = {
-    "discount": "1.01",
+    **{"discount": "1.01", "critic_tau": "1.01", "image_size": "4097", "hidden_depth": "1001", "seed": str(2**64)},
     "discriminator_ensemble": "1001",
-    "critic_tau": "1.01",
-    "seed": str(2**64),
 }  # torch's generators take 64 bits
 
 DIAYN_COMMAND = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -32,3 +34,14 @@ ODD_JSON: SearchStrategy[Any] = st.one_of(
 ANY_JSON = st.recursive(
     ODD_JSON, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
 )
+
+
+def fast_and_slow(examples: int = 300, slowly: int = 3000) -> pytest.MarkDecorator:
+    """Parametrize a test by the number of its `examples`: few in the fast tests, many in the slow ones."""
+    many = pytest.param(slowly, marks=pytest.mark.slow)
+    return pytest.mark.parametrize("examples", [examples, many])
+
+
+def check_all(examples: int, check: Callable[..., None], **strategies: SearchStrategy[Any]) -> None:
+    """Call `check` with that many examples of the strategies."""
+    fuzz(examples)(given(**strategies)(check))()

@@ -13,9 +13,10 @@ import pytest
 import sweep
 import sweeping.plan
 import train
-from config import Config, make_config
+from config import Config
 from errors import UserError
 from replay_buffer import ReplayBuffer
+from running.derivation import make_config
 from sweeping.plan import check_environments, new_sweep
 from tests.support.sweeps import planned
 

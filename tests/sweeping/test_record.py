@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 
 import sweep
 from errors import UserError
-from sweeping.record import IN_MEMORY, Progress, Sweep, read_log, read_progress, resumed_sweep
-from tests.support.fuzz import ANY_JSON, fuzz
+from sweeping.record import Progress, Sweep, read_log, read_progress, resumed_sweep
+from sweeping.view import status, table
+from tests.support.damage import damaged_json, damaged_table
+from tests.support.fuzz import check_all, fast_and_slow
 from tests.support.program import call
 from tests.support.sweeps import sweep_of_seeds
 
@@ -127,77 +126,54 @@ def test_a_damaged_record_says_where(change: Change, expected: str, tmp_path: Pa
         Sweep.read(tmp_path)
 
 
-@dataclass
-class Damage:
-    """A change of the text of sweep.json, drawn by hypothesis."""
-
-    data: st.DataObject
-
-    def any_json(self) -> Any:
-        return copy.deepcopy(self.data.draw(ANY_JSON))  # hypothesis draws the same object again
-
-    def of(self, record: dict[str, Any]) -> bytes:
-        places: list[tuple[Any, Any]] = []
-
-        def collect(inner: Any) -> None:
-            for key in inner if isinstance(inner, dict) else range(len(inner)) if isinstance(inner, list) else ():
-                places.append((inner, key))
-                collect(inner[key])
-
-        for _ in range(self.data.draw(st.integers(0, 3))):
-            places.clear()
-            collect(record)
-            inner, key = self.data.draw(st.sampled_from(places))
-            way = self.data.draw(st.sampled_from(["replace", "replace", "remove", "add", "repeat"]))
-            if way == "replace":
-                inner[key] = self.any_json()
-            elif way == "remove":
-                del inner[key]
-            elif isinstance(inner, list):
-                inner.insert(0, copy.deepcopy(inner[key]) if way == "repeat" else self.any_json())
-            else:
-                inner[self.data.draw(st.text(max_size=5) | st.sampled_from(IN_MEMORY))] = self.any_json()
-        text = json.dumps(record).encode()
-        way = self.data.draw(st.sampled_from(["whole", "whole", "whole", "cut", "byte", "deep"]))
-        if way == "cut":
-            return text[: self.data.draw(st.integers(0, len(text)))]
-        if way == "byte":
-            at = self.data.draw(st.integers(0, len(text) - 1))
-            return text[:at] + self.data.draw(st.binary(max_size=2)) + text[at + 1 :]
-        return b"[" * 100_000 if way == "deep" else text
+RUN_CONFIG = {"flags": {"seed": 1}, "frames_before": 100}
+TABLES = {
+    "train.csv": b"episode,step,fps\n1,400,20.5\n2,800,30.5\n",
+    "eval.csv": b"episode,step,episode_reward,mutual_information_bound\n0,0,5,0.1\n1,400,9,0.2\n",
+}
 
 
-def check_any_record(data: st.DataObject) -> None:
-    """A damaged sweep.json is refused in one line, or it can be listed and written again; no run is elsewhere."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(os.path.realpath(place))
-        sweep_of_seeds(folder).write()
-        damaged = Damage(data).of(json.loads((folder / "sweep.json").read_text()))
-        (folder / "sweep.json").write_bytes(damaged)
-        answer = call(["--resume", place, "--dry_run"], sweep.main)
+def damaged_run() -> SearchStrategy[dict[str, bytes]]:
+    """Draw the files of a run, some of them damaged."""
+    damaged = {name: st.just(table) | damaged_table(table) for name, table in TABLES.items()}
+    config = st.just(json.dumps(RUN_CONFIG).encode()) | damaged_json(RUN_CONFIG)
+    return st.fixed_dictionaries({"config.json": config, **damaged})
+
+
+@fast_and_slow()
+def test_any_damaged_sweep(examples: int, tmp_path: Path) -> None:
+    """A damaged sweep.json is refused in one line, or can be listed, shown and written again; no run is elsewhere.
+
+    A damaged file of a run never ends the sweep.
+    """
+    place = Path(os.path.realpath(tmp_path))
+    sweep_of_seeds(place).write()
+    run = place / "cartpole_swingup" / "seed=1"
+    run.mkdir(parents=True)
+    whole = json.loads((place / "sweep.json").read_text())
+
+    def check(record: bytes, files: dict[str, bytes]) -> None:
+        (place / "sweep.json").write_bytes(record)
+        for name, data in files.items():
+            (run / name).write_bytes(data)
+        answer = call(["--resume", str(tmp_path), "--dry_run"], sweep.main)
         assert len(answer.lines) == 1
         if answer.code == 0:
-            resumed = resumed_sweep(folder, {})
-            assert all(trial.folder(folder).parent.parent == folder for trial in resumed.trials)
+            resumed = resumed_sweep(place, {})
+            assert all(trial.folder(place).parent.parent == place for trial in resumed.trials)
             resumed.write()
-            assert resumed_sweep(folder, {}) == resumed
+            assert resumed_sweep(place, {}) == resumed
+            for trial in resumed.trials:
+                trial.state = "running"
+            assert status(resumed)
+            assert table(resumed, 40).row_count == len(resumed.trials)
         else:
             assert answer.code == 2
             assert answer.lines[0].startswith("sweep.py: error: --resume ")
-            assert (folder / "sweep.json").read_bytes() == damaged
+            assert (place / "sweep.json").read_bytes() == record
 
-
-@fuzz(300)
-@given(data=st.data())
-def test_any_record(data: st.DataObject) -> None:
-    check_any_record(data)
-
-
-@pytest.mark.slow
-@fuzz(3000)
-@given(data=st.data())
-def test_any_record_at_length(data: st.DataObject) -> None:
-    check_any_record(data)
+    records = st.just(json.dumps(whole).encode()) | damaged_json(whole)
+    check_all(examples, check, record=records, files=damaged_run())
 
 
 @pytest.mark.parametrize(
@@ -240,7 +216,7 @@ def test_frames_before_fine_tuning_do_not_count(tmp_path: Path) -> None:
     assert read_progress(tmp_path, Progress()).frame == 2000
 
 
-@pytest.mark.parametrize("row", ["1,\0\0,3", "1,1e,3", "1", "1,2,x"])
+@pytest.mark.parametrize("row", ["1,\0\0,3", "1,1e,3", "1", "1,2,x", "1,2,inf", "1,2,1e-320", f"1,{10**40},3"])
 def test_a_torn_row_leaves_the_progress_unchanged(row: str, tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(f"episode,step,fps\n{row}\n")
     before = Progress(7, 1.0)

@@ -1,0 +1,63 @@
+"""The tables that evaluate.py writes and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from evaluation.evaluate_skills import Evaluation
+from logger import Row
+from running.atomic_files import write_file
+from running.csv_files import csv_lines, header
+
+
+def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: int) -> None:
+    """Write rows, and the step of each, which is the frame of the checkpoint."""
+    lines = [header(columns), *({"step": frame, **row} for row in rows)]
+    write_file(path, csv_lines(lines, columns, path.name))
+
+
+def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Print rows without the columns that are empty."""
+    table = pd.DataFrame(rows, columns=list(columns)).dropna(axis=1, how="all")
+    print(table.to_string(index=False, float_format="%.3f"))
+
+
+def decile_rows(evaluation: Evaluation) -> list[Row]:
+    """Return the rows of deciles.csv: for each skill, the bound in each tenth of its episodes."""
+    return [
+        {"skill_id": skill, "decile": number, "mutual_information_bound": bound}
+        for skill, bounds in evaluation.bound_by_decile.items()
+        for number, bound in enumerate(bounds, start=1)
+    ]
+
+
+def print_bound(evaluation: Evaluation, complete: bool) -> None:
+    """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
+    measures = evaluation.overall
+    text = f"accuracy {measures['discriminator_accuracy']:.3f}, bound {measures['mutual_information_bound']:.3f} nats"
+    if measures["mutual_information_bound_second_half"] is not None:
+        text += f", in the second half of the episode {measures['mutual_information_bound_second_half']:.3f}"
+    print(f"{text}: means over these skills")
+    if complete:
+        print(f"effective number of skills: {measures['effective_skills']:.2f} of {len(evaluation.rows)}")
+    bounds = " ".join("-" if bound is None else f"{bound:.2f}" for bound in evaluation.mean_by_decile)
+    print(f"bound in each tenth of the episode: {bounds}")
+
+
+def summary_row(policy: str, evaluation: Evaluation, complete: bool) -> Row:
+    """Return the row of summary.csv for a policy. Only all skills together have an effective number of skills."""
+    row: Row = {"policy": policy, "skills": len(evaluation.rows), "episodes": evaluation.rows[0]["episodes"]}
+    returns = [episode.extrinsic_reward for episode in evaluation.episodes]
+    measures = evaluation.overall if complete else {**evaluation.overall, "effective_skills": None}
+    return {**row, "episode_extrinsic_reward": sum(returns) / len(returns), **measures}
+
+
+def print_coverage(summary: Sequence[Row]) -> None:
+    """Print the cells that each policy visited, if the task has a grid."""
+    if summary[0]["cells_visited"] is not None:
+        cells = ", ".join(f"{row['policy']} {row['cells_visited']}" for row in summary)
+        episodes = summary[0]["skills"] * summary[0]["episodes"]
+        print(f"cells visited in {episodes} episodes: {cells}")

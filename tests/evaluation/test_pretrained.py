@@ -1,0 +1,51 @@
+"""The trained agent in results/pretrained: complete, small, and as good as its page says."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+import evaluate
+from evaluation.load import load
+from running.snapshots import snapshot_frames
+from tests.support.paths import ROOT
+from train import parse_args
+
+PRETRAINED = ROOT / "results" / "pretrained" / "cartpole_swingup"
+LARGEST = 10_000_000  # bytes
+LEAST_BOUND = 1.7  # nats, on starts that training did not use; 1.90 was measured
+
+pytestmark = pytest.mark.usefixtures("renderer")
+
+
+def test_config_and_weights_only() -> None:
+    files = [path for path in PRETRAINED.rglob("*") if path.is_file()]
+    (frame,) = snapshot_frames(PRETRAINED)
+    assert {str(path.relative_to(PRETRAINED)) for path in files} == {"config.json", f"snapshots/{frame}.pt"}
+    assert sum(path.stat().st_size for path in files) < LARGEST
+
+
+def test_it_is_loaded_like_any_run() -> None:
+    loaded = load(PRETRAINED, "cpu")
+    assert loaded.config.env == "cartpole_swingup"
+    assert loaded.agent.skills() == list(range(10))
+    assert loaded.frame == snapshot_frames(PRETRAINED)[-1]
+
+
+def test_it_can_be_fine_tuned(tmp_path: Path) -> None:
+    config = parse_args(["--finetune_from", str(PRETRAINED), "--finetune_skill", "3", "--work_dir", str(tmp_path)])
+    assert (config.num_skills, config.image_size, config.action_repeat) == (10, 48, 8)
+
+
+@pytest.mark.slow
+def test_its_skills_can_be_told_apart(tmp_path: Path) -> None:
+    shutil.copytree(PRETRAINED, tmp_path / "agent")
+    line = ["--device", "cpu", "--no_video", "--seed", "7", "--out", str(tmp_path / "out")]
+    assert evaluate.main([str(tmp_path / "agent"), *line]) == 0
+    with (tmp_path / "out" / "skills.csv").open() as file:
+        bounds = [float(row["mutual_information_bound"]) for row in csv.DictReader(file)]
+    assert len(bounds) == 10
+    assert sum(bounds) / len(bounds) > LEAST_BOUND
