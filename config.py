@@ -160,6 +160,26 @@ class Config:
         Role.DIAYN,
         choices=("shared", "separate"),
     )
+    disdain_coeff: float = diayn(
+        0.0,
+        "weight of the ensemble's disagreement, a bonus for unknown states (DISDAIN, not part of DIAYN); above 0 also "
+        "clips negative intrinsic rewards to 0",
+        Role.DIAYN,
+        low=0,
+    )
+    discriminator_ensemble: int = diayn(
+        1,
+        "discriminators, which differ in their initial weights; the mean of their probabilities counts",
+        Role.DIAYN,
+        low=1,
+        high=1000,
+    )
+    discriminator_window: int = diayn(
+        None,
+        "newest transitions that the discriminator learns from, in a batch of its own",
+        low=1,
+        derived="it learns from the batch of the critic",
+    )
     intrinsic_reward_from: str = diayn(
         "after",
         "discriminator that gives the intrinsic reward: after its step on the batch, or before, without another pass",

@@ -1,6 +1,18 @@
 """DIAYN on top of DrQ: skills, the discriminator that tells them apart, and the intrinsic reward it gives.
 
 Paper: Diversity Is All You Need (Eysenbach, Gupta, Ibarz, Levine; ICLR 2019), https://arxiv.org/abs/1802.06070
+
+An extension, off by default: DISDAIN, from Learning More Skills through Optimistic Exploration (Strouse, Baumli,
+Warde-Farley, Mnih, Hansen; ICLR 2022), https://arxiv.org/abs/2107.14226. A new state gets a low intrinsic reward, as
+the discriminator has not learned it yet. DISDAIN also pays for the disagreement of an ensemble of discriminators, which
+is high in new states and vanishes as they are learned.
+
+- As in the authors' code (github.com/google-deepmind/disdain): the members learn from the same batches and differ in
+  their initial weights; the loss is the mean of theirs; q(z|s') is the mean of their probabilities; the bonus is the
+  entropy of that mean minus the mean of their entropies; the skill's own reward is clipped at 0 from below.
+- Choices here: a member is a whole discriminator, with convolutions of its own unless those of the critic are shared
+  (behind common convolutions that they train together, members hardly disagree); one critic learns the sum of both
+  rewards, for which their code has a Q function each; metrics and evaluations report the unclipped reward.
 """
 
 from __future__ import annotations
@@ -38,6 +50,28 @@ class Discriminator(nn.Module):
         return self.classifier(self.head(features))
 
 
+def ensemble_mean(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits (N, K) of the mean of the members' probabilities, given the members' logits (E, N, K)."""
+    if len(logits) == 1:
+        return logits[0]
+    return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
+
+
+def disagreement(logits: torch.Tensor) -> torch.Tensor:
+    """Return DISDAIN's bonus (N,) in nats, given the members' logits (E, N, K): H of their mean - mean of their H.
+
+    It is the mutual information of skill and member: 0 if all members agree, however uncertain they are, and at most
+    log min(E, K).
+    """
+    of_mean, of_members = (_entropy(each) for each in (ensemble_mean(logits), logits))
+    return (of_mean - of_members.mean(dim=0)).clamp_min(0.0)  # rounding can leave it below 0
+
+
+def _entropy(logits: torch.Tensor) -> torch.Tensor:
+    log_p = logits.log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1)
+
+
 class DIAYNAgent(DrQAgent):
     """DrQ with actor and critic conditioned on a skill, and an intrinsic reward from the discriminator.
 
@@ -48,6 +82,8 @@ class DIAYNAgent(DrQAgent):
             skills in every K episodes.
         discriminator_encoder: "separate" has convolutions of its own; "shared" uses the critic's, which become less
             and less informative when the only reward is a small intrinsic one (results/skills).
+        discriminator_ensemble: E, the number of discriminators whose mean is q_phi.
+        disdain_coeff: weight of their disagreement; above 0 the intrinsic reward is clipped at 0 from below.
         intrinsic_reward_from: "after" computes the intrinsic reward after the discriminator's step on the batch;
             "before" takes it from the logits of that step, as DIAYN's code does, which saves a forward pass.
         diayn_intrinsic_reward_coeff: weight of the intrinsic reward, which is added to the weighted extrinsic reward.
@@ -64,6 +100,8 @@ class DIAYNAgent(DrQAgent):
         lr_discriminator: float,
         skill_sampling: str = "uniform",
         discriminator_encoder: str = "separate",
+        discriminator_ensemble: int = 1,
+        disdain_coeff: float = 0.0,
         intrinsic_reward_from: str = "after",
         diayn_intrinsic_reward_coeff: float = 1.0,
         **drq: Any,
@@ -71,12 +109,22 @@ class DIAYNAgent(DrQAgent):
         super().__init__(obs_shape, action_dim, num_skills=num_skills, skill_embedding_dim=skill_embedding_dim, **drq)
         self.num_skills, self.intrinsic_coeff = num_skills, diayn_intrinsic_reward_coeff
         self.skill_sampling, self.intrinsic_reward_from = skill_sampling, intrinsic_reward_from
+        self.disdain_coeff = disdain_coeff
         conv_dim, separate = self.critic.encoder.feature_dim, discriminator_encoder == "separate"
-        self.discriminator = Discriminator(self.arch, conv_dim, separate=separate).to(self.device)
-        self.discriminator_optimizer = make_adam(self.discriminator.parameters(), lr_discriminator)
+        self.discriminators = [
+            Discriminator(self.arch, conv_dim, separate=separate).to(self.device) for _ in range(discriminator_ensemble)
+        ]
+        parameters = [parameter for member in self.discriminators for parameter in member.parameters()]
+        self.discriminator_optimizer = make_adam(parameters, lr_discriminator)
+
+    @property
+    def discriminator(self) -> Discriminator:
+        """The discriminator, or the first of an ensemble."""
+        return self.discriminators[0]
 
     def modules(self) -> dict[str, nn.Module]:
-        return {**super().modules(), "discriminator": self.discriminator}
+        members = {f"discriminator_{i}" if i else "discriminator": each for i, each in enumerate(self.discriminators)}
+        return {**super().modules(), **members}
 
     def optimizers(self) -> dict[str, torch.optim.Adam]:
         return {**super().optimizers(), "discriminator": self.discriminator_optimizer}
@@ -98,16 +146,19 @@ class DIAYNAgent(DrQAgent):
     # -- what the discriminator says ------------------------------------------------------------------------------
 
     def classify(self, images: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
-        """Return q_phi's logits (N, K) for images (N, C, H, W). No gradient reaches the critic's encoder.
+        """Return q_phi's logits (N, K) for images (N, C, H, W). For `features` see `member_logits`."""
+        return ensemble_mean(self.member_logits(images, features))
+
+    def member_logits(self, images: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the logits (E, N, K) of the discriminator's members. No gradient reaches the critic's encoder.
 
         `features` are the critic's features of these images; a shared discriminator computes them if they are missing.
         """
-        if self.discriminator.encoder is not None:
-            features = self.discriminator.encoder(images)
-        elif features is None:
+        if features is None and self.discriminator.encoder is None:
             with torch.no_grad():
                 features = self.critic.encoder(images)
-        return self.discriminator(features)
+        members = self.discriminators
+        return torch.stack([each(features if each.encoder is None else each.encoder(images)) for each in members])
 
     def intrinsic_reward(self, logits: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
         """Return log q_phi(z|s') - log p(z) (eq. 3) in nats, (N,): 0 at chance level, at most log K."""
@@ -132,22 +183,41 @@ class DIAYNAgent(DrQAgent):
 
     # -- learning -------------------------------------------------------------------------------------------------
 
+    def make_views(self, batch: Batch, recent: Batch | None = None) -> Views:
+        """Augment a batch as DrQ does and, if the discriminator gets a batch of its own, `recent`, its next_obs."""
+        views = super().make_views(batch)
+        return views if recent is None else views._replace(recent=(self.augment(recent.next_obs), recent.skill))
+
     def rewards(self, views: Views, next_features: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """Update the discriminator on the first view of next_obs, and add the intrinsic reward of the same view."""
+        """Update the discriminator, and add the intrinsic reward of the first view of next_obs.
+
+        The discriminator learns from the same view, or from `views.recent` if that is not empty.
+        """
         rows = len(views.reward)
-        next_obs, features = views.next_obs[:rows], next_features[:rows]
-        logits = self.classify(next_obs, features)
-        metrics = self.update_discriminator(logits, views.skill)
+        rewarded = views.next_obs[:rows], next_features[:rows]
+        learned, skill = ((views.recent[0], None), views.recent[1]) if views.recent else (rewarded, views.skill)
+        before, logits = None, self.member_logits(*learned)
         with torch.no_grad():
-            if self.intrinsic_reward_from == "after":
-                logits = self.classify(next_obs, features)
-            intrinsic_reward = self.intrinsic_reward(logits, views.skill)
-        metrics["intrinsic_reward"] = intrinsic_reward.mean()
-        return self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic_reward, metrics
+            if self.intrinsic_reward_from == "before":
+                before = self.member_logits(*rewarded) if views.recent else logits
+        metrics = self.update_discriminator(logits, skill)
+        with torch.no_grad():
+            logits = self.member_logits(*rewarded) if before is None else before
+            intrinsic_reward = self.intrinsic_reward(ensemble_mean(logits), views.skill)
+            metrics["intrinsic_reward"] = intrinsic_reward.mean()
+            if not self.disdain_coeff:
+                return self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic_reward, metrics
+            bonus = disagreement(logits)
+            metrics["disdain_bonus"] = bonus.mean()
+            reward = self.intrinsic_coeff * intrinsic_reward.clamp_min(0.0) + self.disdain_coeff * bonus
+            return self.extrinsic_coeff * views.reward + reward, metrics
 
     def update_discriminator(self, logits: torch.Tensor, skill: torch.Tensor) -> Metrics:
-        """Take one step on the cross-entropy of q_phi(z | s'). The accuracy is that before the step."""
-        loss = F.cross_entropy(logits, skill)
+        """Take one step on the mean cross-entropy of the members, given their logits (E, N, K).
+
+        The metrics are those before the step.
+        """
+        loss = F.cross_entropy(logits.flatten(0, 1), skill.repeat(len(logits)))
         minimize(loss, self.discriminator_optimizer)
-        accuracy = (logits.detach().argmax(dim=1) == skill).float().mean()
+        accuracy = (ensemble_mean(logits.detach()).argmax(dim=1) == skill).float().mean()
         return {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}

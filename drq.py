@@ -39,6 +39,8 @@ class Views(NamedTuple):
     skill: torch.Tensor  # (B,)
     next_noise: torch.Tensor  # (K * B, action_dim), standard normal: selects the next actions of the target
     noise: torch.Tensor  # (B, action_dim), standard normal: selects the actions of the actor's loss
+    # of a batch for the discriminator alone, if there is one: a view of next_obs (B, C, H, W), and the skill (B,)
+    recent: tuple[torch.Tensor, ...] = ()
 
 
 class Assessment(NamedTuple):
@@ -168,9 +170,12 @@ class DrQAgent(ActorCritic):
 
     # -- learning -------------------------------------------------------------------------------------------------
 
-    def update(self, batch: Batch) -> Metrics:
-        """Take one gradient step on a batch (algorithm 1). Actor metrics are present if the actor was updated."""
-        metrics = self.launch(self.learn, self.make_views(batch), kind=self.due())
+    def update(self, batch: Batch, *more: Batch) -> Metrics:
+        """Take one gradient step on a batch (algorithm 1). Actor metrics are present if the actor was updated.
+
+        `more` are batches that only `make_views` of a subclass takes.
+        """
+        metrics = self.launch(self.learn, self.make_views(batch, *more), kind=self.due())
         self.num_updates += 1
         return {"batch_reward": batch.reward.mean(), **metrics}
 

@@ -180,6 +180,7 @@ class Logger:
     Args:
         folder: the run's folder, which exists.
         with_skills: add DIAYN's columns and tags.
+        with_disdain: add those of DISDAIN's bonus.
         total_frames: the run's budget, for the progress bar, which is drawn only on a terminal.
         logs: a `state_dict` to continue from; what was written later is cut off. None starts new files.
         step: the checkpoint's step, in frames.
@@ -193,6 +194,7 @@ class Logger:
         folder: Path,
         *,
         with_skills: bool,
+        with_disdain: bool = False,
         tensorboard: bool,
         total_frames: int,
         logs: Mapping[str, Any] | None = None,
@@ -206,12 +208,12 @@ class Logger:
             name: continue_file(folder / name, columns, recorded[name], position[name])
             if position.get(name)
             else CsvFile(folder / name, columns)
-            for name, columns in csv_columns(with_skills).items()
+            for name, columns in csv_columns(with_skills, with_disdain).items()
         }
         self._tensorboard = TensorBoard(
             folder / "tb", enabled=tensorboard, position=position, step=step if position else None
         )
-        self._metrics = update_metrics(with_skills)
+        self._metrics = update_metrics(with_skills, with_disdain)
         self._meters = Meters(self._metrics)
         self._bar = tqdm(total=total_frames, initial=step, unit=" frames", disable=not sys.stderr.isatty(), leave=False)
 

@@ -49,6 +49,14 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int) -> nn.Seq
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
 
+def conv_features(obs_shape: tuple[int, ...]) -> int:
+    """Return the number of features that the convolutions give for an observation (C, H, W)."""
+    height, width = obs_shape[1:]
+    for stride in STRIDES:
+        height, width = ((length - 3) // stride + 1 for length in (height, width))
+    return NUM_FILTERS * height * width
+
+
 def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
     """Return the bottleneck behind the convolutions: linear layer, LayerNorm, tanh. Every network has its own."""
     return nn.Sequential(nn.Linear(conv_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
@@ -119,14 +127,13 @@ class Encoder(nn.Module):
     def __init__(self, obs_shape: tuple[int, ...], precision: str = "fp32") -> None:
         super().__init__()
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        channels, height, width = obs_shape
+        channels = obs_shape[0]
         layers: list[nn.Module] = []
         for stride in STRIDES:
             layers += [nn.Conv2d(channels, NUM_FILTERS, kernel_size=3, stride=stride), nn.ReLU(inplace=True)]
             channels = NUM_FILTERS
-            height, width = ((length - 3) // stride + 1 for length in (height, width))
         self.convs = nn.Sequential(*layers)
-        self.feature_dim = NUM_FILTERS * height * width
+        self.feature_dim = conv_features(obs_shape)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):

@@ -105,11 +105,15 @@ class ReplayBuffer:
         self._added += 1
         self._size = min(self._size + 1, self.capacity)
 
-    def sample(self, batch_size: int) -> Batch:
-        """Sample a batch uniformly with replacement. Raises ValueError if the buffer is empty."""
+    def sample(self, batch_size: int, newest: int | None = None) -> Batch:
+        """Sample a batch uniformly with replacement, from all transitions or only from the `newest` ones.
+
+        Raises ValueError if the buffer is empty.
+        """
         if not self._size:
             raise ValueError("the replay buffer is empty")
-        return self._gather(self._added - self._size + self._rng.integers(self._size, size=batch_size))
+        count = self._size if newest is None else min(newest, self._size)
+        return self._gather(self._added - count + self._rng.integers(count, size=batch_size))
 
     def recent(self, count: int, batch_size: int) -> Iterator[Batch]:
         """Yield the newest `count` transitions, oldest first, in batches of at most `batch_size`. Not random.

@@ -116,7 +116,8 @@ def _check_sizes(config: Config, agent: Mapping[str, Any]) -> None:
     depth, width = config.hidden_depth, config.hidden_dim
     layers = max(depth - 1, 0) * width**2 + depth
     others = (config.image_size**2, config.frame_stack, width, config.encoder_feature_dim, config.num_skills)
-    if max(layers, *others, config.skill_embedding_dim if config.num_skills else 0) > stored:
+    members = config.discriminator_ensemble * config.encoder_feature_dim if config.learns_skills else 0
+    if max(layers, members, *others, config.skill_embedding_dim if config.num_skills else 0) > stored:
         raise ValueError("the networks have other sizes")
     if type(agent["skill"]) is not int or not NO_SKILL <= agent["skill"] < max(config.num_skills, 1):
         raise ValueError("there is no such skill")

@@ -22,11 +22,13 @@ from envs.make import make_environment
 from envs.parallel import open_eval_envs
 from errors import RunError, UserError
 from evaluation.play import bytes_of_traces
+from networks import conv_features
 from replay_buffer import ReplayBuffer
 from running.run import Run
 from utils import Stopwatch, check_memory, free_memory, keep_freed_memory, seed_everything, seed_sequence
 
 BYTES_PER_WEIGHT = 4 * (4 + 1 + 4)  # at least: of a critic and an actor with gradients and Adam's moments, and a target
+BYTES_OF_A_TRAINED_WEIGHT = 4 * 4  # with its gradient and Adam's moments
 BYTES_PER_PIXEL = 2 + 4 + 4 * 4  # of an observation and the next one, two views of each, and these as float32
 WORKER_MEMORY = 300 << 20  # bytes of a process that plays evaluation episodes, at least
 CUDA_CONTEXT = 2 << 30  # bytes of device memory for CUDA's libraries, networks and optimizers at the default sizes
@@ -81,11 +83,14 @@ def memory_needed(config: Config, obs_shape: tuple[int, ...], steps: int) -> dic
     width, pixels = config.hidden_dim, math.prod(obs_shape)
     skills = config.num_skills if config.learns_skills else 1
     episodes = skills * config.num_eval_episodes
+    members = config.discriminator_ensemble if config.learns_skills else 0
+    head = conv_features(obs_shape) * config.encoder_feature_dim  # most of a discriminator's weights
     needs = {}
     if config.device == "cpu":  # a CUDA device reports that its memory is too small
         needs = {
             f"--hidden_dim {width}": max(config.hidden_depth - 1, 0) * width**2 * BYTES_PER_WEIGHT,
             f"--num_skills {config.num_skills}": config.num_skills * config.skill_embedding_dim * BYTES_PER_WEIGHT,
+            f"--discriminator_ensemble {members}": members * head * BYTES_OF_A_TRAINED_WEIGHT,
             f"--batch_size {config.batch_size}": config.batch_size * pixels * BYTES_PER_PIXEL,
         }
     needs |= {

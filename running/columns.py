@@ -10,6 +10,7 @@ UPDATE_METRICS = (
     *("alpha_loss", "alpha_value"),
 )
 SKILL_UPDATE_METRICS = ("discriminator_loss", "discriminator_accuracy", "intrinsic_reward")
+DISDAIN_UPDATE_METRICS = ("disdain_bonus",)  # only with --disdain_coeff above 0
 
 TRAIN_COLUMNS = ("episode", "step", "episode_reward", "duration", *UPDATE_METRICS, "fps")
 TRAIN_SKILL_COLUMNS = ("skill_id", "episode_intrinsic_reward_sum", *SKILL_UPDATE_METRICS)
@@ -58,10 +59,10 @@ CONSOLE = (  # column, label and format of each part of a line: DrQ's, with DIAY
 )
 
 
-def csv_columns(with_skills: bool) -> dict[str, tuple[str, ...]]:
+def csv_columns(with_skills: bool, with_disdain: bool = False) -> dict[str, tuple[str, ...]]:
     """Return the columns of each CSV file of a run, by the file's name."""
     columns = {
-        "train.csv": TRAIN_COLUMNS + TRAIN_SKILL_COLUMNS * with_skills,
+        "train.csv": TRAIN_COLUMNS + TRAIN_SKILL_COLUMNS * with_skills + DISDAIN_UPDATE_METRICS * with_disdain,
         "eval.csv": EVAL_COLUMNS + EVAL_SKILL_COLUMNS * with_skills,
         "episodes.csv": EPISODE_COLUMNS,
     }
@@ -87,6 +88,6 @@ def former_columns(with_skills: bool) -> dict[str, tuple[str, ...]]:
     return {name: tuple(names.split(",")) for name, names in columns.items() if with_skills or name != "skills.csv"}
 
 
-def update_metrics(with_skills: bool) -> tuple[str, ...]:
+def update_metrics(with_skills: bool, with_disdain: bool = False) -> tuple[str, ...]:
     """Return the names of the metrics that an update may return."""
-    return UPDATE_METRICS + SKILL_UPDATE_METRICS * with_skills
+    return UPDATE_METRICS + SKILL_UPDATE_METRICS * with_skills + DISDAIN_UPDATE_METRICS * with_disdain

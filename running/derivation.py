@@ -37,6 +37,10 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     _derive_budget(values, given)
     check_name("run_name", values["run_name"])
     _check_rewards(values, with_skills)
+    if with_skills and values["disdain_coeff"] and values["discriminator_ensemble"] < 2:
+        raise UserError(
+            "--disdain_coeff rewards the disagreement of an ensemble: give --discriminator_ensemble 2 or more beside it"
+        )
     low, high = values["log_std_bounds"]
     if low >= high:
         raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")

@@ -13,6 +13,7 @@ from errors import RenderingError, RunError, SimulationError, StopError, WorkerE
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import skill_name, start_seeds
 from logger import Episode
+from replay_buffer import Batch
 from running.build import out_of_memory_is_an_error
 from running.run import EpisodeInProgress, Run
 from running.snapshots import write_snapshot
@@ -124,10 +125,19 @@ def act_and_update(run: Run, episode: EpisodeInProgress) -> np.ndarray:
         for _ in range(config.num_train_iters):
             with out_of_memory_is_an_error(f"an update of --batch_size {config.batch_size}"):
                 with clock("sample"):
-                    batch = run.buffer.sample(config.batch_size)
+                    batches = sample(run)
                 with clock("update"):
-                    run.logger.update(agent.update(batch))
+                    run.logger.update(agent.update(*batches))
     return action
+
+
+def sample(run: Run) -> list[Batch]:
+    """Return the batch of an update and, if the discriminator has a window, a second one of as many new transitions."""
+    config, buffer = run.config, run.buffer
+    batches = [buffer.sample(config.batch_size)]
+    if config.discriminator_window is not None and config.learns_skills:
+        batches.append(buffer.sample(config.batch_size, newest=config.discriminator_window))
+    return batches
 
 
 def end_unstable_episode(run: Run, episode: EpisodeInProgress, error: SimulationError) -> None:

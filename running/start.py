@@ -141,6 +141,7 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
         run.logger = Logger(
             folder,
             with_skills=config.learns_skills,
+            with_disdain=config.learns_skills and config.disdain_coeff > 0,
             tensorboard=config.log_save_tb,
             total_frames=run.frames_before + config.num_train_frames,
             logs=logs,

@@ -185,7 +185,8 @@ def not_finite(run: Run, names: Sequence[str]) -> str:
 
 def likely_cause(config: Config, names: Sequence[str]) -> str:
     """Return the flags that most likely made the losses diverge: unusually large ones, else a learning rate."""
-    unusual = {"extrinsic_reward_coeff": 1.0, "diayn_intrinsic_reward_coeff": 1.0, "init_temperature": 0.1}
+    unusual = {"extrinsic_reward_coeff": 1.0, "diayn_intrinsic_reward_coeff": 1.0, "disdain_coeff": 1.0}
+    unusual |= {"init_temperature": 0.1}
     own_rate = config.learns_skills and config.lr_discriminator != config.lr
     unusual |= {"lr": 1e-3, **({"lr_discriminator": 1e-3} if own_rate else {})}
     large = [f"--{name}" for name, usual in unusual.items() if getattr(config, name) > UNUSUAL * usual]

@@ -68,6 +68,7 @@ def learned(agent: DrQAgent) -> dict[str, Any]:
         (4, {"discriminator_encoder": "shared"}),
         (4, {"discriminator_encoder": "separate"}),
         (4, {"discriminator_encoder": "separate", "skill_embedding_dim": 0}),
+        (4, {"discriminator_ensemble": 2, "disdain_coeff": 0.5, "intrinsic_reward_from": "before"}),
     ],
 )
 def test_updates_from_graphs_equal_direct_updates(
@@ -81,6 +82,19 @@ def test_updates_from_graphs_equal_direct_updates(
         batch = random_batch(num_skills=num_skills, seed=update, device=device)
         assert_equal(graphed.update(batch), direct.update(batch), device)
         assert_equal(dict(graphed.histograms()), dict(direct.histograms()), device)
+    assert_equal(learned(graphed), learned(direct), device)
+
+
+@pytest.mark.parametrize("intrinsic_reward_from", ["before", "after"])
+@pytest.mark.parametrize("discriminator_encoder", ["shared", "separate"])
+def test_updates_with_a_batch_for_the_discriminator(
+    discriminator_encoder: str, intrinsic_reward_from: str, device: str
+) -> None:
+    settings = {"discriminator_encoder": discriminator_encoder, "intrinsic_reward_from": intrinsic_reward_from}
+    direct, graphed = (make_agent(4, graphs=graphs, device=device, **settings) for graphs in (False, True))
+    for update in range(4):
+        batch, recent = (random_batch(num_skills=4, seed=seed, device=device) for seed in (update, 10 + update))
+        assert_equal(graphed.update(batch, recent), direct.update(batch, recent), device)
     assert_equal(learned(graphed), learned(direct), device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diayn import DIAYNAgent
+from diayn import DIAYNAgent, disagreement, ensemble_mean
 from drq import Metrics, Views
 from replay_buffer import ReplayBuffer
 from tests.support.oracle import ACTION_DIM, OBS_SHAPE, SMALL_DIAYN, random_batch, small_diayn
@@ -32,7 +33,7 @@ def random_images(size: int = 8) -> torch.Tensor:
 
 
 def discriminator_step(agent: DIAYNAgent, next_obs: torch.Tensor, skill: torch.Tensor) -> Metrics:
-    return agent.update_discriminator(agent.classify(next_obs), skill)
+    return agent.update_discriminator(agent.member_logits(next_obs), skill)
 
 
 COLORS = np.random.default_rng(0).integers(256, size=(NUM_SKILLS, OBS_SHAPE[0], 1, 1), dtype=np.uint8)
@@ -132,17 +133,45 @@ def test_reward_from_before_the_discriminators_step(
     agent.generator.set_state(generator)
     with torch.no_grad():
         expected = -F.cross_entropy(agent.classify(view), batch.skill) + math.log(NUM_SKILLS)
-    classify, calls = agent.classify, []
+    member_logits, calls = agent.member_logits, []
 
     def spy(images: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
         calls.append(images)
-        return classify(images, features)
+        return member_logits(images, features)
 
-    monkeypatch.setattr(agent, "classify", spy)
+    monkeypatch.setattr(agent, "member_logits", spy)
     metrics = agent.update(batch)
     assert metrics["intrinsic_reward"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert metrics["discriminator_loss"].item() == pytest.approx(math.log(NUM_SKILLS) - expected.item(), rel=1e-5)
     assert len(calls) == 1
+
+
+@both_encoders
+@pytest.mark.parametrize("reward_from", ["before", "after"])
+def test_a_discriminator_with_a_batch_of_its_own(discriminator_encoder: str, reward_from: str) -> None:
+    """It learns from one view of that batch, the reward is that of the critic's, and nothing else changes."""
+    batch, recent = (random_batch(num_skills=NUM_SKILLS, seed=seed) for seed in (1, 2))
+    settings: dict[str, Any] = {"discriminator_encoder": discriminator_encoder, "lr_discriminator": 1e-2}
+    agent, by_hand = (small_diayn(intrinsic_reward_from=reward_from, **settings) for _ in range(2))
+    views = by_hand.make_views(batch, recent)
+    recent_obs, recent_skill = views.recent
+    assert recent_obs.shape == recent.next_obs.shape
+    assert torch.equal(recent_skill, recent.skill)
+    next_obs, expected = views.next_obs[: len(batch.skill)], []
+    for step in (False, True):
+        if step:
+            learned = by_hand.update_discriminator(by_hand.member_logits(recent_obs), recent_skill)
+        with torch.no_grad():
+            expected.append(by_hand.intrinsic_reward(by_hand.classify(next_obs), batch.skill).mean().item())
+    metrics = agent.update(batch, recent)
+    assert abs(expected[1] - expected[0]) > 1e-4
+    assert metrics["intrinsic_reward"].item() == pytest.approx(expected[reward_from == "after"], rel=1e-4)
+    assert metrics["discriminator_loss"].item() == pytest.approx(learned["discriminator_loss"].item(), rel=1e-5)
+    for value, expected_value in zip(agent.discriminator.parameters(), by_hand.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(value, expected_value)
+    without = small_diayn(**settings).make_views(batch)
+    pairs = zip(views[:-1], without[:-1], strict=True)
+    assert all(torch.equal(*pair) for pair in pairs), "its random numbers come after the others"
 
 
 def test_reward_is_that_of_the_newest_discriminator() -> None:
@@ -410,3 +439,130 @@ def test_modules_and_histograms_include_the_discriminator() -> None:
     assert agent.modules() == {"actor": agent.actor, "critic": agent.critic, "discriminator": agent.discriminator}
     names = {name for name, _ in agent.histograms()}
     assert {"discriminator/encoder_convs_0_weight", "actor/skill_table_weight", "critic/skill_table_weight"} <= names
+
+
+# -- DISDAIN -----------------------------------------------------------------------------------------------------------
+
+
+def log_of(*members: list[list[float]]) -> torch.Tensor:
+    """Return logits (E, N, K), not normalized, for the probabilities of each member."""
+    return torch.tensor(members).clamp_min(1e-30).log() + torch.tensor([[[0.0]], [[7.0]]])
+
+
+def test_the_ensemble_is_the_mean_of_the_probabilities() -> None:
+    logits = log_of([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]], [[0.1, 0.2, 0.7], [0.0, 0.0, 1.0]])
+    expected = torch.tensor([[0.3, 0.225, 0.475], [0.5, 0.0, 0.5]])
+    torch.testing.assert_close(ensemble_mean(logits).exp(), expected)
+    torch.testing.assert_close(ensemble_mean(logits[:1]), logits[0])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "bonus"),
+    [
+        ([0.5, 0.5], [0.5, 0.5], 0.0),  # both know that they cannot know
+        ([0.9, 0.1], [0.9, 0.1], 0.0),
+        ([1.0, 0.0], [0.0, 1.0], math.log(2)),  # both are sure, and one is wrong
+        ([1.0, 0.0], [0.5, 0.5], 0.75 * math.log(4 / 3) + 0.25 * math.log(4) - 0.5 * math.log(2)),
+    ],
+)
+def test_disagreement(one: list[float], other: list[float], bonus: float) -> None:
+    assert disagreement(log_of([one], [other])).item() == pytest.approx(bonus, abs=1e-6)
+
+
+def test_disagreement_is_within_its_range() -> None:
+    for scale in (1e-3, 1.0, 1e3):
+        values = disagreement(scale * torch.randn(3, 500, 7, generator=torch.Generator().manual_seed(0)))
+        assert values.min() >= 0
+        assert values.max() <= math.log(3) + 1e-5
+
+
+@pytest.mark.parametrize("reward_from", ["before", "after"])
+def test_reward_with_disdain(reward_from: str) -> None:
+    """The critic gets the weighted sum with the clipped intrinsic reward; the metrics have neither weight nor clip."""
+    coefficients: dict[str, Any] = {"extrinsic_reward_coeff": 0.5, "diayn_intrinsic_reward_coeff": 2.0}
+    agent = small_diayn(
+        **coefficients,
+        disdain_coeff=3.0,
+        discriminator_ensemble=3,
+        intrinsic_reward_from=reward_from,
+        lr_discriminator=1e-2,
+    )
+    batch = random_batch(16, num_skills=NUM_SKILLS)
+    views = agent.make_views(batch)
+    logits = {"before": agent.member_logits(views.next_obs[:16]).detach()}
+    reward, metrics = agent.rewards(views, torch.empty(32, 0))  # with convolutions of its own, it needs no features
+    logits["after"] = agent.member_logits(views.next_obs[:16]).detach()
+
+    members = logits[reward_from].softmax(dim=-1)
+    r_int = members.mean(dim=0)[torch.arange(16), batch.skill].log() + math.log(NUM_SKILLS)
+    of_mean, of_members = (torch.distributions.Categorical(probs).entropy() for probs in (members.mean(dim=0), members))
+    bonus = of_mean - of_members.mean(dim=0)
+    assert r_int.min() < 0 < r_int.max()
+    assert bonus.min() > 0
+    torch.testing.assert_close(reward, 0.5 * batch.reward + 2.0 * r_int.clamp(min=0) + 3.0 * bonus)
+    assert metrics["intrinsic_reward"].item() == pytest.approx(r_int.mean().item(), rel=1e-4, abs=1e-6)
+    assert metrics["disdain_bonus"].item() == pytest.approx(bonus.mean().item(), rel=1e-3)
+
+
+def test_an_ensemble_without_disdain_has_no_bonus() -> None:
+    """The intrinsic reward of the members' mean, negative ones too."""
+    agent, batch = small_diayn(discriminator_ensemble=2, intrinsic_reward_from="before"), random_batch(num_skills=4)
+    views = agent.make_views(batch)
+    with torch.no_grad():
+        expected = agent.intrinsic_reward(agent.classify(views.next_obs[:8]), batch.skill)
+    reward, metrics = agent.rewards(views, torch.empty(16, 0))
+    assert expected.min() < 0
+    torch.testing.assert_close(reward, expected)
+    assert "disdain_bonus" not in metrics
+
+
+@both_encoders
+def test_members_of_an_ensemble(discriminator_encoder: str) -> None:
+    """Each has its own weights and learns; a single one has the names and the weights of runs without ensembles."""
+    single, several = (
+        small_diayn(discriminator_ensemble=members, discriminator_encoder=discriminator_encoder) for members in (1, 3)
+    )
+    names = [name for name in several.modules() if name.startswith("discriminator")]
+    assert names == ["discriminator", "discriminator_1", "discriminator_2"]
+    assert set(single.modules()) == {"actor", "critic", "discriminator"}
+    assert_same_weights(single.discriminator, several.discriminator)
+    before = [copy.deepcopy(several.modules()[name].state_dict()) for name in names]
+    assert all(not torch.equal(before[0][key], before[1][key]) for key in before[0] if "0.weight" in key)
+    discriminator_step(several, random_images(4), torch.tensor([0, 1, 2, 3]))
+    for name, old in zip(names, before, strict=True):
+        changed = {
+            key for key, value in several.modules()[name].state_dict().items() if not torch.equal(value, old[key])
+        }
+        assert changed == set(old), name
+
+
+def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    for value, expected in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_disagreement_is_about_what_is_unknown() -> None:
+    """The check of the paper: it vanishes where there were many data, also where they cannot tell skills apart.
+
+    Pictures show one color per skill, or a common one. It stays in colors that were never shown.
+    """
+    agent = small_diayn(discriminator_ensemble=3, lr_discriminator=3e-3, encoder_feature_dim=16, hidden_dim=64)
+    colors = np.random.default_rng(3).integers(256, size=(40, OBS_SHAPE[0], 1, 1), dtype=np.uint8)
+
+    def images(numbers: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(colors)[numbers].expand(-1, *OBS_SHAPE).contiguous()
+
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        skill = torch.from_numpy(rng.integers(NUM_SKILLS, size=16))
+        shown = torch.where(torch.from_numpy(rng.random(16) < 0.3), NUM_SKILLS, skill)
+        discriminator_step(agent, images(shown), skill)
+    with torch.no_grad():
+        logits = agent.member_logits(images(torch.arange(40)))
+    bonus, certainty = disagreement(logits), ensemble_mean(logits).softmax(dim=-1).max(dim=-1).values
+    known, ambiguous, unknown = bonus[:NUM_SKILLS], bonus[NUM_SKILLS], bonus[NUM_SKILLS + 1 :]
+    assert certainty[:NUM_SKILLS].min() > 0.9
+    assert certainty[NUM_SKILLS] < 0.5
+    assert known.max() < 0.02
+    assert ambiguous < 0.02
+    assert unknown.mean() > 0.1

@@ -83,7 +83,9 @@ def make_double(agent: DrQAgent, oracle: OracleAgent) -> None:
 
 
 def double(views: Views) -> Views:
-    return Views(*(value.double() if value.dtype == torch.float32 else value for value in views))
+    return Views._make(
+        value.double() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value for value in views
+    )
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -178,6 +178,19 @@ def test_sampling_is_uniform_over_what_is_held() -> None:
     assert chi_square(counts) < degrees + 3.1 * np.sqrt(2 * degrees) + 4  # about p = 0.001
 
 
+@pytest.mark.parametrize("newest", [1, 20, 1000])
+def test_sampling_from_the_newest(newest: int) -> None:
+    """Uniform over the window, or over all that is held if it is smaller."""
+    recorder = Recorder(capacity=64, seed=1)
+    for _ in range(24):
+        recorder.episode(7)
+    held = min(newest, len(recorder.buffer))
+    numbers = recorder.buffer.sample(300 * held, newest).action[:, 0].long().numpy()
+    counts = np.bincount(numbers - (len(recorder.transitions) - held), minlength=held)
+    assert len(counts) == held
+    assert held == 1 or chi_square(counts) < held - 1 + 3.1 * np.sqrt(2 * (held - 1)) + 4  # about p = 0.001
+
+
 def test_sampling_is_with_replacement() -> None:
     recorder = Recorder(capacity=10)
     recorder.episode(3)

@@ -43,6 +43,7 @@ UNITS = {
     "num_train_frames": "frames",
     "num_seed_steps": "agent steps",
     "agent_steps_per_update": "agent steps between updates",
+    "discriminator_window": "transitions",
     "num_train_iters": "updates per agent step",
     "replay_buffer_capacity": "transitions",
     "batch_size": "transitions",

@@ -41,7 +41,7 @@ EVERY_AGENT_FLAG = (  # none has its default
 EVERY_DIAYN_FLAG = (
     f"{EVERY_AGENT_FLAG} --num_skills 3 --skill_embedding_dim 4 --lr_discriminator 0.03 --discriminator_encoder shared "
     "--diayn_intrinsic_reward_coeff 0.6 --skill_sampling stratified --skill_embedding_init orthogonal "
-    "--intrinsic_reward_from before"
+    "--intrinsic_reward_from before --discriminator_ensemble 2 --disdain_coeff 0.4"
 )
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -90,7 +90,7 @@ def test_roles_are_parameters() -> None:
         assert set(flags_with(Role.ENVIRONMENT)) | own == parameters(env) & flags
 
 
-@pytest.mark.parametrize(("agent", "num_skills", "count"), [(DrQAgent, 0, 16), (DIAYNAgent, 4, 4)])
+@pytest.mark.parametrize(("agent", "num_skills", "count"), [(DrQAgent, 0, 16), (DIAYNAgent, 4, 6)])
 def test_defaults_of_the_agents_are_the_flags(agent: type[DrQAgent], num_skills: int, count: int) -> None:
     """DIAYNAgent has its own ones; it passes all other settings on to DrQAgent."""
     config = parse(f"--num_skills {num_skills}")
@@ -234,6 +234,14 @@ def test_the_memory_needed_is_no_overestimate() -> None:
     made = 4 * trained + sum(parameter.nbytes for parameter in agent.critic_target.parameters())
     assert 0.4 * made < needed["--hidden_dim 1024"] + needed["--num_skills 1000"] < made
     assert needed["--batch_size 128"] > 2 * 128 * 9 * 16 * 16  # the observations and the next ones
+
+
+def test_the_memory_of_an_ensemble_is_no_overestimate() -> None:
+    config = parse("--device cpu --hidden_dim 64 --num_skills 3 --discriminator_ensemble 2")
+    agent = make_agent(config, (9, 84, 84), 1)
+    assert isinstance(agent, DIAYNAgent)
+    made = 4 * sum(parameter.nbytes for member in agent.discriminators for parameter in member.parameters())
+    assert 0.9 * made < memory_needed(config, (9, 84, 84), 250)["--discriminator_ensemble 2"] < made
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_flags_beside_a_preset_win(given: dict[str, Any], repeat: int, batch_siz
         ({"diayn_intrinsic_reward_coeff": 0.0}, ("--extrinsic_reward_coeff", "--diayn_intrinsic_reward_coeff")),
         ({"num_skills": 0, "extrinsic_reward_coeff": 0.0}, ("--extrinsic_reward_coeff", "--num_skills")),
         ({"num_skills": 1}, ("--num_skills 1", "--extrinsic_reward_coeff")),
+        ({"disdain_coeff": 1.0}, ("--disdain_coeff", "--discriminator_ensemble")),
         ({"preset": "planet", "env": "humanoid_run"}, ("--preset", "humanoid_run", "--action_repeat")),
         ({"finetune_skill": "3"}, ("--finetune_skill", "--finetune_from")),
         ({"finetune_critic": "scratch"}, ("--finetune_critic", "--finetune_from")),

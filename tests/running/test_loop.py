@@ -294,6 +294,37 @@ def test_steps_that_make_updates(
     assert steps == [step for step in expected for _ in range(2)]
 
 
+@pytest.mark.parametrize("num_skills", [0, 2])
+def test_the_discriminators_batch_is_new(prepare: Prepare, monkeypatch: pytest.MonkeyPatch, num_skills: int) -> None:
+    """All of it is among the newest transitions, and without skills there is none."""
+    lab, given = prepare(f"--discriminator_window 3 --num_skills {num_skills}", episode_length=7), []
+    update = lab.run.agent.update
+
+    def spy(batch: Batch, *recent: Batch) -> dict[str, torch.Tensor]:
+        newest = next(lab.run.buffer.recent(3, 3))
+        for own in recent:
+            assert len(own.reward) == 4
+            assert set(own.reward.tolist()) <= set(newest.reward.tolist())
+        given.append((batch, *recent))
+        return update(batch, *recent)
+
+    monkeypatch.setattr(lab.run.agent, "update", spy)
+    lab.play()
+    assert {len(batches) for batches in given} == {1 + (num_skills > 0)}
+    assert len({tuple(batch.reward.tolist()) for batch, *_ in given}) > 10
+
+
+def test_the_bonus_of_an_ensemble_is_logged(prepare: Prepare) -> None:
+    """Its column is the last one, and it is there only if there is a bonus."""
+    ensemble = "--discriminator_ensemble 2"
+    tables = [
+        prepare(f"{ensemble} {more}", episode_length=7).play().rows("train") for more in ("--disdain_coeff 1", "")
+    ]
+    assert [*tables[1][0], "disdain_bonus"] == list(tables[0][0])
+    assert all(float(row["disdain_bonus"]) > 0 for row in tables[0] if row["discriminator_loss"])
+    assert any(row["discriminator_loss"] for row in tables[0])
+
+
 def test_every_update_has_its_own_batch(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     lab, batches = prepare("--num_train_iters 3"), []
     update = lab.run.agent.update

@@ -23,6 +23,7 @@ VARIANTS = {
     "DIAYN": "",
     "DrQ": "--num_skills 0",
     "the critic's convolutions": "--discriminator_encoder shared --skill_embedding_dim 0 --precision bf16",
+    "an ensemble with a window": "--discriminator_ensemble 2 --disdain_coeff 0.5 --discriminator_window 9",
     "stratified skills, fewer updates": "--num_skills 5 --skill_sampling stratified --agent_steps_per_update 3",
     "learned temperature, kornia": "--temperature learned --augmentation rotation --num_train_iters 2",
 }

@@ -218,6 +218,7 @@ def test_the_ring_wraps_several_times(tmp_path: Path) -> None:
         ("", ["discriminator_loss", "critic_loss"], "--lr_discriminator"),
         ("--lr_discriminator 1e30", ["critic_loss"], "--lr_discriminator"),
         ("--lr 1e30", ["discriminator_loss", "critic_loss"], "--lr"),
+        ("--disdain_coeff 1e9 --discriminator_ensemble 2", ["critic_loss"], "--disdain_coeff"),
         ("--init_temperature 1e30", ["critic_loss"], "--init_temperature"),
         ("--diayn_intrinsic_reward_coeff 1e9 --lr 1", ["critic_loss"], "--diayn_intrinsic_reward_coeff or --lr"),
         ("--num_skills 0 --lr_discriminator 1e30", ["critic_loss"], "--lr"),

@@ -36,6 +36,7 @@ OTHER_VALUES = {
     "temperature": "learned",
     "extrinsic_reward_coeff": "0.5",
     "diayn_intrinsic_reward_coeff": "0.5",
+    "disdain_coeff": "0.5 --discriminator_ensemble 2",
     "num_train_frames": "400",
     "eval_frequency": "10",
     "finetune_from": "elsewhere",

@@ -35,7 +35,10 @@ def is_safe(word: str) -> bool:
 WORDS = st.sampled_from(ODD_WORDS) | (
     (st.integers().map(str) | st.floats().map(str) | st.text(max_size=8)).filter(is_safe)
 )
-MAY_BE_NONE = {"time_limit", "preset", "device", "resume", "finetune_from", "finetune_snapshot", "run_name"}
+MAY_BE_NONE = {
+    *("time_limit", "preset", "device", "discriminator_window", "resume"),
+    *("finetune_from", "finetune_snapshot", "run_name"),
+}
 TRAIN_FLAGS: Flags = {
     **{name: [text] for name, (_, text, _) in FLAGS.items()},
     **{name: ["0.5", "0"] for name in COEFFICIENTS},

@@ -24,6 +24,8 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "skill_embedding_init": ("normal", "orthogonal", "orthogonal"),
     "skill_sampling": ("uniform", "stratified", "stratified"),
     "discriminator_encoder": ("separate", "shared", "shared"),
+    "discriminator_ensemble": (1, "2", 2),
+    "discriminator_window": (None, "500", 500),
     "intrinsic_reward_from": ("after", "before", "before"),
     "precision": ("fp32", "bf16", "bf16"),
     "augmentation": ("shift", "none", "none"),
@@ -54,7 +56,8 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "notes": ("", "thought", "thought"),
     "work_dir": ("runs", "elsewhere/runs", "elsewhere/runs"),
 }
-COEFFICIENTS = ("extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff")
+# Weights of rewards. Not in FLAGS: two have derived defaults, the third is refused without an ensemble.
+COEFFICIENTS = ("extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff", "disdain_coeff")
 # Flags whose defaults follow from other flags, or that name another run.
 DERIVED = (
     *("device", "num_train_frames", "temperature", "resume", "run_name"),
@@ -81,17 +84,18 @@ BELOW_RANGE = {
     **dict.fromkeys(("action_repeat", "time_limit", "frame_stack", "num_train_steps", "num_train_frames"), "0"),
     **dict.fromkeys(("num_train_iters", "replay_buffer_capacity", "batch_size", "image_size", "hidden_dim"), "0"),
     **dict.fromkeys(("encoder_feature_dim", "actor_update_frequency", "critic_target_update_frequency"), "0"),
-    "agent_steps_per_update": "0",
+    **dict.fromkeys(("agent_steps_per_update", "discriminator_ensemble", "discriminator_window"), "0"),
     **dict.fromkeys(("num_eval_episodes", "log_frequency_step", "lr", "lr_discriminator"), "0"),
     **dict.fromkeys(("init_temperature", "critic_tau"), "0"),
     **dict.fromkeys(("num_seed_steps", "seed", "num_skills", "skill_embedding_dim", "image_pad"), "-1"),
     **dict.fromkeys(
         ("eval_frequency", "eval_workers", "hidden_depth", "checkpoint_frequency", "snapshot_frequency"), "-1"
     ),
-    **dict.fromkeys(("discount", "extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff"), "-0.1"),
+    **dict.fromkeys(("discount", "extrinsic_reward_coeff", "diayn_intrinsic_reward_coeff", "disdain_coeff"), "-0.1"),
 }
 ABOVE_RANGE = {
-    **{"discount": "1.01", "critic_tau": "1.01", "image_size": "4097", "hidden_depth": "1001", "seed": str(2**64)}
+    **{"discount": "1.01", "critic_tau": "1.01", "image_size": "4097", "hidden_depth": "1001", "seed": str(2**64)},
+    "discriminator_ensemble": "1001",
 }  # torch's generators take 64 bits
 
 DIAYN_COMMAND = (

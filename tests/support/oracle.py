@@ -222,6 +222,7 @@ class OracleAgent(nn.Module):
         """Update on the views and the noise that an agent uses."""
         rows = len(views.reward)
         inputs: dict[str, Any] = views._asdict()
+        del inputs["recent"]  # its discriminator learns from the batch of the critic
         inputs["obs"] = [view.contiguous() for view in views.obs.split(rows)]
         inputs["next_obs"] = [view.contiguous() for view in views.next_obs.split(rows)]
         inputs["next_noise"] = views.next_noise.split(rows)
