@@ -35,9 +35,12 @@ def open_run(config: Config, renderer: RendererInfo) -> Run:
     What can fail comes first, cheap checks before expensive ones; only then is a folder made or changed.
     Raises UserError.
     """
-    if config.resume is None and config.num_train_steps <= config.num_seed_steps:
-        steps = f"--num_seed_steps is {config.num_seed_steps}, the budget {config.num_train_steps} agent steps"
-        print(f"warning: there will be no updates: {steps}", file=sys.stderr)
+    if config.resume is None:
+        first_update = -(-config.num_seed_steps // config.agent_steps_per_update) * config.agent_steps_per_update
+        if config.num_train_steps <= first_update:
+            steps = f"the first comes after {first_update} agent steps, the budget is {config.num_train_steps}"
+            flags = "--num_seed_steps, --agent_steps_per_update"
+            print(f"warning: there will be no updates: {steps} ({flags})", file=sys.stderr)
     config = dataclasses.replace(config, device=choose_device(config.device))
     print(f"device: {config.device}; renderer: {renderer.backend}, {renderer.name}")
     if renderer.is_software and config.device != "cpu":

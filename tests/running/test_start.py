@@ -48,10 +48,15 @@ def test_a_budget_without_updates_is_a_warning(
     fakes: Fakes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fakes()
-    for seed_steps, warned in ((29, False), (30, True)):
-        start_run(f"{TINY} --num_seed_steps {seed_steps} --work_dir {tmp_path}").close()
-        warning = "warning: there will be no updates: --num_seed_steps is 30, the budget 30 agent steps"
-        assert (warning in capsys.readouterr().err) == warned
+    for line, first in (
+        ("29", None),
+        ("30", 30),
+        ("21 --agent_steps_per_update 29", None),
+        ("21 --agent_steps_per_update 20", 40),
+    ):
+        start_run(f"{TINY} --num_seed_steps {line} --work_dir {tmp_path}").close()
+        warning = f"warning: there will be no updates: the first comes after {first} agent steps, the budget is 30"
+        assert (warning in capsys.readouterr().err) == (first is not None)
 
 
 def test_a_run_that_is_not_closed_keeps_its_files(fakes: Fakes, tmp_path: Path) -> None:

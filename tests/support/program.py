@@ -1,20 +1,27 @@
-"""`train.py` called in this process."""
+"""The programs called in this process."""
 
 from __future__ import annotations
 
 import io
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import evaluate
+import plot
+import sweep
 import train
 from config import Config
 from errors import UserError
 from running.start import open_run
 from tests.support.runs import RENDERER
+
+MAIN: Mapping[str, Callable[[Sequence[str]], int]] = {
+    **{"train": train.main, "evaluate": evaluate.main, "plot": plot.main, "sweep": sweep.main}
+}
 
 
 class Answer(NamedTuple):
@@ -30,7 +37,7 @@ def parse(line: str) -> Config:
 
 
 def call(words: Sequence[str], function: Callable[[Sequence[str]], Any] = train.main) -> Answer:
-    """Call `train.py` with these words. Any exception but SystemExit passes through."""
+    """Call a program with these words. Any exception but SystemExit passes through."""
     errors = io.StringIO()
     with redirect_stdout(io.StringIO()), redirect_stderr(errors):
         try:
@@ -60,12 +67,13 @@ def can_open(folder: Path, *words: str) -> bool:
     return bool(answer.code == 0)
 
 
-def assert_refused(answer: Answer, *named: str) -> None:
+def assert_refused(answer: Answer, *named: str, program: str = "train") -> None:
     """Check for exit code 2, and one line after nothing but warnings that holds each of `named` as a word."""
     assert answer.code == 2, answer
-    *warnings, last = answer.lines
-    assert last.startswith("train.py: error: "), answer
-    assert all(line.startswith("warning: ") for line in warnings), answer
+    *before, last = answer.lines
+    assert last.startswith(f"{program}.py: error: "), answer
+    assert len(last) < 3000
+    assert all(line.startswith(("warning: ", "left out: ")) for line in before), answer
     assert_names(last, *named)
 
 
