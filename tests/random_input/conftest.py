@@ -56,6 +56,7 @@ def programs(renderer: object) -> Iterator[None]:
         patch.setattr(Evaluation, "pictures", lambda self, frame: {"picture": np.zeros((8, 8, 3), np.uint8)})
         patch.setattr(Figure, "savefig", lambda self, file, **settings: None)
         patch.setattr(refit, "UPDATES", {"pixels": 2, "states": 2})
+        patch.setattr(refit, "CHECKS", 1)
         patch.setattr(os, "fsync", lambda handle: None)
         patch.setattr(checkpoint, "READ_AGAIN", 0)
         for module in (utils, checkpoint, build):  # to ask the system takes a millisecond
