@@ -16,7 +16,7 @@ from train import parse_args
 
 PRETRAINED = ROOT / "results" / "pretrained" / "cartpole_swingup"
 LARGEST = 10_000_000  # bytes
-LEAST_BOUND = 1.7  # nats, on starts that training did not use; 1.90 was measured
+LEAST_BOUND = 2.0  # nats, on starts that training did not use; 2.17 was measured
 
 pytestmark = pytest.mark.usefixtures("renderer")
 
