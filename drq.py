@@ -151,7 +151,7 @@ class DrQAgent(ActorCritic):
         """
         count = len(obs)
         rows = torch.arange(count + -count % 4, device=self.device).clamp_max(count - 1)  # repeats the last row
-        obs, skill = obs[rows], skill[rows]
+        obs, skill = self.critic.encoder.scale(obs[rows]), skill[rows]
         features = self.critic.encoder(obs)
         policy = self.actor(features, skill)
         action = policy.mode() if noise is None else policy.sample(noise[rows])[0]
@@ -193,6 +193,7 @@ class DrQAgent(ActorCritic):
 
     def learn(self, views: Views) -> Metrics:
         """Update the networks: a function of the weights and the views, without randomness of its own."""
+        views = self._scale(views)
         actor_is_due, target_is_due = self.due()
         with torch.no_grad():  # before the critic's step; for the target's actions and a shared discriminator
             next_features = self.critic.encoder(views.next_obs)
@@ -268,6 +269,12 @@ class DrQAgent(ActorCritic):
             "alpha_loss": alpha_loss.detach(),
             "alpha_value": self.log_alpha.detach().exp(),
         }
+
+    def _scale(self, views: Views) -> Views:
+        """Convert the images once for all encoders."""
+        scale = self.critic.encoder.scale
+        recent = (scale(views.recent[0]), *views.recent[1:]) if views.recent else ()
+        return views._replace(obs=scale(views.obs), next_obs=scale(views.next_obs), recent=recent)
 
     def _normal(self, rows: int) -> torch.Tensor:
         return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)
