@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from augmentations import make_augmentation
 from networks import Actor, ActorCritic, Architecture, Critic, soft_update
 from replay_buffer import NO_SKILL, Batch
-from utils import make_adam, minimize, to_device
+from utils import make_adam, minimize, upload
 
 Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device; reading one synchronizes
 
@@ -123,8 +123,8 @@ class DrQAgent(ActorCritic):
     def act(self, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:
         """Return one action, float32 (action_dim,) in [-1, 1], for one observation: sampled, or the policy's mode."""
         noise = self._normal(1) if sample else torch.zeros(1, self.action_dim, device=self.device)
-        inputs = to_device(obs[None], self.device), to_device(np.array([skill]), self.device), noise
-        return self.launch(self.policy, *inputs)[0].cpu().numpy()
+        inputs = upload([obs[None], np.array([skill])], self.device)
+        return self.launch(self.policy, *inputs, noise)[0].cpu().numpy()
 
     @torch.no_grad()
     def policy(self, obs: torch.Tensor, skill: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -136,8 +136,8 @@ class DrQAgent(ActorCritic):
 
         The actions are those that standard normal `noise`, float32 (N, action_dim), selects; without it, the modes.
         """
-        inputs = (obs, skill) if noise is None else (obs, skill, noise)
-        outputs = self.launch(self.evaluate, *(to_device(value, self.device) for value in inputs))
+        inputs = upload([obs, skill] if noise is None else [obs, skill, noise], self.device)
+        outputs = self.launch(self.evaluate, *inputs)
         return Assessment(*(value.cpu().numpy() for value in outputs))
 
     @torch.no_grad()
