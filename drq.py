@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from augmentations import make_augmentation
 from networks import Actor, ActorCritic, Architecture, Critic, soft_update
 from replay_buffer import NO_SKILL, Batch
-from utils import make_adam, minimize, to_device
+from utils import make_adam, minimize, upload
 
 Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device; reading one synchronizes
 
@@ -123,8 +123,8 @@ class DrQAgent(ActorCritic):
     def act(self, obs: np.ndarray, skill: int, *, sample: bool) -> np.ndarray:
         """Return one action, float32 (action_dim,) in [-1, 1], for one observation: sampled, or the policy's mode."""
         noise = self._normal(1) if sample else torch.zeros(1, self.action_dim, device=self.device)
-        inputs = to_device(obs[None], self.device), to_device(np.array([skill]), self.device), noise
-        return self.launch(self.policy, *inputs)[0].cpu().numpy()
+        inputs = upload([obs[None], np.array([skill])], self.device)
+        return self.launch(self.policy, *inputs, noise)[0].cpu().numpy()
 
     @torch.no_grad()
     def policy(self, obs: torch.Tensor, skill: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -136,8 +136,8 @@ class DrQAgent(ActorCritic):
 
         The actions are those that standard normal `noise`, float32 (N, action_dim), selects; without it, the modes.
         """
-        inputs = (obs, skill) if noise is None else (obs, skill, noise)
-        outputs = self.launch(self.evaluate, *(to_device(value, self.device) for value in inputs))
+        inputs = upload([obs, skill] if noise is None else [obs, skill, noise], self.device)
+        outputs = self.launch(self.evaluate, *inputs)
         return Assessment(*(value.cpu().numpy() for value in outputs))
 
     @torch.no_grad()
@@ -151,7 +151,7 @@ class DrQAgent(ActorCritic):
         """
         count = len(obs)
         rows = torch.arange(count + -count % 4, device=self.device).clamp_max(count - 1)  # repeats the last row
-        obs, skill = obs[rows], skill[rows]
+        obs, skill = self.critic.encoder.scale(obs[rows]), skill[rows]
         features = self.critic.encoder(obs)
         policy = self.actor(features, skill)
         action = policy.mode() if noise is None else policy.sample(noise[rows])[0]
@@ -193,6 +193,7 @@ class DrQAgent(ActorCritic):
 
     def learn(self, views: Views) -> Metrics:
         """Update the networks: a function of the weights and the views, without randomness of its own."""
+        views = self._scale(views)
         actor_is_due, target_is_due = self.due()
         with torch.no_grad():  # before the critic's step; for the target's actions and a shared discriminator
             next_features = self.critic.encoder(views.next_obs)
@@ -268,6 +269,12 @@ class DrQAgent(ActorCritic):
             "alpha_loss": alpha_loss.detach(),
             "alpha_value": self.log_alpha.detach().exp(),
         }
+
+    def _scale(self, views: Views) -> Views:
+        """Convert the images once for all encoders."""
+        scale = self.critic.encoder.scale
+        recent = (scale(views.recent[0]), *views.recent[1:]) if views.recent else ()
+        return views._replace(obs=scale(views.obs), next_obs=scale(views.next_obs), recent=recent)
 
     def _normal(self, rows: int) -> torch.Tensor:
         return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)

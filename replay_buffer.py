@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from utils import to_device
+from utils import host_memory, to_device, upload
 
 PACKED_TOGETHER = 256  # frames that a checkpoint compresses as one block
 NO_SKILL = -1  # the skill id of runs without DIAYN, in memory and in every file
@@ -197,18 +197,23 @@ class ReplayBuffer:
 
     def _gather(self, numbers: np.ndarray) -> Batch:
         rows = numbers % self.capacity
-        slots = to_device(self._rows["stacks"][rows] % self.frame_capacity, self.storage)
-        flat = self._frames.view(self.frame_capacity, -1).index_select(0, slots.flatten())
-        if self.storage != self.device:  # pinned memory: the copy does not synchronize
-            flat = flat.pin_memory().to(self.device, non_blocking=True)
+        arrays = [self._rows[name][rows] for name in ("action", "reward", "terminated", "skill")]
+        slots = (self._rows["stacks"][rows] % self.frame_capacity).ravel()
+        stored = self._frames.view(self.frame_capacity, -1)
+        if self.storage == self.device:
+            places, *fields = upload([slots, *arrays], self.device)
+            flat = stored.index_select(0, places)
+        else:
+            fields = upload(arrays, self.device)
+            flat = host_memory((len(slots), stored.shape[1]), pinned=self.device.type == "cuda")
+            torch.index_select(stored, 0, torch.from_numpy(slots), out=flat)
+            flat = flat.to(self.device, non_blocking=True)
         frames = flat.view(len(rows), self.frame_stack + 1, *self._frames.shape[1:])  # (B, S + 1, C, H, W)
 
         obs, next_obs = (
             part.flatten(1, 2).contiguous(memory_format=torch.channels_last) for part in (frames[:, :-1], frames[:, 1:])
         )
-        action, reward, terminated, skill = (
-            to_device(self._rows[name][rows], self.device) for name in ("action", "reward", "terminated", "skill")
-        )
+        action, reward, terminated, skill = fields
         return Batch(obs, action, reward, next_obs, terminated, skill)
 
 

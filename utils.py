@@ -6,7 +6,7 @@ import ctypes
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import psutil
 import torch
 
 from errors import UserError
+
+ALIGNMENT = 16  # bytes: of arrays that are uploaded together
 
 
 class Stopwatch:
@@ -57,8 +59,44 @@ class Stopwatch:
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """Return the array as a tensor on the device. Copies to CUDA through pinned memory, without synchronizing."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return upload([array], device)[0]
+
+
+def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Return the arrays as tensors on the device. CUDA gets them in a single copy, without synchronizing."""
+    if device.type != "cuda":
+        return [torch.from_numpy(array).to(device) for array in arrays]
+    return split(pack(arrays, pinned=True).to(device, non_blocking=True), arrays)
+
+
+def pack(arrays: Sequence[np.ndarray], *, pinned: bool) -> torch.Tensor:
+    """Return the arrays one after the other in a block of bytes, uint8 (bytes,), on the host."""
+    packed = host_memory((sum(map(_padded_bytes, arrays)),), pinned=pinned)
+    for tensor, array in zip(split(packed, arrays), arrays, strict=True):
+        tensor.copy_(torch.from_numpy(array))
+    return packed
+
+
+def split(packed: torch.Tensor, arrays: Iterable[np.ndarray]) -> list[torch.Tensor]:
+    """Return views of a block of `pack`, on any device. `arrays` give their shapes and dtypes."""
+    tensors, start = [], 0
+    for array in arrays:
+        dtype = torch.from_numpy(array).dtype
+        tensors.append(packed[start : start + array.nbytes].view(dtype).view(array.shape))
+        start += _padded_bytes(array)
+    return tensors
+
+
+def host_memory(shape: tuple[int, ...], *, pinned: bool) -> torch.Tensor:
+    """Return an uninitialized uint8 tensor. If pinned, copies from it to CUDA do not synchronize.
+
+    torch keeps pinned memory for reuse, and does not hand it out again before the copies from it are done.
+    """
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+
+
+def _padded_bytes(array: np.ndarray) -> int:
+    return -(-array.nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def make_adam(parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Adam:

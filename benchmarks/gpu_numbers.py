@@ -49,7 +49,7 @@ def graphs(setup: Setup) -> Measured:
             compare(setup, direct, graphed, first)
         del direct, graphed
         gc.collect()
-        torch.cuda.empty_cache()  # each recording had a memory pool of its own
+        torch.cuda.empty_cache()  # each agent had a memory pool of its own
     return {"cases": len(cases)}
 
 

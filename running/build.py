@@ -33,7 +33,7 @@ BYTES_PER_PIXEL = 2 + 4 + 4 * 4  # of an observation and the next one, two views
 WORKER_MEMORY = 300 << 20  # bytes of a process that plays evaluation episodes, at least
 CUDA_CONTEXT = 2 << 30  # bytes of device memory for CUDA's libraries, networks and optimizers at the default sizes
 CUDA_BYTES_PER_PIXEL = 450  # of activations and gradients, for each transition of a batch: estimated, not measured
-UPDATE_RECORDINGS = 2  # CUDA graphs with a memory pool of their own: with and without a step of the actor
+UPDATES_HELD = 2  # with CUDA graphs, the memory of an update is held twice: to warm up, and in the graphs' pool
 
 
 def build_run(config: Config, resources: ExitStack) -> Run:
@@ -201,8 +201,8 @@ def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim
 
 def cuda_headroom(config: Config) -> int:
     """Return the bytes of device memory that are left free beside the replay buffer, for everything else."""
-    kinds = UPDATE_RECORDINGS if config.cuda_graphs else 1
-    return CUDA_CONTEXT + kinds * config.batch_size * config.image_size**2 * CUDA_BYTES_PER_PIXEL
+    held = UPDATES_HELD if config.cuda_graphs else 1
+    return CUDA_CONTEXT + held * config.batch_size * config.image_size**2 * CUDA_BYTES_PER_PIXEL
 
 
 @contextmanager

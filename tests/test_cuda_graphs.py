@@ -119,7 +119,7 @@ def test_a_failed_recording_says_why(emulated: EmulatedCuda, monkeypatch: pytest
     """The end of a failed capture raises an error of its own, which says nothing."""
 
     @contextlib.contextmanager
-    def graph(_: EmulatedGraph) -> Iterator[None]:
+    def graph(_: EmulatedGraph, pool: object) -> Iterator[None]:
         try:
             yield
         finally:
@@ -230,6 +230,36 @@ def test_a_replay_overwrites_the_outputs_of_the_one_before(device: str) -> None:
     assert second is first
     assert first.tolist() == [3.0] * 3
     assert one.tolist() == [1.0] * 3, "the inputs were copied"
+
+
+def test_outputs_outlast_replays_of_other_recordings(device: str) -> None:
+    """All recordings share one memory pool."""
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        return (x + 0.0).square()
+
+    launch, three = CudaGraphs([], []), torch.full((3,), 3.0, device=device)
+    launch(square, three)
+    total = launch(add, three)
+    product = launch(square, three)
+    assert launch(add, three) is total
+    assert product.tolist() == [9.0] * 3
+    assert total.tolist() == [6.0] * 3
+
+
+def test_gradients_outlast_replays_of_other_recordings(device: str) -> None:
+    """They are logged after later actions and evaluations, which are recordings too."""
+    agent = make_agent(4, graphs=True, device=device)
+    batch = random_batch(num_skills=4, device=device)
+    agent.update(batch)
+    before = copy.deepcopy(dict(agent.histograms()))
+    obs = batch.obs.cpu().numpy()
+    agent.act(obs[0], 1, sample=True)
+    agent.assess(obs, np.arange(len(obs)) % 4)
+    assert_equal(dict(agent.histograms()), before, "cpu")
 
 
 def test_gradients_are_those_of_the_newest_replay(device: str) -> None:

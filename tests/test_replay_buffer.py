@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import replay_buffer
 from replay_buffer import NO_SKILL, Batch, ReplayBuffer, _pack, _unpack
+from utils import upload
 
 FRAME_SHAPE = (2, 2, 3)
 ACTION_DIM = 2
@@ -328,3 +331,25 @@ def test_packed_frames_that_do_not_fit() -> None:
     for wrong in (packed[:-8], packed[:0], packed + 1, _pack(torch.zeros(2, *shape[1:]).byte())):
         with pytest.raises(ValueError, match=r"\w"):
             _unpack(wrong, shape)
+
+
+def test_frames_that_are_stored_elsewhere_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "cpu:0" stands for another device than "cpu". A batch takes a single upload."""
+    uploads: list[int] = []
+
+    def count(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+        uploads.append(len(arrays))
+        return upload(arrays, device)
+
+    recorders = [Recorder(50), Recorder(50)]
+    recorders[1].buffer.device = torch.device("cpu:0")
+    for recorder in recorders:
+        recorder.episode(30, terminated=True, skill=2)
+    monkeypatch.setattr(replay_buffer, "upload", count)
+    for _ in range(3):
+        here, elsewhere = (recorder.buffer.sample(16) for recorder in recorders)
+        for one, other in zip(here, elsewhere, strict=True):
+            assert torch.equal(one, other)
+            assert one.dtype == other.dtype
+            assert one.stride() == other.stride()
+    assert uploads == [5, 4] * 3

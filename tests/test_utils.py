@@ -1,4 +1,4 @@
-"""Stopwatch, Adam's state, and free memory under the limits of control groups."""
+"""Stopwatch, uploads, Adam's state, and free memory under the limits of control groups."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from utils import Stopwatch, free_memory, load_adam_state, make_adam, minimize
+from utils import Stopwatch, free_memory, load_adam_state, make_adam, minimize, pack, split, upload
 
 # -- stopwatch ---------------------------------------------------------------------------------------------------------
 
@@ -32,6 +33,32 @@ def test_stopwatch_continues_from_its_state(monkeypatch: pytest.MonkeyPatch) -> 
     now += 1.0
     assert second.elapsed == 8.0 + 4.0
     assert second.shares() == pytest.approx({"update": (2.0 + 3.0) / 12.0, "other": 7.0 / 12.0})
+
+
+# -- upload ------------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_are_packed_into_one_block() -> None:
+    """Shapes, dtypes and values are kept; views of other dtypes must be aligned, so arrays of odd sizes are padded."""
+    rng = np.random.default_rng(0)
+    arrays: list[np.ndarray] = [
+        rng.integers(256, size=(1, 3, 5), dtype=np.uint8),
+        rng.integers(-(2**60), 2**60, size=7),
+        rng.normal(size=(3, 3)).astype(np.float32),
+        rng.normal(size=(4, 6)).astype(np.float32).T,  # not contiguous
+        np.zeros(0, np.float32),
+        rng.integers(9, size=1),
+    ]
+    packed = pack(arrays, pinned=False)
+    tensors = split(packed, arrays)
+    starts = [tensor.data_ptr() - packed.data_ptr() for tensor in tensors if tensor.numel()]
+    assert starts == [0, 16, 16 + 64, 16 + 64 + 48, 16 + 64 + 48 + 96]
+    assert len(packed) == 16 + 64 + 48 + 96 + 16
+    direct = upload(arrays, torch.device("cpu"))
+    for array, tensor, other in zip(arrays, tensors, direct, strict=True):
+        assert torch.equal(tensor, torch.from_numpy(array.copy()))
+        assert torch.equal(other, tensor)
+        assert tensor.dtype == other.dtype
 
 
 # -- Adam --------------------------------------------------------------------------------------------------------------

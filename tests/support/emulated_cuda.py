@@ -3,7 +3,8 @@
 A capture runs the function and records its ATen operations with the memory that they read and write; a replay repeats
 these operations on that memory. So the emulation freezes what a real graph freezes: addresses, Python branches and
 scalars. As in a real capture, nothing counts as computed until the first replay: weights are restored and outputs are
-filled with NaN. The emulation does not show anything about streams, kernels or the reuse of pooled memory.
+filled with NaN. Of a shared memory pool it shows the worst: a replay fills everything that other captures have
+allocated there with NaN. The emulation does not show anything about streams and kernels.
 """
 
 from __future__ import annotations
@@ -40,9 +41,14 @@ class EmulatedGraph:
 
     def __init__(self) -> None:
         self.tape = Tape()
+        self.allocated: list[torch.Tensor] = []  # by the capture
+        self.sharing: list[EmulatedGraph] = []  # the graphs of its memory pool
 
     @torch.no_grad()
     def replay(self) -> None:
+        for graph in self.sharing:
+            if graph is not self:
+                _poison(graph.allocated)
         for func, args, kwargs, outputs in self.tape.operations:
             for recorded, computed in zip(_tensors(outputs), _tensors(func(*args, **kwargs)), strict=True):
                 if recorded.data_ptr() != computed.data_ptr():
@@ -50,33 +56,38 @@ class EmulatedGraph:
 
 
 class EmulatedCuda:
-    """Counts the captures."""
+    """Counts the captures, and knows which of them share a memory pool."""
 
     def __init__(self) -> None:
         self.captures = 0
+        self._pools: dict[object, list[EmulatedGraph]] = {}
 
     @contextlib.contextmanager
-    def graph(self, graph: EmulatedGraph) -> Iterator[None]:
+    def graph(self, graph: EmulatedGraph, pool: object = None) -> Iterator[None]:
         self.captures += 1
         with graph.tape:
             yield
-        self._undo(graph.tape)
+        graph.allocated = self._undo(graph.tape)
+        graph.sharing = self._pools.setdefault(graph if pool is None else pool, [])
+        graph.sharing.append(graph)
 
     @staticmethod
     @torch.no_grad()
-    def _undo(tape: Tape) -> None:
-        """Restore all memory that the capture wrote, and fill what it allocated with NaN."""
+    def _undo(tape: Tape) -> list[torch.Tensor]:
+        """Restore all memory that the capture wrote, and fill what it allocated, which it returns, with NaN."""
         for tensor, before in reversed(tape.overwritten.values()):
             tensor.copy_(before)
         existing: set[int] = set()
         allocated: set[int] = set()
+        tensors: list[torch.Tensor] = []
         for _, args, kwargs, outputs in tape.operations:
             existing |= {_storage(tensor) for tensor in _tensors((args, kwargs))} - allocated
             for tensor in _tensors(outputs):
                 if _storage(tensor) not in existing:
                     allocated.add(_storage(tensor))
-                    if tensor.is_floating_point():
-                        tensor.fill_(float("nan"))
+                    tensors.append(tensor)
+        _poison(tensors)
+        return tensors
 
 
 class EmulatedStream:
@@ -91,10 +102,17 @@ def emulate_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
     emulated = EmulatedCuda()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", EmulatedGraph)
     monkeypatch.setattr(torch.cuda, "graph", emulated.graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     monkeypatch.setattr(torch.cuda, "Stream", EmulatedStream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", EmulatedStream)
     return emulated
+
+
+def _poison(tensors: list[torch.Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
 
 
 def _same_memory(values: Any) -> Any:

@@ -33,12 +33,12 @@ def cuda_on_the_cpu() -> Iterator[None]:
             limit = fraction
 
         @contextlib.contextmanager
-        def graph(graph: EmulatedGraph) -> Iterator[None]:
+        def graph(graph: EmulatedGraph, pool: object) -> Iterator[None]:
             """As on a device, the end of a failed capture raises an error of its own."""
             try:
                 if limit < 1:
                     raise torch.OutOfMemoryError("CUDA out of memory (emulated)")
-                with emulated.graph(graph):
+                with emulated.graph(graph, pool):
                     yield
             except torch.OutOfMemoryError:
                 raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
