@@ -150,7 +150,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_begun_run(folder: Path) -> Run:
-    """Read a run's files, which may have no evaluation yet. Raises UserError, which names the file, if one is damaged."""
+    """Read a run's files, which may have no evaluation yet. Raises UserError, which names a damaged file."""
     try:
         flags = known_flags(folder / CONFIG_FILE)
     except FileNotFoundError:  # only the CSV files were kept

@@ -57,7 +57,8 @@ class Chart(NamedTuple):
     """A figure of plot.py."""
 
     source: str  # a data URI
-    text: str  # what it shows, in words
+    title: str
+    text: str  # the last point of each curve, in words
 
 
 def write_report(places: Sequence[Path], evaluations: Sequence[Path], out: Path | None) -> None:
@@ -120,12 +121,15 @@ def make_page(runs: Sequence[RunFiles], evaluations: Sequence[EvaluationFiles]) 
     )
     environment.filters["number"] = measures.number
     script, media = (here / SCRIPT).read_text(), Media()
-    groups = {env: make_groups([r.run for r in runs if r.run.env == env and r.frame is not None]) for env in tasks(runs)}
+    evaluated = [files.run for files in runs if files.frame is not None]
+    groups = {env: make_groups([run for run in evaluated if run.env == env]) for env in tasks(runs)}
     seeds = [(group.label, len(group.runs)) for found in groups.values() for group in found]
+    sections = [run_section(files, evaluations, media) for files in runs]
     page = environment.get_template(TEMPLATE).render(
         title=title_of(runs),
         made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-        runs=[run_section(files, evaluations, media) for files in runs],
+        runs=sections,
+        common=take_common(sections),
         curves=[(one_line(env), curves_of(found)) for env, found in groups.items() if found],
         evaluations=[evaluation_section(files, media) for files in evaluations],
         open_over_seeds=measures.not_measured_over_seeds(seeds),
@@ -150,6 +154,18 @@ def title_of(runs: Sequence[RunFiles]) -> str:
     return f"{names}: {runs[0].name}" if len(runs) == 1 else f"{names}: {len(runs)} runs"
 
 
+def take_common(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Take the settings, and the versions, that several runs have in common out of their sections and return them."""
+    if len(sections) < 2:
+        return {"settings": [], "versions": []}
+    first, *others = sections
+    settings = [setting for setting in first["settings"] if all(setting in one["settings"] for one in others)]
+    for one in sections:
+        one["settings"] = [setting for setting in one["settings"] if setting not in settings]
+    same_versions = settings and all(one["versions"] == first["versions"] for one in others)
+    return {"settings": settings, "versions": first["versions"] if same_versions else []}
+
+
 def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: Media) -> dict[str, Any]:
     """Return what the template shows of a run."""
     run, record = files.run, files.record
@@ -161,6 +177,7 @@ def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: 
         "kind": run.kind,
         "seed": run.seed,
         "state": files.state,
+        "has_tables": files.has_tables,
         "frames": files.frames,
         "budget": files.budget,
         "time": duration(files.seconds),
@@ -170,7 +187,7 @@ def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: 
         "versions": [(one_line(str(name)), text_of(value)) for name, value in mapping(record.get("versions")).items()],
         "resumes": len(resumed) if isinstance(resumed, list) else 0,
         "notes": text_of(run.flags.get("notes")),
-        "settings": settings_of(run.flags),
+        "settings": settings_of(run),
         "frame": files.frame,
         "figures": measures.figures_of(files),
         "training": training_figures(files.training),
@@ -238,8 +255,9 @@ def curves_of(groups: Sequence[Group]) -> list[Chart]:
     """Return the learning curves of the runs of one task."""
     with_skills = [group for group in groups if group.runs[0].num_skills]
     charts = [chart(lambda axes: draw_returns(axes, groups), legend=True)]
-    for draw in (draw_bounds, draw_accuracies) if with_skills else ():
-        charts.append(chart(lambda axes, draw=draw: draw(axes, with_skills), legend=True))
+    if with_skills:
+        charts.append(chart(lambda axes: draw_bounds(axes, with_skills), legend=True))
+        charts.append(chart(lambda axes: draw_accuracies(axes, with_skills), legend=True))
     return charts
 
 
@@ -255,9 +273,8 @@ def chart(draw: Callable[[Axes], pd.DataFrame | None], *, legend: bool = False) 
         warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks
         figure.savefig(file, format="svg", metadata={"Date": None})
     source = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
-    name = axes.get_title()
     last = [] if numbers is None else [last_point(table) for _, table in numbers.groupby("group", sort=False)]
-    return Chart(source, f"{name}: {'; '.join(last)}" if last else name)
+    return Chart(source, axes.get_title(), "; ".join(last))
 
 
 def last_point(table: pd.DataFrame) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,14 @@ from config import FIELDS, shown_value
 from errors import UserError, one_line, reason_of
 from evaluation.curves import Run, read_begun_run, read_csv
 from running.atomic_files import in_use, read_file
-from running.columns import EVAL_SKILL_COLUMNS, REFIT_COLUMNS, SKILL_COLUMNS, SUMMARY_COLUMNS, TRAIN_COLUMNS
+from running.columns import (
+    EVAL_SKILL_COLUMNS,
+    REFIT_COLUMNS,
+    REQUIRED_CSV_FILES,
+    SKILL_COLUMNS,
+    SUMMARY_COLUMNS,
+    TRAIN_COLUMNS,
+)
 from running.derivation import make_config, preset_settings
 from running.stored_config import CONFIG_FILE, read_record
 from running.tables import read_table
@@ -80,6 +88,7 @@ class RunFiles:
     training: Row  # the last row of train.csv; empty before the first episode has ended
     seconds: float  # in episodes, which is all but starting
     is_running: bool
+    has_tables: bool  # whether any of the tables that every run writes is there
     videos: Mapping[int | None, Path] = field(default_factory=dict)  # of the last evaluation, by skill
     pictures: Mapping[str, Path] = field(default_factory=dict)
 
@@ -107,8 +116,8 @@ class RunFiles:
     def state(self) -> str:
         if self.is_running:
             return "running"
-        if self.budget is None:
-            return "unknown"
+        if self.budget is None or not self.has_tables:
+            return "state unknown"
         return "finished" if self.frames >= self.budget else "stopped early"
 
 
@@ -137,6 +146,10 @@ def read_run_files(folder: Path) -> RunFiles:
         record = {}
     numbers, measures = ("step", "episode_reward"), EVAL_SKILL_COLUMNS if run.num_skills else ()
     evaluations = _rows(read_csv(folder / "eval.csv", numbers, newer=measures))
+    for row in evaluations if run.num_skills else ():
+        bound = row["mutual_information_bound"]
+        if row["effective_skills"] is None and bound is not None:  # older versions did not write it
+            row["effective_skills"] = math.exp(min(bound, math.log(run.num_skills)))
     frame = None if run.evaluations.empty else run.last_frame
     skills: list[Row] = []
     if run.num_skills:
@@ -153,6 +166,7 @@ def read_run_files(folder: Path) -> RunFiles:
         training=_rows(training.tail(1))[0] if len(training) else {},
         seconds=float(episodes["duration"].sum()),
         is_running=in_use(folder),
+        has_tables=any((folder / name).exists() for name in REQUIRED_CSV_FILES),
         videos=find_videos(folder / "video", frame),
         pictures=find_pictures(folder / "skills", frame),
     )
@@ -163,7 +177,9 @@ def read_evaluation_files(folder: Path) -> EvaluationFiles:
     if not (folder / "skills.csv").exists():
         raise UserError(f"--evaluation {folder} has no skills.csv; name a folder that evaluate.py --skills wrote")
     if (folder / CONFIG_FILE).exists():
-        raise UserError(f"--evaluation {folder} is a run's folder; name one that evaluate.py wrote, or leave out the flag")
+        raise UserError(
+            f"--evaluation {folder} is a run's folder; name one that evaluate.py wrote, or leave out the flag"
+        )
     refit = ("policy", "discriminator")
     return EvaluationFiles(
         folder=folder,
@@ -215,8 +231,10 @@ def find_pictures(folder: Path, frame: int | None) -> dict[str, Path]:
     return found
 
 
-def settings_of(flags: Mapping[str, Any]) -> list[Setting]:
-    """Return the flags of a run that differ from their defaults, in the order of the table of flags."""
+def settings_of(run: Run) -> list[Setting]:
+    """Return the flags that a run reads and that differ from their defaults, in the order of the table of flags."""
+    unread = {name for name, value in run.settings.items() if value is None}
+    flags = {name: value for name, value in run.flags.items() if name not in unread}
     derived = {name for name in flags if FIELDS[name].metadata["derived"]}
     given = {name: value for name, value in flags.items() if name not in derived}
     try:

@@ -27,7 +27,7 @@ class Figure(NamedTuple):
 
     label: str
     value: str
-    before: str  # the value at the first evaluation, if that is another one; else empty
+    before: str  # the value at the first evaluation, in words; empty if there is no other than this one
     reading: str
 
 
@@ -83,7 +83,7 @@ def measures(num_skills: int, rewarded: bool) -> list[Measure]:
             f"{num_skills} skills apart, and below 0 the discriminator is confident and wrong.",
         ),
         Measure(
-            *("mutual_information_bound_second_half", "Bound, second half", 2, " nats"),
+            *("mutual_information_bound_second_half", "Bound (second half)", 2, " nats"),
             "The bound over the second half of each episode; all skills start alike, which holds the whole episode's "
             "bound down however different they are later.",
         ),
@@ -105,8 +105,8 @@ def measures(num_skills: int, rewarded: bool) -> list[Measure]:
 
 
 def number(value: Any, digits: int, unit: str = "") -> str:
-    """Return a number as text; a dash if there is none."""
-    return "–" if value is None else f"{value:,.{digits}f}{unit}"
+    """Return a number as text; a hyphen if there is none."""
+    return "-" if value is None else f"{round(value, digits) + 0.0:,.{digits}f}{unit}"  # no -0.00
 
 
 def figures_of(files: RunFiles) -> list[Figure]:
@@ -119,7 +119,8 @@ def figures_of(files: RunFiles) -> list[Figure]:
         value = last.get(measure.column)
         if value is not None:
             before = first.get(measure.column) if len(files.evaluations) > 1 else None
-            earlier = "" if before is None else number(before, measure.digits)
+            when = "before training" if first["step"] == 0 else "first evaluation"
+            earlier = "" if before is None else f"{when}: {number(before, measure.digits)}"
             shown.append(Figure(measure.label, number(value, measure.digits, measure.unit), earlier, measure.reading))
     return shown
 
@@ -132,7 +133,8 @@ def known_measures(files: RunFiles) -> list[Measure]:
 
 def skill_figures(row: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what is shown with a skill: labels and values."""
-    return [(label, number(row[name], digits)) for name, (label, digits) in OF_SKILL.items() if row.get(name) is not None]
+    known = {name: value for name, value in row.items() if name in OF_SKILL and value is not None}
+    return [(label, number(known[name], digits)) for name, (label, digits) in OF_SKILL.items() if name in known]
 
 
 # -- what was not measured ---------------------------------------------------------------------------------------------
@@ -141,14 +143,19 @@ def skill_figures(row: dict[str, Any]) -> list[tuple[str, str]]:
 def not_measured(files: RunFiles, evaluations: Sequence[EvaluationFiles]) -> list[str]:
     """Return a sentence for each thing that the files of a run do not say."""
     run, gaps = files.run, []
+    if not files.has_tables:
+        return ["Training and its result: the folder has settings, but no tables (train.csv, eval.csv, episodes.csv)."]
     if files.budget is None:
         gaps.append("The settings: there is no config.json, so flags, versions and the number of skills are unknown.")
     elif files.frames < files.budget:
         gaps.append(
-            f"The end of training: the tables reach frame {files.frames:,} of {files.budget:,}, so later results are open."
+            f"The end of training: the tables reach frame {files.frames:,} of {files.budget:,}; later results are open."
         )
     if files.frame is None:
-        return [*gaps, "Anything about the policy: there is no evaluation yet, only training episodes with exploration."]
+        return [
+            *gaps,
+            "Anything about the policy: there is no evaluation yet, only episodes with exploration.",
+        ]
     if not files.frame:
         gaps.append("The effect of training: the only evaluation is of the untrained agent, at frame 0.")
     if not files.videos:
@@ -177,8 +184,8 @@ def _not_measured_of_skills(files: RunFiles, evaluations: Sequence[EvaluationFil
         gaps.append("Whether random actions or the untrained agent do as much: evaluate.py RUN --controls plays them.")
     if not any(one.refit for one in evaluations):
         gaps.append(
-            "Whether the skills or the agent's discriminator limit the bound, and whether skills differ in the world or "
-            "only in pictures: evaluate.py RUN --refit 10 tells."
+            "Whether the skills or the agent's discriminator limit the bound, and whether skills differ in the world "
+            "or only in pictures: evaluate.py RUN --refit 10 tells."
         )
     gaps.append("Use for a task: the best skill is neither chosen on other starts nor fine-tuned here.")
     return gaps

@@ -42,7 +42,9 @@ class Page:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Page.navigate", url=path.resolve().as_uri())
-        self.evaluate("new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))")
+        self.evaluate(
+            "new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))"
+        )
 
     def evaluate(self, code: str) -> Any:
         """Return the value of an expression in the page; of a promise, when it is there."""
