@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import html
 import json
+import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 import report
 from evaluation.report_files import settings_of
@@ -22,6 +26,8 @@ from running.columns import EPISODE_COLUMNS, REFIT_COLUMNS, SKILL_COLUMNS, SUMMA
 from running.csv_files import csv_lines, header
 from running.derivation import make_config
 from tests.support.browser import CHROMIUM, browser
+from tests.support.damage import damaged_json, damaged_table
+from tests.support.fuzz import check_all, fast_and_slow
 from tests.support.paths import ROOT, Mount
 from tests.support.program import Answer, call
 from video import VideoRecorder
@@ -371,6 +377,35 @@ def test_from_any_folder(tmp_path: Path) -> None:
     assert (tmp_path / "reports" / "cartpole_swingup_first.html").exists()
 
 
+FILES = ("config.json", "eval.csv", "skills.csv", "train.csv", "episodes.csv")
+
+
+@fast_and_slow(100, 2000)
+def test_any_damage(examples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged run is shown, or refused in one line. Figures are composed but not drawn, which takes the time."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **settings: None)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    run, out = write_run(tmp_path / "run"), tmp_path / "page.html"
+    whole = {name: (run / name).read_bytes() for name in FILES}
+
+    def check(files: tuple[bytes, ...]) -> None:
+        out.unlink(missing_ok=True)
+        for name, data in zip(FILES, files, strict=True):
+            (run / name).write_bytes(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            answer = make(run, "--out", out)
+        if answer.code == 0:
+            assert text_of(out.read_text()).count("Not measured") == 1
+        else:
+            refused(answer, str(run))
+            assert not out.exists()
+
+    damages = (damaged_json(json.loads(whole["config.json"])), *(damaged_table(whole[name]) for name in FILES[1:]))
+    files = st.tuples(*(st.just(whole[name]) | damage for name, damage in zip(FILES, damages, strict=True)))
+    check_all(examples, check, files=files)
+
+
 # -- in a browser ------------------------------------------------------------------------------------------------------
 
 PLAYED = """Promise.all([...document.querySelectorAll("video")].map(video => new Promise((done, failed) => {
@@ -409,8 +444,10 @@ def test_in_a_browser(tmp_path: Path, num_skills: int) -> None:
 @needs_chromium
 def test_the_browser_complains(tmp_path: Path) -> None:
     """What the test above relies on."""
-    for code in ("console.error('x')", "throw new Error('x')", "document.body.append(new Image()); lastChild.src='x'"):
-        (tmp_path / "page.html").write_text(f"<!doctype html><body><img src=nowhere.png><script>{code}</script>")
-        with browser(tmp_path / "profile") as page:
-            page.open(tmp_path / "page.html")
-            assert page.complaints
+    faults = ("<script>console.error('x')</script>", "<script>throw new Error('x')</script>", "<img src=nowhere.png>")
+    with browser(tmp_path / "profile") as page:
+        for number, fault in enumerate(faults, start=1):
+            (tmp_path / f"{number}.html").write_text(f"<!doctype html><link rel=icon href=data:,>{fault}")
+            page.complaints.clear()
+            page.open(tmp_path / f"{number}.html")
+            assert page.complaints, fault
