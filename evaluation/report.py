@@ -38,7 +38,6 @@ from evaluation.report_files import (
     settings_of,
 )
 from running.atomic_files import output_folder, read_file, write_file
-from running.columns import REFIT_COLUMNS
 from running.names import folder_name
 from running.stored_config import CONFIG_FILE
 
@@ -136,7 +135,6 @@ def make_page(runs: Sequence[RunFiles], evaluations: Sequence[EvaluationFiles]) 
         left_out=media.left_out,
         pictures=measures.PICTURES,
         policy_columns=POLICY_COLUMNS,
-        refit_columns=[name for name in REFIT_COLUMNS if name not in ("policy", "step", "discriminator")],
         read_policies=measures.READ_POLICIES,
         read_refit=measures.READ_REFIT,
         script=script,

@@ -118,7 +118,7 @@ class RunFiles:
             return "running"
         if self.budget is None or not self.has_tables:
             return "state unknown"
-        return "finished" if self.frames >= self.budget else "stopped early"
+        return "finished" if self.frames >= self.budget else "not running"
 
 
 @dataclass

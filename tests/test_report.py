@@ -137,6 +137,7 @@ def text_of(page: str) -> str:
 
 def test_a_run_with_skills(tmp_path: Path) -> None:
     run = write_run(tmp_path / "skills", media=True, batch_size=32, notes="a remark")
+    write_video(run / "video", "9000_skill3")  # of an evaluation that is not over
     page = page_of(run, out=tmp_path / "page.html")
     text = text_of(page)
     assert "cartpole_swingup, DIAYN, 3 skills, seed 1" in text
@@ -223,7 +224,7 @@ def test_a_run_of_an_older_version(tmp_path: Path) -> None:
     assert "Bound (second half), Cells visited: not in this run's tables" in text
 
 
-@pytest.mark.parametrize(("locked", "steps", "state"), [(True, STEPS, "running"), (False, STEPS[:2], "stopped early")])
+@pytest.mark.parametrize(("locked", "steps", "state"), [(True, STEPS, "running"), (False, STEPS[:2], "not running")])
 def test_the_state_of_a_run(tmp_path: Path, locked: bool, steps: Sequence[int], state: str) -> None:
     run = write_run(tmp_path / "run", steps=steps)
     with (run / ".lock").open("w") as file:
@@ -411,6 +412,8 @@ def test_any_damage(examples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 PLAYED = """Promise.all([...document.querySelectorAll("video")].map(video => new Promise((done, failed) => {
     video.ontimeupdate = () => { if (video.currentTime > 0) done([video.videoWidth, video.muted]); };
     video.onerror = () => failed(video.error.message);
+    if (video.error) video.onerror();
+    setTimeout(() => failed("does not play"), 300000);
 })))"""
 PICTURES = "[...document.images].map(image => image.complete && image.naturalWidth > 0)"
 TOO_WIDE = "document.documentElement.scrollWidth - innerWidth"
@@ -431,6 +434,7 @@ def test_in_a_browser(tmp_path: Path, num_skills: int) -> None:
         pictures = page.evaluate(PICTURES)
         assert len(pictures) == (3 + 1 + 3 + 1 if num_skills else 1)
         assert all(pictures)
+        assert page.complaints == []
         start = "for (const b of document.querySelectorAll('button')) b.click();" if num_skills else "video.play();"
         played = page.evaluate(f"const video = document.querySelector('video'), all = {PLAYED}; {start} all")
         assert played == [[64, True]] * (6 if num_skills else 1)
