@@ -46,9 +46,9 @@ GENERATOR = b'<meta name="generator" content="report.py">'  # near the top of ev
 SUFFIXES = (".html", ".htm")
 POLICY_COLUMNS = (  # of summary.csv
     ("episode_extrinsic_reward", "return", 1),
+    ("cells_visited", "cells", 0),
     ("mutual_information_bound", "bound", 2),
     ("discriminator_accuracy", "accuracy", 2),
-    ("cells_visited", "cells", 0),
 )
 
 

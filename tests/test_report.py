@@ -254,8 +254,8 @@ def test_beside_the_controls(tmp_path: Path) -> None:
     run, evaluation = write_run(tmp_path / "run"), write_evaluation(tmp_path / "evaluation")
     page = page_of("--evaluation", evaluation, run, out=tmp_path / "page.html")
     text = text_of(page)
-    assert re.search(r"trained 3 2 - - - 41 untrained 3 2 - - - 12 random 3 2 - - - 33 ", text)
-    assert re.search(r"trained agent 0.88 - 9 trained states 0.88 - 9", text)
+    assert re.search(r"trained 3 . 2 - 41 - - untrained 3 . 2 - 12 - - random 3 . 2 - 33 - - ", text)
+    assert re.search(r"trained agent 0.88 - trained states 0.88 - ", text)
     assert page.count("<video ") == 3
     assert "--controls plays them" not in text
     assert "--refit 10" not in text
