@@ -67,6 +67,7 @@ FLAGS_OF: dict[str, Flags] = {
         **{"refit": ["3"]},
     },
     "plot": {"out": ["out"], "reference": ["reference.csv", "good/eval.csv"]},
+    "report": {"out": ["out.html", "out"], "evaluation": ["good", "out"]},
     "sweep": {
         **{name: values for name, values in {**TRAIN_FLAGS, **RUNS}.items() if name != "run_name"},
         **{"seed": ["1 2"], "resume": ["sweep", "good"], "dry_run": [], "sweep_name": ["s"], "address": ["auto"]},
@@ -78,6 +79,7 @@ FIRST = {
     "train": shlex.split("--image_size 24 --hidden_dim 16 --encoder_feature_dim 8 --log_save_tb false"),
     "evaluate": ["--no_video", "--video_size", "32"],
     "plot": [],
+    "report": [],
     "sweep": [],
 }
 
@@ -96,9 +98,9 @@ def test_no_flag_is_forgotten(
 
 @st.composite
 def lines_of(draw: DrawFn, program: str) -> list[str]:
-    words = [word for word in PLACES if word != "." or program != "plot"]
+    words = [word for word in PLACES if word != "." or program not in ("plot", "report")]
     line = draw(command_lines(FLAGS_OF[program], words=words, several=program == "sweep"))
-    if program in ("evaluate", "plot"):
+    if program in ("evaluate", "plot", "report"):
         line = draw(st.sampled_from([["good"], ["good"], *([word] for word in words), []])) + line
     return line
 

@@ -32,6 +32,7 @@ READ = {  # how a program is called, and the files of the run that it reads then
     f"evaluate {{run}}/checkpoint/{{file}} {PLAY}": (f"{FOLDER}/state_*",),
     "plot {run} --out {out}": (CONFIG_FILE, "eval.csv", "skills.csv"),
     "plot {run} --out {out} --reference {run}/{file}": ("train.csv",),
+    "report {run} --out {out}.html": (CONFIG_FILE, "train.csv", "eval.csv", "episodes.csv", "skills.csv"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import evaluate
 import plot
+import report
 import sweep
 import train
 from config import Config
@@ -20,7 +21,7 @@ from running.start import open_run
 from tests.support.runs import RENDERER
 
 MAIN: Mapping[str, Callable[[Sequence[str]], int]] = {
-    **{"train": train.main, "evaluate": evaluate.main, "plot": plot.main, "sweep": sweep.main}
+    **{"train": train.main, "evaluate": evaluate.main, "plot": plot.main, "report": report.main, "sweep": sweep.main}
 }
 
 
