@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="plot.py", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a run, or a folder with runs in it")
-    add("--out", type=Path, default=Path("plots"), help="folder for the figures (default: plots)")
+    add("--out", type=Path, default=Path("plots"), metavar="FOLDER", help="folder for the figures (default: plots)")
     columns = "env, seed, step (frames), episode_reward"
     add("--reference", type=Path, metavar="CSV", help=f"published curves to draw as a band: columns {columns}")
     args = parser.parse_args(argv)

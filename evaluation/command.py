@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from diayn import DIAYNAgent
 from errors import UserError
+from evaluation.chosen_skills import parse_skills
 from evaluation.compose import play_schedule
 from evaluation.imitate import read_trajectory, record_imitation, skill_likelihoods
-from evaluation.load import LoadedRun, check_skill, load
+from evaluation.load import LoadedRun, load
 from evaluation.play import Actions, Start, best_skill, skill_name, start_seeds
 from evaluation.refit import check_memory, refit
 from evaluation.tables import decile_rows, print_bound, print_coverage, print_table, summary_row, write_table
@@ -132,19 +133,6 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
         rows = refit_discriminators(loaded, args.refit, args.seed, actions, controls=args.controls)
         write_table(out / "refit.csv", rows, REFIT_COLUMNS, loaded.frame)
         print_table(rows, [name for name in REFIT_COLUMNS if name != "step"])
-
-
-def parse_skills(text: str, known: list[int]) -> list[int]:
-    """Return the skills that --skills names, of those that the run has; all for "best". Raises UserError."""
-    if text in ("all", "best"):
-        return known
-    try:
-        skills = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"--skills must be all, best or numbers such as 3,7; got {text}") from None
-    for skill in skills:
-        check_skill("skills", skill, known)
-    return list(dict.fromkeys(skills))
 
 
 class Choice(NamedTuple):

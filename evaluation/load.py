@@ -20,7 +20,7 @@ from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import bytes_of_traces, skill_name
 from replay_buffer import NO_SKILL
 from running import checkpoint, snapshots
-from running.build import choose_device, make_agent, out_of_memory_is_an_error
+from running.build import choose_device, make_agent, out_of_memory_is_an_error, warn_of_cpu
 from running.checkpoint import load_file
 from running.snapshots import read_networks
 from running.state import INVALID_STATE, read_counters
@@ -88,6 +88,7 @@ def load(place: Path, device: str | None) -> LoadedRun:
             if not agent.is_finite():
                 raise UserError(f"{place}: the checkpoint has weights that are not finite; name another one")
         counters = read_counters(state)
+        warn_of_cpu(device, config.device)
         return LoadedRun(
             config=config,
             agent=agent,
@@ -121,11 +122,3 @@ def _check_sizes(config: Config, agent: Mapping[str, Any]) -> None:
         raise ValueError("the networks have other sizes")
     if type(agent["skill"]) is not int or not NO_SKILL <= agent["skill"] < max(config.num_skills, 1):
         raise ValueError("there is no such skill")
-
-
-def check_skill(flag: str, skill: int, known: list[int]) -> None:
-    """Raise UserError if the run does not have the skill."""
-    if skill not in known:
-        one = f"skill {known[0]} only" if known[0] >= 0 else "no skills"
-        skills = f"the skills {known[0]} to {known[-1]}" if len(known) > 1 else one
-        raise UserError(f"--{flag}: the run has {skills}; got {skill}")

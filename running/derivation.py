@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from config import FIELDS, Config, check_value
+from config import FIELDS, Config, check_device, check_value
 from errors import UserError
 from running.names import check_name
 from running.presets import settings_of
@@ -31,6 +31,7 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     values["log_std_bounds"] = tuple(values["log_std_bounds"])
     for name, value in values.items():
         check_value(name, value)
+    check_device(values["device"])
     with_skills = values["num_skills"] > 0 and values["finetune_from"] is None
     _check_fine_tuning(values)
     _derive_defaults(values, with_skills)

@@ -22,12 +22,13 @@ LAYERS = (
     ("console.streams", "console.packages", "console.arguments"),
     ("running.atomic_files", "running.signals", "running.columns"),
     ("running.stored_config", "running.tables", "running.csv_files"),
+    ("evaluation.chosen_skills",),
     ("utils",),
     ("replay_buffer", "cuda_graphs", "augmentations"),
     ("networks",),
     ("drq",),
     ("diayn",),
-    ("envs.renderer", "envs.cells"),
+    ("envs.renderer", "envs.cells", "envs.tasks"),
     ("envs.pixel_env", "envs.parallel", "envs.floor"),
     ("dmc", "envs.gym_env"),
     ("envs.make",),
@@ -60,6 +61,7 @@ PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
     *("errors", "config", "console.streams", "console.packages", "console.arguments", "envs.renderer"),
+    *("envs.tasks", "evaluation.chosen_skills"),
     *("running.names", "running.presets", "running.derivation", "running.atomic_files", "running.signals"),
     *("running.columns", "running.csv_files", "running.stored_config", "running.tables", "sweeping.record"),
 )
