@@ -26,6 +26,7 @@ from replay_buffer import NO_SKILL
 from running.atomic_files import check_file, check_folder, write_file
 from running.columns import CONSOLE, EPISODE_COLUMNS, REQUIRED_CSV_FILES, csv_columns, former_columns, update_metrics
 from running.csv_files import CsvFile, check_declared, continue_file, read_beginning
+from running.names import frame_name
 
 Row = dict[str, Any]
 
@@ -300,8 +301,8 @@ class Logger:
         self._tensorboard.flush()
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
-        """Write a picture, uint8 RGB `(H, W, 3)`, to skills/<step>_<name>.png and TensorBoard. Warn if that fails."""
-        path = self._picture_folder / f"{step}_{name}.png"
+        """Write a picture, uint8 RGB `(H, W, 3)`, to skills/<frame>_<name>.png and TensorBoard. Warn if that fails."""
+        path = self._picture_folder / f"{frame_name(step)}_{name}.png"
         try:
             png = encode_png(image)
             path.parent.mkdir(exist_ok=True)

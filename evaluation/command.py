@@ -31,7 +31,7 @@ from running.columns import (
     SKILL_COLUMNS,
     SUMMARY_COLUMNS,
 )
-from running.names import folder_name, short_name
+from running.names import folder_name, padded, short_name
 from running.stored_config import CONFIG_FILE
 from utils import seed_sequence
 
@@ -127,8 +127,9 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
             write_file(out / f"{name}.png", encode_png(picture))
     if args.save_trajectories:
         for start in evaluation.starts:
-            path = out / f"trajectory_{skill_name(start.skill)}_{start.seed}.npz"
-            save_trajectory(path, start, loaded.config.env)
+            skill = skill_name(start.skill, loaded.config.num_skills)
+            episode = padded(seeds.index(start.seed), len(seeds) - 1)
+            save_trajectory(out / f"{skill}_episode{episode}.npz", start, loaded.config.env)
     if args.refit:
         rows = refit_discriminators(loaded, args.refit, args.seed, actions, controls=args.controls)
         write_table(out / "refit.csv", rows, REFIT_COLUMNS, loaded.frame)

@@ -51,7 +51,7 @@ class LoadedRun:
         """Play each skill of the agent, or of another one, from each start; see `evaluate_skills` for the settings."""
         needed = bytes_of_traces(len(skills) * len(seeds), self.max_episode_steps, self.config.image_size)
         check_memory({f"--episodes {len(seeds)}": needed})
-        names = {skill: skill_name(skill) for skill in skills}
+        names = {skill: skill_name(skill, self.config.num_skills) for skill in skills}
         settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps, "cell_grid": self.cell_grid}
         with self.open_eval_envs(len(skills) * len(seeds)) as eval_envs:
             return evaluate_skills(agent or self.agent, eval_envs, names, seeds, **settings)

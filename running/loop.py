@@ -15,6 +15,7 @@ from evaluation.play import skill_name, start_seeds
 from logger import Episode
 from replay_buffer import Batch
 from running.build import out_of_memory_is_an_error
+from running.names import frame_name
 from running.run import EpisodeInProgress, Run
 from running.snapshots import write_snapshot
 from running.state import check_losses, last_good_checkpoint, not_finite, save_checkpoint
@@ -174,7 +175,8 @@ def evaluate(run: Run) -> None:
     """
     config, frame, steps = run.config, run.frame, 0
     skills = run.agent.skills()
-    names = {skill: f"{frame}_{skill_name(skill)}" if config.learns_skills else f"{frame}" for skill in skills}
+    name, count = frame_name(frame), config.num_skills
+    names = {skill: f"{name}_{skill_name(skill, count)}" if config.learns_skills else name for skill in skills}
 
     def between_steps() -> None:
         nonlocal steps
@@ -193,7 +195,7 @@ def evaluate(run: Run) -> None:
                 max_episode_steps=run.env.max_episode_steps or 1,
                 cell_grid=run.env.cell_grid,
                 video_folder=run.folder / "video" if config.save_video else None,
-                grid_name=f"{frame}_skills",
+                grid_name=f"{name}_skills",
                 between_steps=between_steps,
             )
         except StopError:

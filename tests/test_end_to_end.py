@@ -59,7 +59,7 @@ class Finished:
     def videos(self, *frames: int) -> set[str]:
         """Return the names of the videos of evaluations at these frames."""
         names = [f"_skill{skill}" for skill in range(self.num_skills)] + ["_skills"] if self.num_skills else [""]
-        return {f"{frame}{name}.mp4" for frame in frames for name in names}
+        return {f"{frame:08}{name}.mp4" for frame in frames for name in names}
 
 
 def finish(line: str, work_dir: Path, num_skills: int) -> Finished:
@@ -197,7 +197,7 @@ def test_videos(run: Finished) -> None:
         assert frames.std(axis=(1, 2)).min() > 1  # every frame shows something
         assert (frames[0] != frames[-1]).any()
     if run.num_skills:
-        single, grid = videos["0_skill0.mp4"].shape, videos["0_skills.mp4"].shape
+        single, grid = videos["00000000_skill0.mp4"].shape, videos["00000000_skills.mp4"].shape
         assert grid[1] * grid[2] >= run.num_skills * single[1] * single[2]
 
 

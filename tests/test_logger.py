@@ -533,7 +533,7 @@ def test_a_picture_is_the_same_in_file_and_tensorboard(make_logger: MakeLogger, 
     logger.close()
     (event,) = read_events(tmp_path).Images("skills/contact_sheet")
     assert (event.step, event.height, event.width) == (4000, 20, 30)
-    for source in (tmp_path / "skills" / "4000_contact_sheet.png", io.BytesIO(event.encoded_image_string)):
+    for source in (tmp_path / "skills" / "00004000_contact_sheet.png", io.BytesIO(event.encoded_image_string)):
         np.testing.assert_array_equal(np.array(Image.open(source).convert("RGB")), picture)
 
 
