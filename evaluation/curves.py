@@ -128,18 +128,29 @@ def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return runs, left_out
 
 
-def find_runs(places: Iterable[Path]) -> list[Path]:
-    """Return the folders of runs in `places` and below them, each once. Raises UserError."""
+def find_runs(places: Iterable[Path], names: Sequence[str] = ("eval.csv",)) -> list[Path]:
+    """Return the folders of runs in `places` and below them, each once: those with one of the files `names`.
+
+    Raises UserError.
+    """
     found: list[Path] = []
     for place in places:
         if not place.is_dir():
             raise UserError(f"{place} is not a folder; name a run's folder, or one above it")
-        found += sorted(Path(os.path.realpath(path.parent)) for path in place.rglob("eval.csv"))
+        found += sorted({Path(os.path.realpath(path.parent)) for name in names for path in place.rglob(name)})
     return list(dict.fromkeys(found))
 
 
 def read_run(folder: Path) -> Run:
     """Read a run's files. Raises UserError, which names the file, if one is damaged or there is no evaluation yet."""
+    run = read_begun_run(folder)
+    if run.evaluations.empty:
+        raise UserError(f"{folder} has no evaluations yet")
+    return run
+
+
+def read_begun_run(folder: Path) -> Run:
+    """Read a run's files, which may have no evaluation yet. Raises UserError, which names a damaged file."""
     try:
         flags = known_flags(folder / CONFIG_FILE)
     except FileNotFoundError:  # only the CSV files were kept
@@ -149,16 +160,19 @@ def read_run(folder: Path) -> Run:
     run.evaluations = read_csv(folder / "eval.csv", numbers)
     if run.num_skills:
         run.skills = read_csv(folder / "skills.csv", SKILL_NUMBERS, SKILL_MEASURES).astype({"skill_id": int})
-    if run.evaluations.empty:
-        raise UserError(f"{folder} has no evaluations yet")
     return run
 
 
-def read_csv(path: Path, numbers: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
-    """Return columns of a CSV file of a run, without rows if there is no file or nothing in it. Raises UserError."""
+def read_csv(
+    path: Path, numbers: Sequence[str], optional: Sequence[str] = (), newer: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return columns of a CSV file of a run, without rows if there is no file or nothing in it; see `read_table`.
+
+    Raises UserError.
+    """
     if not os.path.lexists(path) or (path.is_file() and not path.stat().st_size):
-        return pd.DataFrame(columns=[*numbers, *optional], dtype=float)
-    table = pd.DataFrame(read_table(path, numbers, optional=optional), dtype=float)
+        return pd.DataFrame(columns=[*numbers, *optional, *newer], dtype=float)
+    table = pd.DataFrame(read_table(path, numbers, optional=optional, newer=newer), dtype=float)
     for name in {"step", "skill_id"} & set(numbers):
         if not table[name].between(0, MAX_COUNT).all():
             raise UserError(f"{path} is damaged: {name} must be from 0 to {MAX_COUNT}")
@@ -241,15 +255,9 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
     if reference is not None:
         draw_reference(axes[0], reference[reference["env"] == env])
         axes[0].set_xlim(0, 1.1 * max(run.last_frame for group in groups for run in group.runs) + 1)
-    numbers = [draw_curves(axes[0], groups, "episode_reward", "return of evaluation episodes")]
+    numbers = [draw_returns(axes[0], groups)]
     if with_skills:
-        ceiling = {math.log(group.runs[0].num_skills) for group in with_skills}
-        chance = {1 / group.runs[0].num_skills for group in with_skills}
-        column = "mutual_information_bound"
-        numbers.append(draw_curves(axes[1], with_skills, column, "bound on I(skill; state), nats", ceiling, "ceiling"))
-        axes[1].set_ylim(bottom=max(axes[1].get_ylim()[0], LOWEST_BOUND))
-        column, name = "discriminator_accuracy", "discriminator accuracy, fresh episodes"
-        numbers.append(draw_curves(axes[2], with_skills, column, name, chance, "chance"))
+        numbers += draw_bounds(axes[1], with_skills), draw_accuracies(axes[2], with_skills)
         longest = max((run for group in with_skills for run in group.runs), key=lambda run: run.last_frame)
         draw_skill_returns(axes[3], longest)
         draw_reward_against_reward(axes[4], with_skills)
@@ -266,6 +274,26 @@ def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None,
     for kind, path in paths.items():
         write_file(path, contents[kind])
     return list(paths.values())
+
+
+def draw_returns(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
+    """Draw the returns of evaluations, and return the numbers."""
+    return draw_curves(axes, groups, "episode_reward", "return of evaluation episodes")
+
+
+def draw_bounds(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
+    """Draw the bounds of groups with skills, and return the numbers."""
+    ceiling = {math.log(group.runs[0].num_skills) for group in groups}
+    name = "bound on I(skill; state), nats"
+    numbers = draw_curves(axes, groups, "mutual_information_bound", name, ceiling, "ceiling")
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], LOWEST_BOUND))
+    return numbers
+
+
+def draw_accuracies(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
+    """Draw the accuracies of groups with skills, and return the numbers."""
+    chance, name = {1 / group.runs[0].num_skills for group in groups}, "discriminator accuracy, fresh episodes"
+    return draw_curves(axes, groups, "discriminator_accuracy", name, chance, "chance")
 
 
 def draw_curves(

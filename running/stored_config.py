@@ -173,6 +173,18 @@ def known_flags(path: Path) -> dict[str, Any]:
 
 def _flags_in(path: Path, place: str) -> dict[str, Any]:
     """Return the flags in a config.json as they are. Raises FileNotFoundError, UserError."""
+    flags = read_record(path, place).get("flags")
+    if not isinstance(flags, dict):
+        raise UserError(f"{place} has no flags; restore its text, or start a new run")
+    return flags
+
+
+def read_record(path: Path, place: str) -> dict[str, Any]:
+    """Return what a config.json holds, of which nothing is checked. Raises FileNotFoundError, UserError.
+
+    Args:
+        place: the file's name, for the message.
+    """
     try:
         record = json.loads(read_file(path))
     except FileNotFoundError:
@@ -181,10 +193,7 @@ def _flags_in(path: Path, place: str) -> dict[str, Any]:
         raise UserError(f"{place} cannot be read: {error.strerror}; name a run's") from error
     except (ValueError, RecursionError):
         raise UserError(f"{place} is damaged, or not a run's; restore its text, or start a new run") from None
-    flags = record.get("flags") if isinstance(record, dict) else None
-    if not isinstance(flags, dict):
-        raise UserError(f"{place} has no flags; restore its text, or start a new run")
-    return flags
+    return record if isinstance(record, dict) else {}
 
 
 def name_a_run(folder: Path) -> str:

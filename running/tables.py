@@ -16,13 +16,19 @@ Columns = dict[str, list[float] | list[str]]
 
 
 def read_table(
-    path: Path, numbers: Sequence[str], *, optional: Sequence[str] = (), texts: Sequence[str] = ()
+    path: Path,
+    numbers: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    newer: Sequence[str] = (),
+    texts: Sequence[str] = (),
 ) -> Columns:
     """Return columns of a CSV file, by name.
 
     Args:
         numbers: columns that hold a finite number in each row.
         optional: columns of numbers in which a cell may be empty or nan; both are read as NaN.
+        newer: like `optional`, but files of older versions may lack the whole column.
         texts: columns that are returned as text.
 
     Raises:
@@ -30,6 +36,8 @@ def read_table(
     """
     first, *rows = _lines(path) or [(1, [])]
     header = first[1]
+    lacked = [name for name in newer if name not in header]
+    optional = [*optional, *(name for name in newer if name in header)]
     missing = [name for name in (*numbers, *optional, *texts) if name not in header]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}")
@@ -44,7 +52,7 @@ def read_table(
             columns[name] = [cell for _, cell in cells]
         else:
             columns[name] = [_number(cell, name in optional, f"{path}, line {line}: {name}") for line, cell in cells]
-    return columns
+    return {**columns, **{name: [math.nan] * len(rows) for name in lacked}}
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:

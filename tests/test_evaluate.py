@@ -450,9 +450,9 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert str(tmp_path / place) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("program", "code"), [("evaluate", "evaluate.parse_args(['run'])"), ("evaluation.curves", "")])
+@pytest.mark.parametrize(("program", "code"), [("evaluate", "evaluate.parse_args(['run'])"), ("evaluation.report", "")])
 def test_parsing_needs_no_torch(program: str, code: str) -> None:
-    """--help and a mistyped flag are answered at once; plot.py never needs torch."""
+    """--help and a mistyped flag are answered at once; plot.py and report.py never need torch."""
     source = f"import sys, {program}\n{code}\nsys.exit('torch' in sys.modules)"
     child = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr

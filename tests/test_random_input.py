@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 import envs.make
 import evaluate
 import plot
+import report
 import sweep
 import sweeping.plan
 import train
@@ -147,6 +148,7 @@ FLAGS_OF: dict[str, Flags] = {
         **{"imitate": ["trajectory.npz", "good/config.json"], "out": ["out"], "controls": [], "sample": []},
     },
     "plot": {"out": ["out"], "reference": ["reference.csv", "good/eval.csv"]},
+    "report": {"out": ["out.html", "out"], "evaluation": ["good", "out"]},
     "sweep": {
         **{name: values for name, values in {**TRAIN_FLAGS, **RUNS}.items() if name != "run_name"},
         **{"seed": ["1 2"], "resume": ["sweep", "good"], "dry_run": [], "sweep_name": ["s"], "address": ["auto"]},
@@ -154,13 +156,14 @@ FLAGS_OF: dict[str, Flags] = {
     },
 }
 MAIN: dict[str, Callable[[Sequence[str]], int]] = {
-    **{"train": train.main, "evaluate": evaluate.main, "plot": plot.main, "sweep": sweep.main}
+    **{"train": train.main, "evaluate": evaluate.main, "plot": plot.main, "report": report.main, "sweep": sweep.main}
 }
 # Before the random words, which win over these.
 FIRST = {
     "train": shlex.split("--image_size 24 --hidden_dim 16 --encoder_feature_dim 8 --log_save_tb false"),
     "evaluate": ["--no_video", "--video_size", "32"],
     "plot": [],
+    "report": [],
     "sweep": [],
 }
 
@@ -179,9 +182,9 @@ def test_no_flag_is_forgotten(
 
 @st.composite
 def lines_of(draw: DrawFn, program: str) -> list[str]:
-    words = [word for word in PLACES if word != "." or program != "plot"]
+    words = [word for word in PLACES if word != "." or program not in ("plot", "report")]
     line = draw(command_lines(FLAGS_OF[program], words=words, several=program == "sweep"))
-    if program in ("evaluate", "plot"):
+    if program in ("evaluate", "plot", "report"):
         line = draw(st.sampled_from([["good"], ["good"], *([word] for word in words), []])) + line
     return line
 
@@ -336,6 +339,7 @@ READ = {  # how a program is called, and the files of the run that it reads then
     f"evaluate {{run}}/checkpoint/{{file}} {PLAY}": (f"{FOLDER}/state_*",),
     "plot {run} --out {out}": (CONFIG_FILE, "eval.csv", "skills.csv"),
     "plot {run} --out {out} --reference {run}/{file}": ("train.csv",),
+    "report {run} --out {out}.html": (CONFIG_FILE, "train.csv", "eval.csv", "episodes.csv", "skills.csv"),
 }
 
 

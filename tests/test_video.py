@@ -6,7 +6,6 @@ import html
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 import video
+from tests.support.browser import CHROMIUM, FLAGS
 from video import VideoRecorder
 
 FPS = 25.0
@@ -29,7 +29,6 @@ ORANGE, TEAL, VIOLET = (
     (120, 40, 200),
 )  # swapped channels show
 TOLERANCE = 12  # H.264 and GIF palettes change colors a little
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def plain(color: Sequence[int], height: int = SIZE, width: int = SIZE) -> np.ndarray:
@@ -443,8 +442,7 @@ def test_video_plays_in_a_browser(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(PAGE.format(source=path.name))
     command = [
-        *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *(str(CHROMIUM), *FLAGS),
         *("--autoplay-policy=no-user-gesture-required", f"--user-data-dir={tmp_path / 'profile'}"),
         *("--virtual-time-budget=10000", "--dump-dom", page.as_uri()),
     ]

@@ -307,7 +307,7 @@ def test_a_long_value_is_shortened(line: str, capsys: pytest.CaptureFixture[str]
     assert len(capsys.readouterr().err) < 600
 
 
-PROGRAMS = ("train.py", "evaluate.py", "plot.py", "sweep.py", "benchmark.py", "dmc.py")
+PROGRAMS = ("train.py", "evaluate.py", "plot.py", "report.py", "sweep.py", "benchmark.py", "dmc.py")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

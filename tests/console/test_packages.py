@@ -47,7 +47,7 @@ def test_other_errors_are_raised() -> None:
         raise RuntimeError
 
 
-@pytest.mark.parametrize("program", ["train.py", "evaluate.py", "plot.py", "benchmark.py"])
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py", "plot.py", "report.py", "benchmark.py"])
 def test_a_python_without_the_packages(program: str, tmp_path: Path) -> None:
     """One line and exit code 2: the standard library alone is enough to say so."""
     arguments = {"train.py": ["--work_dir", str(tmp_path / "runs")], "benchmark.py": []}.get(program, [str(tmp_path)])
@@ -55,6 +55,6 @@ def test_a_python_without_the_packages(program: str, tmp_path: Path) -> None:
     child = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True)
     assert child.returncode == 2, child.stderr
     assert child.stderr.count("\n") == 1
-    lacking = "numpy" if program == "plot.py" else "torch"
+    lacking = "numpy" if program in ("plot.py", "report.py") else "torch"
     assert child.stderr.startswith(f"{program}: error: this Python lacks {lacking}; use ")
     assert list(tmp_path.iterdir()) == []
