@@ -30,6 +30,7 @@ class Role(enum.Flag):
     ENVIRONMENT = enum.auto()  # keyword argument of the environment
     AGENT = enum.auto()  # keyword argument of DrQAgent
     DIAYN = enum.auto()  # keyword argument of DIAYNAgent only; without skills it has no effect
+    WITH_SKILLS = enum.auto()  # read beside the agent; without skills it has no effect
     NETWORK = enum.auto()  # shape of observations or networks: a fine-tuned run must have its source's value
     INHERITED = enum.auto()  # a fine-tuned run has its source's value unless the flag is given
     FINE_TUNING = enum.auto()  # how a run is fine-tuned
@@ -179,6 +180,7 @@ class Config:
     discriminator_window: int = diayn(
         None,
         "newest transitions that the discriminator learns from, in a batch of its own",
+        Role.WITH_SKILLS,
         low=1,
         derived="it learns from the batch of the critic",
     )

@@ -20,13 +20,24 @@ import numpy as np
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from replay_buffer import NO_SKILL
 from running.atomic_files import check_file, check_folder, write_file
-from running.columns import CONSOLE, EPISODE_COLUMNS, REQUIRED_CSV_FILES, csv_columns, former_columns, update_metrics
+from running.columns import (
+    CONSOLE,
+    EPISODE_COLUMNS,
+    EVAL_LINE,
+    LINE_WIDTH,
+    REQUIRED_CSV_FILES,
+    TRAIN_LINE,
+    TRAIN_SKILL_LINE,
+    csv_columns,
+    former_columns,
+    update_metrics,
+)
 from running.csv_files import CsvFile, check_declared, continue_file, read_beginning
 from running.names import frame_name
+from running.progress import ProgressBar
 
 Row = dict[str, Any]
 
@@ -216,7 +227,7 @@ class Logger:
         )
         self._metrics = update_metrics(with_skills, with_disdain)
         self._meters = Meters(self._metrics)
-        self._bar = tqdm(total=total_frames, initial=step, unit=" frames", disable=not sys.stderr.isatty(), leave=False)
+        self._bar = ProgressBar(total_frames, step, unit="frames")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the open meters, and columns and length of each file after syncing it: tensors and plain data."""
@@ -239,11 +250,15 @@ class Logger:
 
     def progress(self, step: int) -> None:
         """Move the progress bar to a frame."""
-        self._bar.update(step - self._bar.n)
+        self._bar.move(step)
 
     def status(self, text: str) -> None:
         """Show beside the progress bar what the run is doing."""
-        self._bar.set_description(text)
+        self._bar.status(text)
+
+    def count(self, what: str, step: int, steps: int, seconds: float) -> None:
+        """Show beside the progress bar how far something is; see `ProgressBar.count`."""
+        self._bar.count(what, step, steps, seconds)
 
     def train_episode(self, number: int, step: int, result: Episode, frames: int) -> None:
         """Log a finished training episode of `frames` frames, with the means of the metrics since the last one."""
@@ -262,7 +277,7 @@ class Logger:
         skill_tag = f"episode_intrinsic_reward_sum/skill_{result.skill}"
         tags = {skill_tag: result.intrinsic_reward_sum} if self._with_skills else {}
         self._tensorboard.scalars("train", tags | _without(row, "episode", "step", "skill_id"), step)
-        self._console("train", dict.fromkeys(self._metrics) | row)
+        self._console("train", row, TRAIN_SKILL_LINE if self._with_skills else TRAIN_LINE)
 
     def evaluation(
         self,
@@ -297,7 +312,7 @@ class Logger:
             figures = {renamed.get(name, name): value for name, value in _present(skill).items()}
             tags = {f"{n}/skill_{skill['skill_id']}": v for n, v in _without(figures, "skill_id", "episodes").items()}
             self._tensorboard.scalars("eval", tags, step)
-        self._console("eval ", row)
+        self._console("eval ", row, EVAL_LINE)
         self._tensorboard.flush()
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
@@ -318,8 +333,11 @@ class Logger:
 
     def finish(self, step: int, seconds: float, shares: Mapping[str, float]) -> None:
         """Print the last line: the run's duration, and the share of each part of the loop."""
-        parts = ", ".join(f"{part} {share:.1%}" for part, share in sorted(shares.items(), key=lambda p: -p[1]))
-        tqdm.write(f"done: {step} frames in {seconds:.0f} s, {step / max(seconds, 1e-9):.0f} fps; {parts}", sys.stdout)
+        parts = [f"{part} {share:.0%}" for part, share in sorted(shares.items(), key=lambda p: -p[1])]
+        begun = f"done: {step} frames in {seconds:.0f} s, {step / max(seconds, 1e-9):.0f} fps; "
+        while len(line := begun + ", ".join(parts)) > LINE_WIDTH and parts:  # the smallest are left out
+            parts.pop()
+        print(line)
 
     def clip(self, name: str, gif: bytes, height: int, width: int, *, step: int) -> None:
         """Show an animation in TensorBoard, under Images. SummaryWriter.add_video would need an old moviepy."""
@@ -340,15 +358,16 @@ class Logger:
         row = dict(zip(EPISODE_COLUMNS, (*cells, result.intrinsic_reward_sum), strict=True))
         self._files["episodes.csv"].write(row)
 
-    def _console(self, kind: str, row: Row) -> None:
-        """Print a line. A metric that is None, as there was no update yet, is shown as "-"."""
-        parts = [
-            f"{label}: {'-' if row[column] is None else form.format(row[column])}"
-            for column, label, form in CONSOLE
-            if column in row
-        ]
-        tqdm.write(" | ".join([f"| {kind}", *parts]), file=sys.stdout)
-        sys.stdout.flush()
+    def _console(self, kind: str, row: Row, columns: Sequence[str]) -> None:
+        """Print a line of the columns that have a value, as many as fit."""
+        parts = [f"| {kind}"]
+        for name in columns:
+            if row.get(name) is not None:
+                label, form = CONSOLE[name]
+                parts.append(f"{label}: {form.format(row[name])}")
+        while len(line := " | ".join(parts)) > LINE_WIDTH:
+            parts.pop()
+        print(line, flush=True)
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from diayn import DIAYNAgent
 from errors import UserError
@@ -36,7 +35,6 @@ from running.stored_config import CONFIG_FILE
 from utils import seed_sequence
 
 OF_SKILLS = frozenset(EVAL_SKILL_COLUMNS) - {"cells_visited"}  # measures that episodes without skills do not have
-BAR: dict[str, Any] = {"unit": " steps", "leave": False, "disable": None}  # None: disabled unless on a terminal
 
 
 def run_evaluation(args: argparse.Namespace) -> None:
@@ -96,7 +94,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
         choice = choose_best(loaded, seeds, actions)
         skills = [choice.best]
     seeds = start_seeds(args.seed, args.episodes)
-    with tqdm(desc="playing", **BAR) as bar:
+    with loaded.bar("playing", len(skills) * len(seeds)) as bar:
         evaluation = loaded.evaluate(
             skills,
             seeds,
@@ -104,7 +102,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
             video_folder=None if args.no_video else out,
             video_size=args.video_size,
             keep_all_pictures=args.save_trajectories,
-            between_steps=bar.update,
+            between_steps=bar.advance,
         )
     complete = len(skills) > 1 and len(skills) == loaded.config.num_skills
     write_table(out / "skills.csv", evaluation.rows, SKILL_COLUMNS, loaded.frame)
@@ -147,8 +145,9 @@ class Choice(NamedTuple):
 def choose_best(loaded: LoadedRun, seeds: Sequence[int], actions: Actions) -> Choice:
     """Choose the skill with the highest mean return over episodes from these starts, and print all means."""
     skills = loaded.agent.skills()
-    with loaded.open_eval_envs(len(skills) * len(seeds)) as eval_envs, tqdm(desc="choosing", **BAR) as bar:
-        settings: dict[str, Any] = {"actions": actions, "between_steps": bar.update}
+    episodes = len(skills) * len(seeds)
+    with loaded.open_eval_envs(episodes) as eval_envs, loaded.bar("choosing", episodes) as bar:
+        settings: dict[str, Any] = {"actions": actions, "between_steps": bar.advance}
         best, returns, steps = best_skill(loaded.agent, eval_envs, skills, seeds, **settings)
     rows = [
         {"skill_id": skill, "episodes": len(seeds), "episode_extrinsic_reward": value}
@@ -166,8 +165,8 @@ def play_controls(loaded: LoadedRun, skills: Sequence[int], seeds: Sequence[int]
     """
     rows = []
     for policy, agent, how in (("untrained", loaded.untrained_agent(), actions), ("random", loaded.agent, "uniform")):
-        with tqdm(desc=f"playing: {policy}", **BAR) as bar:
-            settings: dict[str, Any] = {"actions": how, "video_folder": None, "between_steps": bar.update}
+        with loaded.bar(f"playing: {policy}", len(skills) * len(seeds)) as bar:
+            settings: dict[str, Any] = {"actions": how, "video_folder": None, "between_steps": bar.advance}
             evaluation = loaded.evaluate(skills, seeds, agent=agent, **settings)
         complete = policy == "untrained" and 1 < len(skills) == loaded.config.num_skills
         row = {**summary_row(policy, evaluation, complete), "step": 0}

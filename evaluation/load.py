@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -14,7 +15,7 @@ from config import Config
 from drq import DrQAgent
 from envs.cells import CellGrid
 from envs.make import make_environment
-from envs.parallel import EvalEnvs, open_eval_envs
+from envs.parallel import MAX_EVAL_ENVS, EvalEnvs, open_eval_envs
 from errors import CheckpointError, RenderingError, UserError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import bytes_of_traces, skill_name
@@ -22,6 +23,7 @@ from replay_buffer import NO_SKILL
 from running import checkpoint, snapshots
 from running.build import choose_device, make_agent, out_of_memory_is_an_error, warn_of_cpu
 from running.checkpoint import load_file
+from running.progress import ProgressBar
 from running.snapshots import read_networks
 from running.state import INVALID_STATE, read_counters
 from running.stored_config import checked_config, name_a_run
@@ -40,6 +42,11 @@ class LoadedRun:
     max_episode_steps: int  # agent steps
     cell_grid: CellGrid | None  # in which coverage is counted
     angles: Sequence[int]  # entries of the state of the physics that are angles without limits
+
+    def bar(self, what: str, episodes: int) -> ProgressBar:
+        """Return a progress bar for playing so many episodes, which may end early."""
+        steps = math.ceil(episodes / MAX_EVAL_ENVS) * self.max_episode_steps
+        return ProgressBar(steps, unit="steps", what=what)
 
     def open_eval_envs(self, episodes: int) -> AbstractContextManager[EvalEnvs]:
         """Return the environments in which `episodes` episodes can be played, as a context manager."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,11 @@ def play(
     except (EOFError, ConnectionError) as error:
         raise WorkerError("an evaluation process died; if memory is short, try fewer --eval_workers") from error
     return episodes
+
+
+def steps_to_play(episodes: int, eval_envs: EvalEnvs, max_episode_steps: int) -> int:
+    """Return how often `play` calls `between_steps` at most."""
+    return math.ceil(episodes / eval_envs.num_envs) * max_episode_steps
 
 
 def best_skill(

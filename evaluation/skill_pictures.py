@@ -12,13 +12,14 @@ import numpy as np
 
 from envs.cells import CellGrid, Coordinate
 from evaluation.figures import (
+    NAMED_SKILLS,
     Axes,
     Axis,
     Figure,
     FigureCanvasAgg,
     Normalize,
     ScalarMappable,
-    colormaps,
+    skill_colors,
 )
 from evaluation.play import Trace
 from evaluation.skill_report import EpisodesBySkill
@@ -28,7 +29,6 @@ SHEET_ROWS, SHEET_COLUMNS = 64, 8  # skills, and pictures of an episode, on the 
 SHEET_CHOICE = 8  # pictures that are kept for each one shown, as nobody knows when an episode will end
 SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: smallest tile, header's height, labels' width
 
-NAMED_SKILLS = 20  # up to which a legend names the skills of the trajectories; with more there is a color bar
 MOST_LINES, MOST_POINTS = 400, 500  # trajectories in a picture, and points of one
 MOST_BORDERS = 60  # borders of cells along an axis, above which none is drawn
 
@@ -162,13 +162,6 @@ def _name_axes(drawn: Sequence[Axis], coordinates: Sequence[Coordinate]) -> None
             axis.set_ticks(places, minor=True)
             axis.remove_overlapping_locs = False
             axis.grid(which="minor", color="0.85", lw=0.6)
-
-
-def skill_colors(count: int) -> list[tuple[float, ...]]:
-    """Return a color for each skill, which are easy to tell apart up to NAMED_SKILLS."""
-    if count <= NAMED_SKILLS:
-        return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])  # type: ignore[attr-defined]
-    return list(map(tuple, colormaps["turbo"](np.linspace(0.0, 1.0, count))))
 
 
 def contact_sheet(played: EpisodesBySkill) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from errors import RenderingError, RunError, SimulationError, StopError, WorkerError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
-from evaluation.play import skill_name, start_seeds
+from evaluation.play import skill_name, start_seeds, steps_to_play
 from logger import Episode
 from replay_buffer import Batch
 from running.build import out_of_memory_is_an_error
@@ -173,16 +173,18 @@ def evaluate(run: Run) -> None:
     The starts depend only on the run's seed and step, and training is not affected. If a signal asks the run to stop,
     nothing is logged and the evaluation stays due. Raises RenderingError, WorkerError.
     """
-    config, frame, steps = run.config, run.frame, 0
+    config, frame, step, began = run.config, run.frame, 0, time.monotonic()
     skills = run.agent.skills()
     name, count = frame_name(frame), config.num_skills
     names = {skill: f"{name}_{skill_name(skill, count)}" if config.learns_skills else name for skill in skills}
 
+    steps = steps_to_play(len(skills) * config.num_eval_episodes, run.eval_envs, run.env.max_episode_steps or 1)
+
     def between_steps() -> None:
-        nonlocal steps
+        nonlocal step
         run.stop.check()
-        steps += 1
-        run.logger.status(f"evaluating at frame {frame}, step {steps}")
+        step += 1
+        run.logger.count("evaluating", step, steps, time.monotonic() - began)
 
     with run.stopwatch("evaluate"):
         try:

@@ -202,11 +202,12 @@ def test_videos(run: Finished) -> None:
 
 
 def test_console(run: Finished) -> None:
-    """DrQ's lines, with the values of the updates as soon as there are some."""
-    number = r"-?\d+\.\d+"
+    """DrQ's lines, or DIAYN's, with the values of the updates as soon as there are some."""
+    number = r"-?\d+(\.\d+)?(e[+-]\d+)?"
     lines = [line for line in run.stdout.splitlines() if line.startswith("|")]
     assert len(lines) == len(run.table("train")) + len(run.table("eval"))
-    updates = "".join(rf" \| {label}: {number}" for label in ("BR", "ALOSS", "CLOSS", "TLOSS", "TVAL", "AENT"))
+    labels = ("SKILL", "IR", "DLOSS", "DACC") if run.num_skills else ("BR", "ALOSS", "CLOSS", "TVAL", "AENT")
+    updates = "".join(rf" \| {label}: {number}" for label in labels)
     assert re.match(rf"\| train \| E: 20 \| S: 1600 \| R: {number} \| D: {number} s{updates}", lines[-2])
     assert re.match(rf"\| eval  \| E: 20 \| S: 1600 \| R: {number}", lines[-1])
     assert "frames/s" not in run.stdout + run.stderr  # no progress bar without a terminal

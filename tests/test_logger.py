@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from evaluation import skill_report
 from evaluation.play import Trace
 from logger import Episode, Logger, Meters
-from running.columns import update_metrics
+from running.columns import CONSOLE, TRAIN_LINE, TRAIN_SKILL_LINE, update_metrics
 from running.csv_files import CsvFile
 from tests.support.paths import ROOT
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
@@ -214,14 +214,14 @@ def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
 
 
 def test_measures_that_are_missing(make_logger: MakeLogger, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Their cells are empty, and the console shows "-"."""
+    """Their cells are empty, and the console does not show them."""
     overall = {"discriminator_accuracy": 0.25, "mutual_information_bound": None}
     make_logger(with_skills=True).evaluation(7, 2800, eval_results(), skills=skill_rows(), overall=overall)
     (row,) = table(tmp_path, "eval").to_dict("records")
     assert row["discriminator_accuracy"] == 0.25
     assert np.isnan(row["mutual_information_bound"])
     assert np.isnan(row["effective_skills"])
-    assert "| MI: -" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("| R: 40 | DACC: 0.25\n")
 
 
 def test_eval_row_without_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
@@ -321,31 +321,18 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 # -- the console -------------------------------------------------------------------------------------------------------
 
-DRQ_LINE = (
-    "| train | E: 5 | S: 5000 | R: 11.4359 | D: 66.8 s | BR: 0.5000 | ALOSS: -3.0000 | CLOSS: 2.0000"
-    " | TLOSS: 0.2500 | TVAL: 0.1000 | AENT: 1.5000"
-)
-EMPTY_LINE = (
-    "| train | E: 5 | S: 5000 | R: 11.4359 | D: 66.8 s | BR: - | ALOSS: - | CLOSS: - | TLOSS: - | TVAL: - | AENT: -"
-)
+BEGUN = "| train | E: 5 | S: 5000 | R: 11.44 | D: 66.8 s"
+DRQ_LINE = f"{BEGUN} | BR: 0.5 | ALOSS: -3 | CLOSS: 2 | TVAL: 0.1 | AENT: 1.5"
 
 
 @pytest.mark.parametrize(
     ("with_skills", "metrics", "line"),
     [
         (False, CRITIC | ACTOR, DRQ_LINE),
-        (False, {}, EMPTY_LINE),
-        (
-            False,
-            CRITIC,
-            EMPTY_LINE.replace(" BR: -", " BR: 0.5000").replace("CLOSS: -", "CLOSS: 2.0000"),
-        ),
-        (
-            True,
-            CRITIC | ACTOR | DISCRIMINATOR,
-            f"{DRQ_LINE} | SKILL: 3 | IR: -7.2500 | DLOSS: 2.2500 | DACC: 0.1250",
-        ),
-        (True, {}, f"{EMPTY_LINE} | SKILL: 3 | IR: -7.2500 | DLOSS: - | DACC: -"),
+        (False, {}, BEGUN),
+        (False, CRITIC, f"{BEGUN} | BR: 0.5 | CLOSS: 2"),
+        (True, CRITIC | ACTOR | DISCRIMINATOR, f"{BEGUN} | SKILL: 3 | IR: -7.25 | DLOSS: 2.25 | DACC: 0.12"),
+        (True, {}, f"{BEGUN} | SKILL: 3 | IR: -7.25"),
     ],
 )
 def test_train_line(
@@ -355,7 +342,7 @@ def test_train_line(
     make_logger: MakeLogger,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """DrQ's line with DIAYN's figures appended; '-' if there was no update yet."""
+    """DrQ's line, or DIAYN's, without what there is no value for yet."""
     logger = make_logger(with_skills=with_skills)
     if metrics:
         logger.update(tensors(metrics))
@@ -365,13 +352,31 @@ def test_train_line(
 
 
 @pytest.mark.parametrize(
-    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.2500 | DACC: 0.4583 | MI: -0.0250")]
+    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.25 | DACC: 0.46 | MI: -0.025 | SKILLS: 1.0")]
 )
 def test_eval_line(
     with_skills: bool, appended: str, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_logger(with_skills=with_skills).evaluation(20, 20000, eval_results(), **measures(with_skills))
-    assert capsys.readouterr().out == f"| eval  | E: 20 | S: 20000 | R: 40.0000{appended}\n"
+    assert capsys.readouterr().out == f"| eval  | E: 20 | S: 20000 | R: 40{appended}\n"
+
+
+@pytest.mark.parametrize("with_skills", [False, True])
+def test_lines_of_the_console_have_at_most_120_characters(
+    with_skills: bool, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also with unusual numbers; at usual ones nothing is left out."""
+    logger = make_logger(with_skills=with_skills)
+    usual = dict.fromkeys(update_metrics(with_skills), -1.23456)
+    wide = dict.fromkeys(usual, -1.23456e-30)
+    for metrics, number, value in ((usual, 200, -987.654321), (wide, 10**12, -1.23456e30)):
+        logger.update(tensors(metrics))
+        logger.train_episode(number, 8 * number, Episode(number / 10, value, number, value), frames=1000)
+    first, second = capsys.readouterr().out.splitlines()
+    assert max(len(first), len(second)) <= 120
+    shown = TRAIN_SKILL_LINE if with_skills else TRAIN_LINE
+    assert [part.partition(":")[0] for part in first.split(" | ")[1:]] == [CONSOLE[name][0] for name in shown]
+    assert second.startswith("| train | E: 1000000000000 | S: 8000000000000 | R: -1.235e+30 |")
 
 
 def test_no_progress_bar_without_a_terminal(make_logger: MakeLogger, capfd: pytest.CaptureFixture[str]) -> None:

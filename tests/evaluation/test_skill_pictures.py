@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from envs.cells import CellGrid, Coordinate
-from evaluation.figures import Axes
+from evaluation.figures import NAMED_SKILLS, Axes, skill_colors
 from evaluation.play import Trace
 from evaluation.skill_pictures import (
     MATRIX_NUMBERS,
     MOST_LINES,
     MOST_POINTS,
-    NAMED_SKILLS,
     SHEET_COLUMNS,
     SHEET_HEADER,
     SHEET_LABEL,
@@ -23,7 +22,6 @@ from evaluation.skill_pictures import (
     draw_confusion_matrix,
     draw_trajectories,
     headline,
-    skill_colors,
 )
 from evaluation.skill_report import overall, skill_rows
 from logger import Episode

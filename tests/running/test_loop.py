@@ -180,7 +180,7 @@ def test_clips_have_their_tags(prepare: Prepare, monkeypatch: pytest.MonkeyPatch
     lab = prepare("--eval_frequency 100 --save_video --log_save_tb")
     clips: list[tuple[str, str]] = []
     monkeypatch.setattr(loop, "gif_clip", lambda path, fps: (path.stem,) if fps == 20 else None)
-    monkeypatch.setattr(lab.run.logger, "clip", lambda tag, stem, *, step: clips.append((stem, f"{step}_{tag}")))
+    monkeypatch.setattr(lab.run.logger, "clip", lambda tag, stem, *, step: clips.append((stem, f"{step:08}_{tag}")))
     lab.play()
     assert len(clips) == 2 * 3
     assert all(stem == tag for stem, tag in clips)
