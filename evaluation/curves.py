@@ -122,7 +122,7 @@ def find_runs(places: Iterable[Path], names: Sequence[str] = ("eval.csv",)) -> l
     for place in places:
         if not place.is_dir():
             raise UserError(f"{place} is not a folder; name a run's folder, or one above it")
-        found += sorted({Path(os.path.realpath(path.parent)) for name in names for path in place.rglob(name)})
+        found += sorted({Path(os.path.realpath(path)).parent for name in names for path in place.rglob(name)})
     return list(dict.fromkeys(found))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
@@ -26,7 +25,7 @@ from running.checkpoint import load_file
 from running.progress import ProgressBar
 from running.snapshots import read_networks
 from running.state import INVALID_STATE, read_counters
-from running.stored_config import checked_config, name_a_run
+from running.stored_config import checked_config, name_a_run, real_run
 from utils import check_memory, seed_everything
 
 
@@ -76,7 +75,7 @@ def load(place: Path, device: str | None) -> LoadedRun:
 
     With None as the device, one is chosen. Raises UserError if there is no checkpoint, or if it cannot be used.
     """
-    place = Path(os.path.realpath(place))
+    place = real_run(place)
     folder = place.parent if place.is_file() else place
     run = folder.parent if folder.name in (checkpoint.FOLDER, snapshots.FOLDER) else folder
     try:

@@ -167,7 +167,6 @@ def draw_untrained(axes: Axes, runs: Sequence[Run]) -> None:
 
 def draw_coverage_beside_controls(axes: Axes, groups: Sequence[Group], controls: pd.DataFrame | None) -> pd.DataFrame:
     """Draw the cells visited. Those of controls are comparable if they are of as many episodes."""
-    numbers = draw_coverage(axes, groups)
     if controls is not None:
         counts = {group.runs[0].num_skills * group.runs[0].flags.get("num_eval_episodes", 1) for group in groups}
         same = controls[(controls["skills"] * controls["episodes"]).isin(counts)]
@@ -177,7 +176,7 @@ def draw_coverage_beside_controls(axes: Axes, groups: Sequence[Group], controls:
             why = f"the cells of {played} episodes cannot be compared with those of {counted}"
             print(f"left out: --evaluation: {why}", file=sys.stderr)
         draw_controls(axes, same, "cells_visited")
-    return numbers
+    return draw_coverage(axes, groups)  # last, as it decides how high the axis is
 
 
 def draw_controls(axes: Axes, controls: pd.DataFrame, column: str) -> None:

@@ -73,14 +73,15 @@ def decile_rows(evaluation: Evaluation) -> list[Row]:
 def print_bound(evaluation: Evaluation, complete: bool) -> None:
     """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
     measures = evaluation.overall
-    text = f"accuracy {measures['discriminator_accuracy']:.3f}, bound {measures['mutual_information_bound']:.3f} nats"
+    accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
+    text = f"means over skills: accuracy {accuracy:.3f}, bound {bound:.3f} nats"
     if measures["mutual_information_bound_second_half"] is not None:
-        text += f", in the second half of the episode {measures['mutual_information_bound_second_half']:.3f}"
-    print(f"{text}: means over these skills")
+        text += f", in the second half {measures['mutual_information_bound_second_half']:.3f}"
+    print(text)
     if complete:
         print(f"effective number of skills: {measures['effective_skills']:.2f} of {len(evaluation.rows)}")
     bounds = " ".join("-" if bound is None else f"{bound:.2f}" for bound in evaluation.mean_by_decile)
-    print(f"bound in each tenth of the episode: {bounds}")
+    print(f"bound in each tenth: {bounds}")
 
 
 def summary_row(policy: str, evaluation: Evaluation, complete: bool) -> Row:

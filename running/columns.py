@@ -40,6 +40,11 @@ SUMMARY_COLUMNS = (
 DECILE_COLUMNS = ("step", "skill_id", "decile", "mutual_information_bound")
 REQUIRED_CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # in every checkpoint, also those of older versions
 
+HEADLINE = (  # columns of eval.csv that TensorBoard shows first, under eval/
+    *("episode_reward", "mutual_information_bound", "mutual_information_bound_second_half"),
+    *("effective_skills", "cells_visited"),
+)
+
 LINE_WIDTH = 120  # characters that a line of the console has at most
 CONSOLE = {  # label and format of a column in such lines
     "episode": ("E", "{}"),

@@ -220,11 +220,12 @@ def log_evaluation(run: Run, evaluation: Evaluation) -> None:
     measures: dict[str, Any] = {}
     if config.learns_skills:
         deciles = {
-            f"mutual_information_bound_by_decile/{number:02}": bound
+            f"{number:02}": bound
             for number, bound in enumerate(evaluation.mean_by_decile, start=1)
             if bound is not None
         }
-        measures = {"skills": evaluation.rows, "overall": evaluation.overall, "more": deciles}
+        measures = {"skills": evaluation.rows, "overall": evaluation.overall}
+        measures["more"] = {"mutual_information_bound_by_decile": deciles}
     logger.evaluation(run.episode, frame, evaluation.episodes, **measures)
     for name, picture in (evaluation.pictures(frame) if config.learns_skills else {}).items():
         logger.picture(name, picture, frame)

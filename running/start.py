@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,12 +18,13 @@ from running.atomic_files import check_file, check_folder, locked, no_room
 from running.build import build_run, choose_device, out_of_memory_is_an_error, warn_of_cpu
 from running.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from running.checkpoint import Checkpoints, State
+from running.derivation import compared_flags
 from running.folder import link_latest, new_run_folder, write_config
 from running.run import Run
 from running.snapshots import FOLDER as SNAPSHOT_FOLDER
 from running.snapshots import read_pretrained, snapshot_frames
 from running.state import INVALID_STATE, restore
-from running.stored_config import refuse_changes
+from running.stored_config import real_run, refuse_changes
 from utils import Stopwatch, seed_sequence
 from video import remove_unfinished
 
@@ -118,7 +118,7 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
 
     A run that was killed before its first checkpoint starts again, without logs.
     """
-    folder = resources.enter_context(locked(Path(os.path.realpath(config.resume))))
+    folder = resources.enter_context(locked(real_run(config.resume)))
     checkpoints = Checkpoints(folder)
     try:
         state = checkpoints.read()
@@ -159,6 +159,7 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
             with_disdain=config.learns_skills and config.disdain_coeff > 0,
             tensorboard=config.log_save_tb,
             total_frames=run.frames_before + config.num_train_frames,
+            flags=compared_flags(config),
             logs=logs,
             step=run.frame,
         )

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from running.columns import HEADLINE
 from tests.support.flags import DIAYN_COMMAND, DRQ_COMMAND
 from tests.support.paths import ROOT
 
@@ -142,11 +143,12 @@ def test_episodes_csv(run: Finished) -> None:
 
 
 def test_tensorboard_scalars(run: Finished, events: EventAccumulator) -> None:
-    """The CSVs' values under train/ and eval/, and the returns and intrinsic sums of each skill, by frame."""
+    """The CSVs' values under train/, eval/ and eval_more/, and returns and intrinsic sums of each skill, by frame."""
     for prefix in ("train", "eval"):
         table = run.table(prefix).set_index("step")
         for column in table.columns.difference(["episode", "skill_id"]):
-            written, expected = events.Scalars(f"{prefix}/{column}"), table[column].dropna()
+            group = "eval_more" if prefix == "eval" and column not in HEADLINE else prefix
+            written, expected = events.Scalars(f"{group}/{column}"), table[column].dropna()
             assert [event.step for event in written] == expected.index.tolist()
             np.testing.assert_allclose([event.value for event in written], expected, rtol=1e-5)
     episodes = run.table("episodes")
@@ -156,7 +158,7 @@ def test_tensorboard_scalars(run: Finished, events: EventAccumulator) -> None:
             own = episodes[(episodes["type"] == prefix) & (episodes["skill_id"] == skill)]
             own = own.rename(columns={"episode_extrinsic_reward": "episode_reward"}).groupby("step")
             for name in names:
-                written = events.Scalars(f"{prefix}/{name}/skill_{skill}")
+                written = events.Scalars(f"skill{'_train' * (prefix == 'train')}_{name}/skill_{skill}")
                 assert [event.step for event in written] == list(own.groups)
                 np.testing.assert_allclose([event.value for event in written], own[name].mean(), rtol=1e-5)
 
@@ -164,7 +166,7 @@ def test_tensorboard_scalars(run: Finished, events: EventAccumulator) -> None:
 def test_tensorboard_histograms(run: Finished, events: EventAccumulator) -> None:
     tags = events.Tags()["histograms"]
     for module in ("actor", "critic", *(["discriminator"] if run.num_skills else [])):
-        own = [tag for tag in tags if tag.startswith(module)]
+        own = [tag for tag in tags if tag.startswith(f"weights_{module}/")]
         assert sum(tag.endswith("_grad") for tag in own) == len(own) / 2 > 0
     for tag in tags:
         expected = [1440] if tag.endswith("_grad") else [720, 1440]  # there is no gradient before the first update

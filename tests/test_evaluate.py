@@ -51,7 +51,7 @@ def test_every_skill_from_the_same_starts(
         for name in ("mutual_information_bound", "mutual_information_bound_second_half")
     )
     printed = capsys.readouterr().out
-    assert f"bound {bound:.3f} nats, in the second half of the episode {later:.3f}: means over these skills" in printed
+    assert f", bound {bound:.3f} nats, in the second half {later:.3f}\n" in printed
     assert f"effective number of skills: {np.exp(bound):.2f} of 4" in printed
     deciles = rows(out / "deciles.csv")
     assert [(row["skill_id"], row["decile"]) for row in deciles] == [

@@ -23,11 +23,15 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from evaluation import skill_report
 from evaluation.play import Trace
 from logger import Episode, Logger, Meters
-from running.columns import CONSOLE, TRAIN_LINE, TRAIN_SKILL_LINE, update_metrics
+from running.columns import CONSOLE, HEADLINE, TRAIN_LINE, TRAIN_SKILL_LINE, update_metrics
 from running.csv_files import CsvFile
 from tests.support.paths import ROOT
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
@@ -58,10 +62,9 @@ def make_logger(tmp_path: Path) -> Iterator[MakeLogger]:
     """`make_logger()` returns a Logger in tmp_path, which is closed after the test."""
     made: list[Logger] = []
 
-    def make(*, with_skills: bool = False, tensorboard: bool = False, total_frames: int = 1000) -> Logger:
-        made.append(
-            Logger(tmp_path, with_skills=with_skills, tensorboard=tensorboard, total_frames=total_frames),
-        )
+    def make(*, with_skills: bool = False, tensorboard: bool = False, **settings: Any) -> Logger:
+        settings = {"total_frames": 1000, **settings}
+        made.append(Logger(tmp_path, with_skills=with_skills, tensorboard=tensorboard, **settings))
         return made[-1]
 
     yield make
@@ -453,7 +456,7 @@ def test_tensorboard_has_the_scalars_of_drq(make_logger: MakeLogger, tmp_path: P
         "train/duration": [(400, 2.0), (1000, 3.0)],
         "train/fps": [(400, 200.0), (1000, 200.0)],
         "eval/episode_reward": [(1000, 15.0)],
-        "eval/duration": [(1000, 2.5)],
+        "eval_more/duration": [(1000, 2.5)],
     }
     assert found == expected
 
@@ -463,31 +466,67 @@ def test_tensorboard_has_a_tag_per_skill(make_logger: MakeLogger, tmp_path: Path
     logger.train_episode(1, 400, Episode(2.0, 5.5, skill=1, intrinsic_reward_sum=3.0), frames=400)
     logger.update(tensors(CRITIC | DISCRIMINATOR))
     logger.train_episode(2, 800, Episode(2.0, 6.5, skill=0, intrinsic_reward_sum=-4.0), frames=400)
-    logger.evaluation(2, 800, eval_results(), **measures(), more={"mutual_information_bound_by_decile/03": 0.5})
+    logger.evaluation(2, 800, eval_results(), **measures(), more={"bound_by_decile": {"03": 0.5}})
     logger.close()
     found = scalars(read_events(tmp_path))
     expected = {
         "train/episode_intrinsic_reward_sum": [(400, 3.0), (800, -4.0)],
-        "train/episode_intrinsic_reward_sum/skill_0": [(800, -4.0)],
-        "train/episode_intrinsic_reward_sum/skill_1": [(400, 3.0)],
+        "skill_train_episode_intrinsic_reward_sum/skill_0": [(800, -4.0)],
+        "skill_train_episode_intrinsic_reward_sum/skill_1": [(400, 3.0)],
         "train/discriminator_loss": [(800, 2.25)],
         "train/discriminator_accuracy": [(800, 0.125)],
         "train/intrinsic_reward": [(800, -0.75)],
         "eval/episode_reward": [(800, 40.0)],
-        "eval/episode_reward/skill_0": [(800, 20.0)],
-        "eval/episode_reward/skill_1": [(800, 60.0)],
-        "eval/episode_intrinsic_reward_sum": [(800, 0.25)],
-        "eval/episode_intrinsic_reward_sum/skill_0": [(800, -1.0)],
-        "eval/episode_intrinsic_reward_sum/skill_1": [(800, 1.5)],
-        "eval/discriminator_accuracy": [(800, pytest.approx(11 / 24))],
-        "eval/discriminator_accuracy/skill_1": [(800, pytest.approx(10 / 60))],
+        "skill_episode_reward/skill_0": [(800, 20.0)],
+        "skill_episode_reward/skill_1": [(800, 60.0)],
+        "eval_more/episode_intrinsic_reward_sum": [(800, 0.25)],
+        "skill_episode_intrinsic_reward_sum/skill_0": [(800, -1.0)],
+        "skill_episode_intrinsic_reward_sum/skill_1": [(800, 1.5)],
+        "eval_more/discriminator_accuracy": [(800, pytest.approx(11 / 24))],
+        "skill_discriminator_accuracy/skill_1": [(800, pytest.approx(10 / 60))],
         "eval/effective_skills": [(800, pytest.approx(np.exp(-0.025)))],
-        "eval/mutual_information_bound_by_decile/03": [(800, 0.5)],
+        "eval_bound_by_decile/03": [(800, 0.5)],
         "eval/mutual_information_bound": [(800, pytest.approx(-0.025))],
-        "eval/mutual_information_bound/skill_1": [(800, pytest.approx(0.05))],
+        "skill_mutual_information_bound/skill_1": [(800, pytest.approx(0.05))],
     }
     assert {tag: found.get(tag) for tag in expected} == expected
     assert not [tag for tag in found if "skill_id" in tag or "displacement" in tag or "distance" in tag]
+    headline = {tag.partition("/")[2] for tag in found if tag.startswith("eval/")}
+    assert headline == set(HEADLINE) - {"cells_visited", "mutual_information_bound_second_half"}, "not measured here"
+
+
+def test_tensorboard_compares_runs_by_flags(make_logger: MakeLogger, tmp_path: Path) -> None:
+    """The tab HParams has the flags, and the headline of eval/."""
+    make_logger(tensorboard=True, flags={"lr": 0.001, "env": "walker_run", "time_limit": "None"}).close()
+    events = read_events(tmp_path)
+    assert set(events.PluginTagToContent("hparams")) == {EXPERIMENT_TAG, SESSION_START_INFO_TAG}
+    experiment, begun = (
+        HParamsPluginData.FromString(events.PluginTagToContent("hparams")[tag])
+        for tag in (EXPERIMENT_TAG, SESSION_START_INFO_TAG)
+    )
+    values = begun.session_start_info.hparams
+    assert (values["lr"].number_value, values["env"].string_value) == (0.001, "walker_run")
+    assert {info.name for info in experiment.experiment.hparam_infos} == {"lr", "env", "time_limit"}
+    shown = [info.name.tag for info in experiment.experiment.metric_infos]
+    assert shown == [f"eval/{name}" for name in HEADLINE]
+
+
+def test_tensorboard_has_charts_of_several_tags(make_logger: MakeLogger, tmp_path: Path) -> None:
+    """Each finds the tags of a run with skills."""
+    logger = make_logger(with_skills=True, tensorboard=True)
+    logger.update(tensors(CRITIC | ACTOR | DISCRIMINATOR))
+    logger.train_episode(2, 800, Episode(2.0, 6.5, skill=0, intrinsic_reward_sum=-4.0), frames=400)
+    overall = {**measures()["overall"], "cells_visited": 3, "mutual_information_bound_second_half": 0.5}
+    deciles = {"mutual_information_bound_by_decile": {"01": 0.5}}
+    logger.evaluation(2, 800, eval_results(), skills=skill_rows(), overall=overall, more=deciles)
+    logger.close()
+    events = read_events(tmp_path)
+    (layout,) = (Layout.FromString(event.tensor_proto.string_val[0]) for event in events.Tensors(CONFIG_SUMMARY_TAG))
+    charts = {(part.title, chart.title): chart.multiline.tag for part in layout.category for chart in part.chart}
+    assert len(charts) == 12
+    for title, patterns in charts.items():
+        tags = [tag for tag in events.Tags()["scalars"] for pattern in patterns if re.search(pattern, tag)]
+        assert tags, title
 
 
 def test_tensorboard_has_histograms(make_logger: MakeLogger, tmp_path: Path) -> None:
@@ -497,8 +536,8 @@ def test_tensorboard_has_histograms(make_logger: MakeLogger, tmp_path: Path) -> 
     logger.histograms([("actor/weight", values * 2)], step=8000)
     logger.close()
     events = read_events(tmp_path)
-    assert set(events.Tags()["histograms"]) == {"actor/weight", "critic/bias"}
-    first, second = events.Histograms("actor/weight")
+    assert set(events.Tags()["histograms"]) == {"weights_actor/weight", "weights_critic/bias"}
+    first, second = events.Histograms("weights_actor/weight")
     assert (first.step, second.step) == (4000, 8000)
     assert (first.histogram_value.min, first.histogram_value.max, first.histogram_value.num) == (-1.0, 3.0, 101)
     assert second.histogram_value.max == 6.0
