@@ -74,7 +74,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="folder in which that folder is made (default: runs)",
     )
     add("--resume", type=Path, metavar="FOLDER", help="resume the unfinished runs of this sweep")
-    add("--address", help="a running Ray cluster (auto: this machine's); default: Ray on this machine alone")
+    add(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster; auto: this machine's (default: Ray on this machine alone)",
+    )
     add("--cpus_per_run", type=float, metavar="X", help="cores, and threads, of a run (default: 1)")
     add(
         "--gpus_per_run",
