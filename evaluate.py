@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with stop:
             check_packages()
+            check_device(args.device)
             check_skills(args)
             choose_renderer()  # before dm_control is imported
             with import_errors_reported(INSTALL_HINT):
@@ -107,10 +108,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     place = "evaluations/<work_dir>/<task>/<run>_<frame>/<what is played>"
     add("--out", type=Path, metavar="FOLDER", help=f"folder, whose files are replaced (default: {place})")
     args = parser.parse_args(argv)
-    try:
-        check_device(args.device)
-    except UserError as error:
-        parser.error(str(error))
     if args.imitate is not None and args.skill_schedule is not None:
         parser.error("--imitate and --skill_schedule exclude each other; give one of them")
     if args.refit and args.skills != "all":
