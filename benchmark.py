@@ -15,12 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from config import check_device
 from console.arguments import Parser, integer
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
+from envs.tasks import check_task
 from errors import RenderingError, RunError, TaskError, UserError, one_line, reason_of
 from running.atomic_files import check_file, output_folder, write_file
+from running.derivation import make_config
 
 NAMES = ("update", "loop", "replay", "eval", "render", "checkpoint")
 
@@ -35,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with import_errors_reported(INSTALL_HINT):
             from benchmarks import contest, parts
             from dmc import resolve_task
-            from running.build import choose_device, out_of_memory_is_an_error
-        args.device = choose_device(getattr(args, "device", None))
+            from running.build import choose_device, out_of_memory_is_an_error, warn_of_cpu
+        wanted, args.device = args.device, choose_device(args.device)
         resolve_task(args.env)
+        warn_of_cpu(wanted, args.device)
         record: dict[str, Any] = {"machine": contest.machine(args.device, args.renderer)}
         with output_folder(args.out.parent) if args.out else nullcontext(), out_of_memory_is_an_error("that"):
             if args.out:
@@ -65,18 +69,23 @@ def measure(args: argparse.Namespace, parts: ModuleType) -> dict[str, Any]:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    shown = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(prog="benchmark.py", description=(__doc__ or "").partition("\n")[0], formatter_class=shown)
-    add = parser.add_argument
-    add("what", nargs="?", choices=(*NAMES, "all"), default="all", help="each takes minutes")
-    add("--device", default=argparse.SUPPRESS, help="cuda, cuda:N or cpu (default: cuda, else cpu)")
-    add("--batch_size", type=integer, nargs="+", default=[128], help="of update, loop and replay")
-    add("--num_skills", type=integer, default=0, help="skills in the update, loop and checkpoint benchmarks")
-    add("--blocks", type=integer, default=5, help="blocks per variant")
-    add("--steps", type=integer, default=4, help="updates, or steps, in a block")
-    add("--env", default="cartpole_swingup", help="task of the loop, eval, render and checkpoint benchmarks")
-    add("--out", type=Path, help="write everything measured to this JSON file")
+    parser = Parser(prog="benchmark.py", description=(__doc__ or "").partition("\n")[0])
+    add, number = parser.add_argument, dict[str, Any](type=integer, metavar="N")
+    add("what", nargs="?", choices=(*NAMES, "all"), default="all", help="each takes minutes (default: all)")
+    add("--device", metavar="NAME", help="cuda, cuda:N or cpu (default: cuda, or cpu when there is no CUDA device)")
+    add("--batch_size", nargs="+", default=[128], **number, help="of update, loop and replay (default: 128)")
+    add("--num_skills", default=0, **number, help="skills in update, loop and checkpoint (default: 0, plain DrQ)")
+    add("--blocks", default=5, **number, help="blocks per variant (default: 5)")
+    add("--steps", default=4, **number, help="updates, or steps, in a block (default: 4)")
+    task = "task of loop, eval, render and checkpoint (default: cartpole_swingup)"
+    add("--env", default="cartpole_swingup", metavar="NAME", help=task)
+    add("--out", type=Path, metavar="FILE", help="write everything measured to this JSON file (default: write none)")
     args = parser.parse_args(argv)
+    try:
+        check_device(args.device)
+        check_task(make_config({"env": args.env}))
+    except UserError as error:
+        parser.error(str(error))
     if min(*args.batch_size, args.blocks, args.steps) < 1:
         parser.error("--batch_size, --blocks and --steps must be at least 1")
     return args

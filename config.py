@@ -11,6 +11,7 @@ import enum
 import math
 import operator
 import os
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,7 @@ class Role(enum.Flag):
     ENVIRONMENT = enum.auto()  # keyword argument of the environment
     AGENT = enum.auto()  # keyword argument of DrQAgent
     DIAYN = enum.auto()  # keyword argument of DIAYNAgent only; without skills it has no effect
+    WITH_SKILLS = enum.auto()  # read beside the agent; without skills it has no effect
     NETWORK = enum.auto()  # shape of observations or networks: a fine-tuned run must have its source's value
     INHERITED = enum.auto()  # a fine-tuned run has its source's value unless the flag is given
     FINE_TUNING = enum.auto()  # how a run is fine-tuned
@@ -53,10 +55,11 @@ def flags_of(group: str) -> Any:
         choices: Sequence[str] = (),
         alias: str | None = None,
         derived: str | None = None,  # if the default is None: what is derived in its place, in words
+        metavar: str = "NAME",  # how --help shows the value of a text
     ) -> Any:
         limits = {"low": low, "above": above, "high": high}
         facts = {"group": group, "help": help, "role": role, "choices": choices, "alias": alias, "derived": derived}
-        return dataclasses.field(default=default, metadata={**facts, **limits})
+        return dataclasses.field(default=default, metadata={**facts, **limits, "metavar": metavar})
 
     return flag
 
@@ -177,6 +180,7 @@ class Config:
     discriminator_window: int = diayn(
         None,
         "newest transitions that the discriminator learns from, in a batch of its own",
+        Role.WITH_SKILLS,
         low=1,
         derived="it learns from the batch of the critic",
     )
@@ -206,11 +210,13 @@ class Config:
         "a run with skills whose networks this run starts from",
         Role.FINE_TUNING | Role.SAME_EXPERIMENT | Role.OF_ONE_RUN,
         derived="none",
+        metavar="RUN",
     )
     finetune_skill: str = tuning(
         "best",
         "the skill to train further: a number, or the best by return on this task",
         Role.FINE_TUNING | Role.OF_ONE_RUN,
+        metavar="best|N",
     )
     finetune_snapshot: int = tuning(
         None,
@@ -305,19 +311,22 @@ class Config:
     save_replay_buffer: bool = outputs(
         True, "keep the replay buffer in the checkpoints, for an exact resume", Role.RESUMABLE
     )
-    work_dir: str = outputs("runs", "folder in which run folders are made", Role.SAME_EXPERIMENT | Role.PLACED_BY_SWEEP)
+    work_dir: str = outputs(
+        "runs", "folder in which run folders are made", Role.SAME_EXPERIMENT | Role.PLACED_BY_SWEEP, metavar="FOLDER"
+    )
     run_name: str = outputs(
         None,
         "name of the run's folder; if it is taken, -run2 and so on is appended",
         Role.SAME_EXPERIMENT | Role.OF_ONE_RUN | Role.PLACED_BY_SWEEP,
         derived="<date>_<time>_seed<seed>",
     )
-    notes: str = outputs("", "free text, kept in config.json", Role.RESUMABLE | Role.OF_ONE_RUN)
+    notes: str = outputs("", "free text, kept in config.json", Role.RESUMABLE | Role.OF_ONE_RUN, metavar="TEXT")
     resume: str = outputs(
         None,
         "resume the run in this folder, with its own flags",
         Role.RESUMABLE | Role.OF_ONE_RUN | Role.PLACED_BY_SWEEP,
         derived="a new run",
+        metavar="RUN",
     )
 
     @property
@@ -342,6 +351,12 @@ def flags_with(role: Role) -> tuple[str, ...]:
 def shown_value(value: Any) -> str:
     """Return a flag's value as it is written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def check_device(name: str | None) -> None:
+    """Raise UserError if no device can have this name."""
+    if name is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device must be cuda, cuda:N or cpu; got {name}")
 
 
 def check_value(name: str, value: Any) -> None:

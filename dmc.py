@@ -9,7 +9,6 @@ dm_control binds its renderer when it is first imported. This module imports it 
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,25 +20,18 @@ from dm_control.rl.control import PhysicsError
 from console.arguments import Parser
 from console.streams import tolerant_output
 from envs.cells import GRIDS
-from envs.floor import WALKING, color_floor
+from envs.floor import color_floor
 from envs.pixel_env import Measurement, PixelEnv
 from envs.renderer import choose_renderer, do_without_renderer
-from errors import RenderingError, SimulationError, TaskError
+from envs.tasks import check_floor, look_up
+from errors import RenderingError, SimulationError
 
 UNBOUNDED = 1e10  # mujoco.mjMAXVAL: dm_control's bound of an actuator without limits
 
 
 def resolve_task(name: str) -> tuple[str, str]:
-    """Return the suite's (domain, task) for a name such as "ball_in_cup_catch" or "dmc_walker_run".
-
-    Both parts may contain underscores, so the name is looked up in the suite's own list. Raises TaskError.
-    """
-    tasks, plain = suite_tasks(), name.removeprefix("dmc_")
-    if plain not in tasks:
-        nearest = difflib.get_close_matches(plain.lower(), tasks, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(nearest)}?" if nearest else "cartpole_swingup is one that exists"
-        raise TaskError(f"dm_control.suite has no task {name!r}; {hint}")
-    return tasks[plain]
+    """Return the suite's (domain, task) for a name, from the suite's own list; see `look_up`. Raises TaskError."""
+    return look_up(name, suite_tasks())
 
 
 def suite_tasks() -> dict[str, tuple[str, str]]:
@@ -81,9 +73,8 @@ class DMCEnv(PixelEnv):
         # A given limit is checked by this class: at its own limit, dm_control ignores that the task has ended.
         own_limit = {} if time_limit is None else {"time_limit": math.inf}
         self._env = suite.load(domain, task, task_kwargs={"random": self._random, **own_limit})
+        check_floor(name, domain, floor)
         if floor == "coloured":
-            if domain not in WALKING:
-                raise TaskError(f"{name} has no walking body ({', '.join(WALKING)}) for --floor coloured; leave it out")
             color_floor(self.physics.model)
         self._frame_limit = self._env._step_limit if time_limit is None else time_limit  # may be infinity
         self._camera_id = (2 if domain == "quadruped" else 0) if camera is None else camera

@@ -15,11 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from config import check_device
 from console.arguments import Parser, integer
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
 from errors import RenderingError, RunError, SimulationError, UserError, one_line, reason_of
+from evaluation.chosen_skills import parse_schedule, parse_skills, stored_skills
 from running.signals import StopRequest
 
 LARGEST_PICTURE = 4096  # pixels, as of --image_size
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with stop:
             check_packages()
+            check_device(args.device)
+            check_skills(args)
             choose_renderer()  # before dm_control is imported
             with import_errors_reported(INSTALL_HINT):
                 from evaluation.command import run_evaluation  # imports torch
@@ -53,15 +57,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def check_skills(args: argparse.Namespace) -> None:
+    """Raise UserError if the flags name skills that the run does not have, as far as its config.json says."""
+    known = stored_skills(args.run)
+    if known is not None and args.skill_schedule is not None:
+        parse_schedule(args.skill_schedule, known)
+    elif known is not None:
+        parse_skills(args.skills, known)
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line. Bad input ends the program with one line and exit code 2."""
     parser = Parser(prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder or one of its snapshots/N.pt")
-    add("--skills", default="all", metavar="all|best|3,7", help="skills to play; best by return (default: all)")
-    add("--episodes", type=_positive, default=1, metavar="N", help="for each skill, from the same starts (default: 1)")
-    add("--seed", type=_seed, default=0, metavar="N", help="of the starts (default: 0)")
-    add("--video_size", type=_pixels, default=256, metavar="N", help="height and width, pixels (default: 256)")
+    add("--skills", default="all", metavar="all|best|3,7", help="skills to play; best: by return (default: all)")
+    add(
+        "--episodes",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="episodes of each skill (default: 1)",
+    )
+    add("--seed", type=_seed, default=0, metavar="N", help="random seed of the starts (default: 0)")
+    add(
+        "--video_size",
+        type=_pixels,
+        default=256,
+        metavar="N",
+        help="side of a video, pixels (default: 256)",
+    )
     add("--no_video", action="store_true", help="write no videos")
     add("--sample", action="store_true", help="play actions drawn from the policy instead of the deterministic ones")
     add("--controls", action="store_true", help="also play random actions and the untrained agent, for comparison")
@@ -70,14 +95,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=_refit,
         default=0,
         metavar="N",
-        help="train new discriminators on N other episodes of each skill",
+        help="train new discriminators on N other episodes of each skill (default: train none)",
     )
     add("--save_trajectories", action="store_true", help="write an .npz for each episode of --skills")
-    add("--skill_schedule", metavar="3:100,7:100|random:100", help="skills and their agent steps, repeated")
+    add(
+        "--skill_schedule",
+        metavar="3:100,7:100|random:100",
+        help="play skills in turn, each for its agent steps",
+    )
     add("--imitate", type=Path, metavar="NPZ", help="find the skill that explains the frames of a trajectory best")
     add("--device", metavar="NAME", help="cuda, cuda:N or cpu (default: cuda, or cpu when there is no CUDA device)")
     place = "evaluations/<work_dir>/<task>/<run>_<frame>/<what is played>"
-    add("--out", type=Path, metavar="FOLDER", help=f"default: {place}; existing files are replaced")
+    add("--out", type=Path, metavar="FOLDER", help=f"folder, whose files are replaced (default: {place})")
     args = parser.parse_args(argv)
     if args.imitate is not None and args.skill_schedule is not None:
         parser.error("--imitate and --skill_schedule exclude each other; give one of them")

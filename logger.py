@@ -7,10 +7,8 @@ summed on their device, and are read once per training episode. The columns are 
 from __future__ import annotations
 
 import math
-import os
 import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,26 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from replay_buffer import NO_SKILL
 from running.atomic_files import check_file, check_folder, write_file
-from running.columns import CONSOLE, EPISODE_COLUMNS, REQUIRED_CSV_FILES, csv_columns, former_columns, update_metrics
+from running.columns import (
+    CONSOLE,
+    EPISODE_COLUMNS,
+    EVAL_LINE,
+    HEADLINE,
+    LINE_WIDTH,
+    REQUIRED_CSV_FILES,
+    TRAIN_LINE,
+    TRAIN_SKILL_LINE,
+    csv_columns,
+    former_columns,
+    update_metrics,
+)
 from running.csv_files import CsvFile, check_declared, continue_file, read_beginning
+from running.names import frame_name
+from running.progress import ProgressBar
+from running.tensorboard import TensorBoard, event_files
 
 Row = dict[str, Any]
 
@@ -108,72 +118,6 @@ class Meters:
         self._counts = dict(state["counts"])
 
 
-def event_files(folder: Path) -> list[Path]:
-    """Return TensorBoard's files in a folder."""
-    return sorted(folder.glob("events.out.tfevents.*"))
-
-
-class TensorBoard:
-    """TensorBoard's event files. If the disk fails, a warning is printed and nothing more is written.
-
-    Args:
-        enabled: if false, every method does nothing.
-        position: length in bytes of each existing file, by name, at the checkpoint from which the run is resumed. The
-            files are cut back to it; files that are not named are removed.
-        step: the checkpoint's step; an open TensorBoard discards what it has seen of later steps. None in a new run.
-    """
-
-    def __init__(self, folder: Path, *, enabled: bool, position: Mapping[str, int], step: int | None) -> None:
-        self._folder = folder
-        self._writer: SummaryWriter | None = None
-        for path in event_files(folder):
-            if path.name in position:
-                os.truncate(path, min(position[path.name], path.stat().st_size))
-            else:
-                path.unlink()
-        if enabled:
-            # The writer's thread notices a full disk first. It passes the error to the next call, which `_write`
-            # reports, so its traceback is not printed.
-            threading.excepthook = lambda args: (
-                None if isinstance(args.exc_value, OSError) else threading.__excepthook__(args)
-            )
-            self._writer = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
-
-    def position(self) -> dict[str, int]:
-        """Flush, and return the length of each event file in bytes, by name."""
-        self.flush()
-        return {path.name: path.stat().st_size for path in event_files(self._folder)}
-
-    def scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._write(SummaryWriter.add_scalar, f"{prefix}/{name}", value, step)
-
-    def histograms(self, values: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
-        for name, value in values:
-            self._write(SummaryWriter.add_histogram, name, value, step)
-
-    def image(self, tag: str, encoded: bytes, height: int, width: int, step: int) -> None:
-        """Show an encoded picture or animation under Images."""
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._write(lambda writer: writer.file_writer and writer.file_writer.add_summary(summary, step))
-
-    def flush(self) -> None:
-        self._write(SummaryWriter.flush)
-
-    def close(self) -> None:
-        self._write(SummaryWriter.close)
-
-    def _write(self, method: Callable[..., object], *args: Any) -> None:
-        if self._writer is None:
-            return
-        try:
-            method(self._writer, *args)
-        except OSError as error:
-            print(f"warning: no more TensorBoard logs, tb/ cannot be written: {error}", file=sys.stderr)
-            self._writer = None
-
-
 class Logger:
     """Write a run's CSV files, skills/ and tb/; print its console lines; draw its progress bar.
 
@@ -182,6 +126,7 @@ class Logger:
         with_skills: add DIAYN's columns and tags.
         with_disdain: add those of DISDAIN's bonus.
         total_frames: the run's budget, for the progress bar, which is drawn only on a terminal.
+        flags: numbers and texts by which TensorBoard compares runs.
         logs: a `state_dict` to continue from; what was written later is cut off. None starts new files.
         step: the checkpoint's step, in frames.
 
@@ -197,6 +142,7 @@ class Logger:
         with_disdain: bool = False,
         tensorboard: bool,
         total_frames: int,
+        flags: Mapping[str, Any] | None = None,
         logs: Mapping[str, Any] | None = None,
         step: int = 0,
     ) -> None:
@@ -213,9 +159,10 @@ class Logger:
         self._tensorboard = TensorBoard(
             folder / "tb", enabled=tensorboard, position=position, step=step if position else None
         )
+        self._tensorboard.describe(flags or {}, HEADLINE)
         self._metrics = update_metrics(with_skills, with_disdain)
         self._meters = Meters(self._metrics)
-        self._bar = tqdm(total=total_frames, initial=step, unit=" frames", disable=not sys.stderr.isatty(), leave=False)
+        self._bar = ProgressBar(total_frames, step, unit="frames")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the open meters, and columns and length of each file after syncing it: tensors and plain data."""
@@ -238,11 +185,15 @@ class Logger:
 
     def progress(self, step: int) -> None:
         """Move the progress bar to a frame."""
-        self._bar.update(step - self._bar.n)
+        self._bar.move(step)
 
     def status(self, text: str) -> None:
         """Show beside the progress bar what the run is doing."""
-        self._bar.set_description(text)
+        self._bar.status(text)
+
+    def count(self, what: str, step: int, steps: int, seconds: float) -> None:
+        """Show beside the progress bar how far something is; see `ProgressBar.count`."""
+        self._bar.count(what, step, steps, seconds)
 
     def train_episode(self, number: int, step: int, result: Episode, frames: int) -> None:
         """Log a finished training episode of `frames` frames, with the means of the metrics since the last one."""
@@ -258,10 +209,11 @@ class Logger:
             row |= {"skill_id": result.skill, "episode_intrinsic_reward_sum": result.intrinsic_reward_sum}
         self._files["train.csv"].write(row)
         self._episode("train", number, step, result)
-        skill_tag = f"episode_intrinsic_reward_sum/skill_{result.skill}"
-        tags = {skill_tag: result.intrinsic_reward_sum} if self._with_skills else {}
-        self._tensorboard.scalars("train", tags | _without(row, "episode", "step", "skill_id"), step)
-        self._console("train", dict.fromkeys(self._metrics) | row)
+        self._tensorboard.scalars("train", _without(row, "episode", "step", "skill_id"), step)
+        if self._with_skills:
+            own = {f"skill_{result.skill}": result.intrinsic_reward_sum}
+            self._tensorboard.scalars("skill_train_episode_intrinsic_reward_sum", own, step)
+        self._console("train", row, TRAIN_SKILL_LINE if self._with_skills else TRAIN_LINE)
 
     def evaluation(
         self,
@@ -271,7 +223,7 @@ class Logger:
         *,
         skills: Sequence[Row] = (),
         overall: Mapping[str, float | None] | None = None,
-        more: Mapping[str, float] | None = None,
+        more: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Log an evaluation. A measure that is missing or None leaves its cell empty.
 
@@ -280,7 +232,7 @@ class Logger:
             results: its episodes.
             skills: rows of skills.csv without `step`; none if the run learns no skills.
             overall: the skill columns of eval.csv.
-            more: measures for TensorBoard only.
+            more: groups of measures for TensorBoard only.
         """
         for result in results:
             self._episode("eval", episode, step, result)
@@ -288,20 +240,22 @@ class Logger:
         row: Row = {"episode": episode, "step": step, "episode_reward": mean_return, **(overall or {})}
         self._files["eval.csv"].write(row)
         duration = sum(result.duration for result in results)
-        figures = {**_without(row, "episode", "step"), "duration": duration, **(more or {})}
-        self._tensorboard.scalars("eval", _present(figures), step)
+        for name, value in _present({**_without(row, "episode", "step"), "duration": duration}).items():
+            self._tensorboard.scalars("eval" if name in HEADLINE else "eval_more", {name: value}, step)
+        for name, value in (more or {}).items():
+            self._tensorboard.scalars(f"eval_{name}", value, step)
         for skill in skills:
             self._files["skills.csv"].write({"step": step, **skill})
             renamed = {"episode_extrinsic_reward": "episode_reward"}
             figures = {renamed.get(name, name): value for name, value in _present(skill).items()}
-            tags = {f"{n}/skill_{skill['skill_id']}": v for n, v in _without(figures, "skill_id", "episodes").items()}
-            self._tensorboard.scalars("eval", tags, step)
-        self._console("eval ", row)
+            for name, value in _without(figures, "skill_id", "episodes").items():
+                self._tensorboard.scalars(f"skill_{name}", {f"skill_{skill['skill_id']}": value}, step)
+        self._console("eval ", row, EVAL_LINE)
         self._tensorboard.flush()
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
-        """Write a picture, uint8 RGB `(H, W, 3)`, to skills/<step>_<name>.png and TensorBoard. Warn if that fails."""
-        path = self._picture_folder / f"{step}_{name}.png"
+        """Write a picture, uint8 RGB `(H, W, 3)`, to skills/<frame>_<name>.png and TensorBoard. Warn if that fails."""
+        path = self._picture_folder / f"{frame_name(step)}_{name}.png"
         try:
             png = encode_png(image)
             path.parent.mkdir(exist_ok=True)
@@ -317,8 +271,11 @@ class Logger:
 
     def finish(self, step: int, seconds: float, shares: Mapping[str, float]) -> None:
         """Print the last line: the run's duration, and the share of each part of the loop."""
-        parts = ", ".join(f"{part} {share:.1%}" for part, share in sorted(shares.items(), key=lambda p: -p[1]))
-        tqdm.write(f"done: {step} frames in {seconds:.0f} s, {step / max(seconds, 1e-9):.0f} fps; {parts}", sys.stdout)
+        parts = [f"{part} {share:.0%}" for part, share in sorted(shares.items(), key=lambda p: -p[1])]
+        begun = f"done: {step} frames in {seconds:.0f} s, {step / max(seconds, 1e-9):.0f} fps; "
+        while len(line := begun + ", ".join(parts)) > LINE_WIDTH and parts:  # the smallest are left out
+            parts.pop()
+        print(line)
 
     def clip(self, name: str, gif: bytes, height: int, width: int, *, step: int) -> None:
         """Show an animation in TensorBoard, under Images. SummaryWriter.add_video would need an old moviepy."""
@@ -339,15 +296,16 @@ class Logger:
         row = dict(zip(EPISODE_COLUMNS, (*cells, result.intrinsic_reward_sum), strict=True))
         self._files["episodes.csv"].write(row)
 
-    def _console(self, kind: str, row: Row) -> None:
-        """Print a line. A metric that is None, as there was no update yet, is shown as "-"."""
-        parts = [
-            f"{label}: {'-' if row[column] is None else form.format(row[column])}"
-            for column, label, form in CONSOLE
-            if column in row
-        ]
-        tqdm.write(" | ".join([f"| {kind}", *parts]), file=sys.stdout)
-        sys.stdout.flush()
+    def _console(self, kind: str, row: Row, columns: Sequence[str]) -> None:
+        """Print a line of the columns that have a value, as many as fit."""
+        parts = [f"| {kind}"]
+        for name in columns:
+            if row.get(name) is not None:
+                label, form = CONSOLE[name]
+                parts.append(f"{label}: {form.format(row[name])}")
+        while len(line := " | ".join(parts)) > LINE_WIDTH:
+            parts.pop()
+        print(line, flush=True)
 
 
 def encode_png(image: np.ndarray) -> bytes:

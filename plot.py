@@ -1,6 +1,6 @@
 """Plot learning curves from the CSV files of runs, whether finished, running or killed: one figure for each task.
 
-python plot.py runs/cartpole_swingup [MORE ...] [--out plots] [--reference published.csv]; evaluation/curves.py explains
+python plot.py runs/cartpole_swingup [MORE ...] [--out plots] [--reference published.csv]; docs/outputs.md explains
 what is drawn.
 """
 
@@ -23,15 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="plot.py", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="a run, or a folder with runs in it")
-    add("--out", type=Path, default=Path("plots"), help="folder for the figures (default: plots)")
+    add("--out", type=Path, default=Path("plots"), metavar="FOLDER", help="folder for the figures (default: plots)")
     columns = "env, seed, step (frames), episode_reward"
     add("--reference", type=Path, metavar="CSV", help=f"published curves to draw as a band: columns {columns}")
+    controls = "folder of evaluate.py --controls: levels of random and untrained actions"
+    add("--evaluation", type=Path, metavar="FOLDER", help=controls)
     args = parser.parse_args(argv)
     try:
         check_packages(PACKAGES)
-        from evaluation.curves import plot_runs
+        from evaluation.panels import plot_runs
 
-        plot_runs(args.runs, args.out, args.reference)
+        plot_runs(args.runs, args.out, args.reference, args.evaluation)
     except (UserError, OSError, ValueError) as error:
         print(f"plot.py: error: {one_line(reason_of(error))}", file=sys.stderr)
         return 2

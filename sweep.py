@@ -66,9 +66,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("sweep").add_argument
     add("--dry_run", action="store_true", help="list the runs, as commands, and start none")
     add("--sweep_name", metavar="NAME", help="name of the sweep's folder (default: sweep_<date>_<time>)")
-    add("--work_dir", type=Path, default="runs", help="folder in which that folder is made (default: runs)")
+    add(
+        "--work_dir",
+        type=Path,
+        default="runs",
+        metavar="FOLDER",
+        help="folder in which that folder is made (default: runs)",
+    )
     add("--resume", type=Path, metavar="FOLDER", help="resume the unfinished runs of this sweep")
-    add("--address", help="a running Ray cluster (auto: this machine's); default: Ray on this machine alone")
+    add(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster; auto: this machine's (default: Ray on this machine alone)",
+    )
     add("--cpus_per_run", type=float, metavar="X", help="cores, and threads, of a run (default: 1)")
     add(
         "--gpus_per_run",

@@ -16,6 +16,7 @@ from console.arguments import UNITS, Parser, add_flags, complete
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
+from envs.tasks import check_task
 from errors import RenderingError, RunError, UserError, one_line
 from running.signals import StopRequest
 from running.stored_config import config_from
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with StopRequest() as stop:
         try:
             check_packages()
+            check_task(config)
             renderer = choose_renderer()  # before dm_control is imported
             with import_errors_reported(INSTALL_HINT):
                 from running.loop import train

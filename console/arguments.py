@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,10 @@ def add_flags(parser: argparse.ArgumentParser, *, several: bool = False, without
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         names = [f"--{option}" for option in (name, metadata["alias"]) if option]
-        options = _argument_type(TYPES[name], metadata["choices"])
+        options = _argument_type(TYPES[name], metadata)
         if several:  # a switch without a value is true, as in train.py
             options["nargs"] = "*" if options.pop("const", False) else "+"
-        shown = metadata["derived"] or shown_value(field.default)
+        shown = metadata["derived"] or shown_value(field.default) or "none"
         options |= {"dest": name, "help": f"{metadata['help']} (default: {shown})", "default": argparse.SUPPRESS}
         groups[group].add_argument(*names, **options)
     parser.add_argument(
@@ -113,7 +113,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
         argcomplete.autocomplete(parser)
 
 
-def _argument_type(kind: Any, choices: Sequence[str]) -> dict[str, Any]:
+def _argument_type(kind: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return argparse's options for a flag's type."""
     if kind is bool:
         return {"type": boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
@@ -121,10 +121,10 @@ def _argument_type(kind: Any, choices: Sequence[str]) -> dict[str, Any]:
         return {"type": integer, "metavar": "N"}
     if kind is float:
         return {"type": float, "metavar": "X"}
-    if choices:
-        return {"choices": choices}
+    if metadata["choices"]:
+        return {"choices": metadata["choices"]}
     if kind is str:
-        return {"metavar": "NAME"}
+        return {"metavar": metadata["metavar"]}
     return {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-WALKING = ("cheetah", "dog", "hopper", "humanoid", "humanoid_CMU", "quadruped", "walker")  # domains of the suite
 LONGEST_PERIOD = 40.0  # meters after which the colors repeat, unless the floor is smaller
 
 

@@ -8,10 +8,11 @@ from config import Config, Role
 from dmc import DMCEnv
 from envs.gym_env import GymPixelEnv
 from envs.pixel_env import PixelEnv
+from envs.tasks import split_prefix
 from errors import TaskError, UserError
 from utils import check_memory
 
-KINDS: dict[str, Callable[..., PixelEnv]] = {"gym": GymPixelEnv}  # by the prefix of --env; suite tasks have none
+KINDS: dict[str, Callable[..., PixelEnv]] = {"gym": GymPixelEnv}  # by the prefix of --env, which is in envs/tasks.py
 BYTES_PER_VALUE = 8  # of an observation: itself, its frames, and the bounds of its space
 
 
@@ -20,18 +21,13 @@ def make_environment(config: Config) -> PixelEnv:
 
     The renderer must have been chosen before (see `envs.renderer`).
     """
-    prefix, colon, name = config.env.partition(":")
-    if colon and prefix not in KINDS:
-        known = ", ".join(f"{each}:" for each in KINDS)
-        raise UserError(f"--env {config.env}: unknown prefix {prefix}:; give {known} or, for a suite task, none")
-    if colon and config.floor != "suite":
-        raise UserError(f"--floor {config.floor}: --env {config.env} is no task of the suite; leave the flag out")
+    prefix, name = split_prefix(config)
     observation = 3 * config.frame_stack * config.image_size**2
     what = f"--image_size {config.image_size} with --frame_stack {config.frame_stack}"
     check_memory({what: observation * BYTES_PER_VALUE})
     try:
         settings = config.kwargs(Role.ENVIRONMENT)
-        env = KINDS[prefix](name, **settings) if colon else DMCEnv(config.env, floor=config.floor, **settings)
+        env = KINDS[prefix](name, **settings) if prefix else DMCEnv(name, floor=config.floor, **settings)
     except TaskError as error:
         raise UserError(f"--env: {error}") from error
     longest = env.max_episode_steps

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from diayn import DIAYNAgent
 from errors import UserError
+from evaluation.chosen_skills import parse_skills
 from evaluation.compose import play_schedule
 from evaluation.imitate import read_trajectory, record_imitation, skill_likelihoods
-from evaluation.load import LoadedRun, check_skill, load
+from evaluation.load import LoadedRun, load
 from evaluation.play import Actions, Start, best_skill, skill_name, start_seeds
 from evaluation.refit import check_memory, refit
 from evaluation.tables import decile_rows, print_bound, print_coverage, print_table, summary_row, write_table
@@ -30,12 +30,11 @@ from running.columns import (
     SKILL_COLUMNS,
     SUMMARY_COLUMNS,
 )
-from running.names import folder_name, short_name
+from running.names import folder_name, padded, short_name
 from running.stored_config import CONFIG_FILE
 from utils import seed_sequence
 
 OF_SKILLS = frozenset(EVAL_SKILL_COLUMNS) - {"cells_visited"}  # measures that episodes without skills do not have
-BAR: dict[str, Any] = {"unit": " steps", "leave": False, "disable": None}  # None: disabled unless on a terminal
 
 
 def run_evaluation(args: argparse.Namespace) -> None:
@@ -95,7 +94,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
         choice = choose_best(loaded, seeds, actions)
         skills = [choice.best]
     seeds = start_seeds(args.seed, args.episodes)
-    with tqdm(desc="playing", **BAR) as bar:
+    with loaded.bar("playing", len(skills) * len(seeds)) as bar:
         evaluation = loaded.evaluate(
             skills,
             seeds,
@@ -103,7 +102,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
             video_folder=None if args.no_video else out,
             video_size=args.video_size,
             keep_all_pictures=args.save_trajectories,
-            between_steps=bar.update,
+            between_steps=bar.advance,
         )
     complete = len(skills) > 1 and len(skills) == loaded.config.num_skills
     write_table(out / "skills.csv", evaluation.rows, SKILL_COLUMNS, loaded.frame)
@@ -126,25 +125,13 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
             write_file(out / f"{name}.png", encode_png(picture))
     if args.save_trajectories:
         for start in evaluation.starts:
-            path = out / f"trajectory_{skill_name(start.skill)}_{start.seed}.npz"
-            save_trajectory(path, start, loaded.config.env)
+            skill = skill_name(start.skill, loaded.config.num_skills)
+            episode = padded(seeds.index(start.seed), len(seeds) - 1)
+            save_trajectory(out / f"{skill}_episode{episode}.npz", start, loaded.config.env)
     if args.refit:
         rows = refit_discriminators(loaded, args.refit, args.seed, actions, controls=args.controls)
         write_table(out / "refit.csv", rows, REFIT_COLUMNS, loaded.frame)
         print_table(rows, [name for name in REFIT_COLUMNS if name != "step"])
-
-
-def parse_skills(text: str, known: list[int]) -> list[int]:
-    """Return the skills that --skills names, of those that the run has; all for "best". Raises UserError."""
-    if text in ("all", "best"):
-        return known
-    try:
-        skills = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"--skills must be all, best or numbers such as 3,7; got {text}") from None
-    for skill in skills:
-        check_skill("skills", skill, known)
-    return list(dict.fromkeys(skills))
 
 
 class Choice(NamedTuple):
@@ -158,8 +145,9 @@ class Choice(NamedTuple):
 def choose_best(loaded: LoadedRun, seeds: Sequence[int], actions: Actions) -> Choice:
     """Choose the skill with the highest mean return over episodes from these starts, and print all means."""
     skills = loaded.agent.skills()
-    with loaded.open_eval_envs(len(skills) * len(seeds)) as eval_envs, tqdm(desc="choosing", **BAR) as bar:
-        settings: dict[str, Any] = {"actions": actions, "between_steps": bar.update}
+    episodes = len(skills) * len(seeds)
+    with loaded.open_eval_envs(episodes) as eval_envs, loaded.bar("choosing", episodes) as bar:
+        settings: dict[str, Any] = {"actions": actions, "between_steps": bar.advance}
         best, returns, steps = best_skill(loaded.agent, eval_envs, skills, seeds, **settings)
     rows = [
         {"skill_id": skill, "episodes": len(seeds), "episode_extrinsic_reward": value}
@@ -177,8 +165,8 @@ def play_controls(loaded: LoadedRun, skills: Sequence[int], seeds: Sequence[int]
     """
     rows = []
     for policy, agent, how in (("untrained", loaded.untrained_agent(), actions), ("random", loaded.agent, "uniform")):
-        with tqdm(desc=f"playing: {policy}", **BAR) as bar:
-            settings: dict[str, Any] = {"actions": how, "video_folder": None, "between_steps": bar.update}
+        with loaded.bar(f"playing: {policy}", len(skills) * len(seeds)) as bar:
+            settings: dict[str, Any] = {"actions": how, "video_folder": None, "between_steps": bar.advance}
             evaluation = loaded.evaluate(skills, seeds, agent=agent, **settings)
         complete = policy == "untrained" and 1 < len(skills) == loaded.config.num_skills
         row = {**summary_row(policy, evaluation, complete), "step": 0}

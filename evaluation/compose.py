@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import repeat
@@ -11,28 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from envs.make import make_environment
-from errors import UserError
-from evaluation.load import LoadedRun, check_skill
+from evaluation.chosen_skills import Schedule, parse_schedule
+from evaluation.load import LoadedRun
 from evaluation.play import start_seeds
 from video import VideoRecorder
-
-Schedule = Sequence[tuple[int | None, int]]  # a skill, or None for a random one, and its agent steps
-
-
-def parse_schedule(text: str, known: Sequence[int]) -> Schedule:
-    """Parse a schedule such as 3:100,7:100 or random:100, of a run with the skills `known`. Raises UserError."""
-    if known[0] < 0:
-        raise UserError("--skill_schedule: the run has no skills; name one with --num_skills above 0")
-    schedule: list[tuple[int | None, int]] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"(random|\d{1,18}):(\d{1,18})", part)
-        if not found or int(found[2]) < 1:
-            raise UserError(f"--skill_schedule must be such as 3:100,7:100 or random:100; got {text}")
-        skill, steps = found.groups()
-        if skill != "random":
-            check_skill("skill_schedule", int(skill), list(known))
-        schedule.append((None if skill == "random" else int(skill), int(steps)))
-    return schedule
 
 
 def scheduled_skills(schedule: Schedule, known: Sequence[int], rng: np.random.Generator) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Learning curves from the CSV files of runs: a figure for each task.
+"""Learning curves from the CSV files of runs.
 
 Runs that differ only in the seed form a group. Its curve is the mean over seeds, with the interquartile mean and, for
 five seeds or more, the bootstrapped interval of the mean. Horizontal axes count frames, except that of rewards.
@@ -6,12 +6,10 @@ five seeds or more, the bootstrapped interval of the mean. Horizontal axes count
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,26 +21,24 @@ from scipy import stats
 
 from config import FIELDS, Role, flags_with
 from errors import UserError, one_line, reason_of
-from evaluation.figures import Axes, Figure
-from running.atomic_files import output_folder, write_file
-from running.names import folder_name
+from evaluation.figures import NAMED_SKILLS, Axes, skill_colors
 from running.stored_config import CONFIG_FILE, known_flags
 from running.tables import read_table
 
 NOT_SETTINGS = flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT)
 # The flags that distinguish experiments, with their defaults as config.json would have them.
 DEFAULTS = json.loads(json.dumps({name: field.default for name, field in FIELDS.items() if name not in NOT_SETTINGS}))
-OF_DISCRIMINATOR = frozenset(flags_with(Role.DIAYN)) - frozenset(flags_with(Role.NETWORK))
-OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.FINE_TUNING)) - {"num_skills", "finetune_from"}
+OF_DISCRIMINATOR = frozenset(flags_with(Role.DIAYN | Role.WITH_SKILLS)) - frozenset(flags_with(Role.NETWORK))
+OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.WITH_SKILLS | Role.FINE_TUNING)) - {"num_skills", "finetune_from"}
 NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # flags that always differ between DrQ and DIAYN
 CONFIDENCE = 0.95
 MAX_COUNT = 2**53  # of frames, and of skills: what a float counts exactly
 SEEDS_FOR_INTERVAL = 5  # with fewer, a bootstrap gives little more than the lowest and highest value
 COLORS = [f"C{number}" for number in range(10)]
-LABELLED_SKILLS = 20  # in a legend, which would otherwise cover the curves
 STYLES = ("-", "--", "-.")  # the next one when the colors repeat
 EVAL_NUMBERS = ("step", "episode_reward")  # columns of eval.csv, and of skills.csv, that are drawn
 EVAL_MEASURES = ("mutual_information_bound", "discriminator_accuracy")  # also drawn, if there are skills
+NEWER_MEASURES = ("mutual_information_bound_second_half", "effective_skills", "cells_visited")  # not in older files
 SKILL_NUMBERS = ("step", "skill_id", "episode_extrinsic_reward")
 SKILL_MEASURES = ("mutual_information_bound", "state_distance_within", "state_distance_between")  # cells may be empty
 LOWEST_BOUND = -1.0  # nats, of the axis; an untrained discriminator is overconfident by far more
@@ -78,6 +74,11 @@ class Run:
         return {n: None if n in unread else self.flags.get(n, default) for n, default in DEFAULTS.items()}
 
     @property
+    def shown(self) -> str:
+        """The name of the run, in quotes, for titles and messages."""
+        return f"'{one_line(self.folder.name)}'"
+
+    @property
     def last_frame(self) -> int:
         """The frame of the last evaluation."""
         return int(self.evaluations["step"].iloc[-1])
@@ -91,22 +92,6 @@ class Group:
     runs: list[Run]
     color: str
     style: str
-
-
-def plot_runs(places: Sequence[Path], out: Path, published: Path | None) -> None:
-    """Read the runs in `places` and write a figure for each task to `out`. Print its paths, and what is left out.
-
-    `published` is a CSV file with curves to draw beside them. Raises UserError, OSError.
-    """
-    reference = None if published is None else read_reference(published)
-    runs, left_out = read_runs(places)
-    for reason in left_out:
-        print(f"left out: {one_line(reason)}", file=sys.stderr)
-    with output_folder(out):
-        for env in sorted({run.env for run in runs}):
-            groups = make_groups([run for run in runs if run.env == env])
-            for path in draw_task(env, groups, reference, out):
-                print(path)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -137,7 +122,7 @@ def find_runs(places: Iterable[Path], names: Sequence[str] = ("eval.csv",)) -> l
     for place in places:
         if not place.is_dir():
             raise UserError(f"{place} is not a folder; name a run's folder, or one above it")
-        found += sorted({Path(os.path.realpath(path.parent)) for name in names for path in place.rglob(name)})
+        found += sorted({Path(os.path.realpath(path)).parent for name in names for path in place.rglob(name)})
     return list(dict.fromkeys(found))
 
 
@@ -145,7 +130,7 @@ def read_run(folder: Path) -> Run:
     """Read a run's files. Raises UserError, which names the file, if one is damaged or there is no evaluation yet."""
     run = read_begun_run(folder)
     if run.evaluations.empty:
-        raise UserError(f"{folder} has no evaluations yet")
+        raise UserError(f"'{folder}' has no evaluations yet")
     return run
 
 
@@ -157,8 +142,10 @@ def read_begun_run(folder: Path) -> Run:
         flags = {}
     run = Run(folder, flags.get("env", folder.parent.name), flags.get("seed", 0), flags, pd.DataFrame(), pd.DataFrame())
     numbers = (*EVAL_NUMBERS, *(EVAL_MEASURES if run.num_skills else ()))
-    run.evaluations = read_csv(folder / "eval.csv", numbers)
+    run.evaluations = read_csv(folder / "eval.csv", numbers, newer=NEWER_MEASURES if run.num_skills else ())
     if run.num_skills:
+        bound = run.evaluations["mutual_information_bound"].clip(upper=math.log(run.num_skills))
+        run.evaluations["effective_skills"] = np.exp(bound)  # also of versions that did not write it
         run.skills = read_csv(folder / "skills.csv", SKILL_NUMBERS, SKILL_MEASURES).astype({"skill_id": int})
     return run
 
@@ -213,8 +200,8 @@ def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
     for run in sorted(runs, key=lambda run: run.last_frame, reverse=True):
         sample = run.seed, run.flags.get("finetune_from") or ""
         if longest.setdefault(sample, run) is not run:
-            why = f"{longest[sample].folder} has the same settings and seed"
-            print(f"warning: {one_line(f'{run.folder} is left out: {why}')}", file=sys.stderr)
+            why = f"'{longest[sample].folder}' has the same settings and seed"
+            print(one_line(f"warning: '{run.folder}' is left out: {why}"), file=sys.stderr)
     return [longest[sample] for sample in sorted(longest)]
 
 
@@ -244,48 +231,17 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
 
-def draw_task(env: str, groups: Sequence[Group], reference: pd.DataFrame | None, out: Path) -> list[Path]:
-    """Write the figure and the numbers of one task, and return the paths. Raises OSError."""
-    with_skills = [group for group in groups if group.runs[0].num_skills]
-    shape = (2, 3) if with_skills else (1, 1)
-    legend_height = 0.18 * (len(groups) + 2)
-    figure = Figure(figsize=(5.2 * shape[1], 3.8 * shape[0] + legend_height), layout="constrained")
-    axes = figure.subplots(*shape, squeeze=False).ravel()
-    figure.suptitle(one_line(env))
-    if reference is not None:
-        draw_reference(axes[0], reference[reference["env"] == env])
-        axes[0].set_xlim(0, 1.1 * max(run.last_frame for group in groups for run in group.runs) + 1)
-    numbers = [draw_returns(axes[0], groups)]
-    if with_skills:
-        numbers += draw_bounds(axes[1], with_skills), draw_accuracies(axes[2], with_skills)
-        longest = max((run for group in with_skills for run in group.runs), key=lambda run: run.last_frame)
-        draw_skill_returns(axes[3], longest)
-        draw_reward_against_reward(axes[4], with_skills)
-        draw_distances(axes[5], longest)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8)
-    png, pdf = io.BytesIO(), io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks
-        figure.savefig(png, format="png", dpi=120)
-        figure.savefig(pdf, format="pdf")
-    table = pd.concat(numbers).to_csv(index=False, float_format="%.6g")
-    contents = {"png": png.getvalue(), "pdf": pdf.getvalue(), "csv": table.encode()}
-    paths = {kind: out / f"{folder_name(env)}.{kind}" for kind in contents}
-    for kind, path in paths.items():
-        write_file(path, contents[kind])
-    return list(paths.values())
-
-
 def draw_returns(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
     """Draw the returns of evaluations, and return the numbers."""
-    return draw_curves(axes, groups, "episode_reward", "return of evaluation episodes")
+    return draw_curves(axes, groups, "episode_reward", "return of evaluation episodes", unit="return of the task")
 
 
-def draw_bounds(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
-    """Draw the bounds of groups with skills, and return the numbers."""
+def draw_bounds(axes: Axes, groups: Sequence[Group], *, second_half: bool = False) -> pd.DataFrame:
+    """Draw the bounds of groups with skills, over whole episodes or their second halves, and return the numbers."""
+    column = "mutual_information_bound_second_half" if second_half else "mutual_information_bound"
+    name = "bound in the second half of the episode" if second_half else "bound on I(skill; state)"
     ceiling = {math.log(group.runs[0].num_skills) for group in groups}
-    name = "bound on I(skill; state), nats"
-    numbers = draw_curves(axes, groups, "mutual_information_bound", name, ceiling, "ceiling")
+    numbers = draw_curves(axes, groups, column, name, ceiling, "ceiling", unit="nats")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], LOWEST_BOUND))
     return numbers
 
@@ -293,19 +249,55 @@ def draw_bounds(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
 def draw_accuracies(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
     """Draw the accuracies of groups with skills, and return the numbers."""
     chance, name = {1 / group.runs[0].num_skills for group in groups}, "discriminator accuracy, fresh episodes"
-    return draw_curves(axes, groups, "discriminator_accuracy", name, chance, "chance")
+    numbers = draw_curves(axes, groups, "discriminator_accuracy", name, chance, "chance", unit="share of steps")
+    axes.set_ylim(0.0, 1.0)
+    return numbers
+
+
+def draw_effective_skills(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
+    """Draw the effective numbers of skills of groups with skills, and return the numbers."""
+    count, name = {float(group.runs[0].num_skills) for group in groups}, "effective number of skills"
+    numbers = draw_curves(axes, groups, "effective_skills", name, count, "all", unit="skills")
+    axes.set_ylim(bottom=0.0)
+    return numbers
+
+
+def draw_coverage(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
+    """Draw how many cells the evaluations of groups with skills visit, and return the numbers."""
+    numbers = draw_curves(axes, groups, "cells_visited", "coverage: cells visited by all skills", unit="cells")
+    axes.set_ylim(bottom=0.0)
+    return numbers
+
+
+def measured(groups: Sequence[Group], column: str) -> bool:
+    """Return whether a column of eval.csv has a number, in any run."""
+    return any(column in run.evaluations and run.evaluations[column].notna().any() for g in groups for run in g.runs)
 
 
 def draw_curves(
-    axes: Axes, groups: Sequence[Group], column: str, name: str, levels: Iterable[float] = (), level_name: str = ""
+    axes: Axes,
+    groups: Sequence[Group],
+    column: str,
+    name: str,
+    levels: Iterable[float] = (),
+    level_name: str = "",
+    *,
+    unit: str,
 ) -> pd.DataFrame:
     """Draw each group's curve over its seeds of a column of eval.csv, and return the numbers.
 
-    `levels` are heights of horizontal lines, which are labeled with `level_name`.
+    Runs in which it was not measured are left out; it must be `measured` in one.
+
+    Args:
+        levels: heights of horizontal lines, which are labeled with `level_name`.
+        unit: of the vertical axis.
     """
     drawn, most = [], 0
     for group in groups:
-        curves = [run.evaluations.groupby("step")[column].last() for run in group.runs]
+        curves = [run.evaluations.groupby("step")[column].last().dropna() for run in group.runs]
+        curves = [curve for curve in curves if len(curve)]
+        if not curves:
+            continue
         summary = over_seeds(curves)
         label = f"{group.label}: {len(curves)} seed" + ("s, mean; each one thin" if len(curves) > 1 else "")
         look: dict[str, Any] = {"color": group.color, "ls": group.style}
@@ -323,56 +315,35 @@ def draw_curves(
     if most >= SEEDS_FOR_INTERVAL:
         axes.fill_between([], [], color="0.3", alpha=0.25, label=f"{CONFIDENCE:.0%} interval of the mean, bootstrapped")
     for level in levels:
-        axes.axhline(level, color="0.5", lw=0.8)
-        text = f"{level_name} {level:.2f}"
-        axes.annotate(text, (1, level), xycoords=("axes fraction", "data"), ha="right", fontsize=7)
-    _finish(axes, name)
+        draw_level(axes, level, f"{level_name} {level:.3g}")
+    finish(axes, name, unit)
     return pd.concat(drawn)
 
 
-def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
-    """Draw the range and the mean of the published seeds."""
-    if table.empty:
-        return
-    by_step = table.groupby("step")["episode_reward"]
-    low, high, mean = by_step.min(), by_step.max(), by_step.mean()
-    axes.fill_between(low.index, low, high, color="0.85", label=f"published: range of {table['seed'].nunique()} seeds")
-    axes.plot(mean.index, mean, color="0.5", lw=1, label="published: mean")
+def draw_level(axes: Axes, height: float, text: str, style: str = "-") -> None:
+    """Draw a horizontal line, with a text at its right end."""
+    axes.axhline(height, color="0.5", lw=0.8, ls=style)
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 2), "textcoords": "offset points"}
+    axes.annotate(text, (1, height), **place, ha="right", fontsize=7, color="0.3")
 
 
 def draw_skill_returns(axes: Axes, run: Run) -> None:
-    """Draw the return of each skill of one run."""
-    for number, (skill, table) in enumerate(run.skills.groupby("skill_id")):
-        color, label = COLORS[skill % 10], f"{skill}" if number < LABELLED_SKILLS else None
-        axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", ms=2, lw=1, color=color, label=label)
-    _finish(axes, f"return of each skill of {one_line(run.folder.name)}", legend_columns=2)
+    """Draw the return of each skill of one run, in the color that the skill has in every picture."""
+    colors = skill_colors(run.num_skills)
+    for skill, table in run.skills.groupby("skill_id"):
+        look: dict[str, Any] = {"color": colors[skill % len(colors)], "ms": 2, "lw": 1}
+        axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", label=f"{skill}", **look)
+        if run.num_skills > NAMED_SKILLS:  # too many for a legend
+            end = table["step"].iloc[-1], table["episode_extrinsic_reward"].iloc[-1]
+            axes.annotate(f"{skill}", end, xytext=(2, 0), textcoords="offset points", fontsize=5, color=look["color"])
+    finish(axes, f"return of each skill of {run.shown}", "return of the task")
+    if len(axes.get_lines()) > 0 and run.num_skills <= NAMED_SKILLS:
+        axes.legend(title="skill", title_fontsize=7, fontsize=7, ncols=2, framealpha=0.6)
 
 
-def draw_reward_against_reward(axes: Axes, groups: Sequence[Group]) -> None:
-    """Draw each skill's return against its intrinsic reward, at the last evaluation."""
-    for group in groups:
-        for run in group.runs:
-            last = run.skills[run.skills["step"] == run.skills["step"].max()]
-            rewards = last["mutual_information_bound"], last["episode_extrinsic_reward"]
-            axes.scatter(*rewards, color=group.color, s=14)
-    _finish(axes, "return of a skill, last evaluation", x="its intrinsic reward, nats per agent step")
-
-
-def draw_distances(axes: Axes, run: Run) -> None:
-    """Draw the mean distances between states of one skill and of different skills, if they were measured."""
-    means = run.skills.groupby("step")[["state_distance_within", "state_distance_between"]].mean()
-    for column, name in (("state_distance_between", "other skills"), ("state_distance_within", "the same skill")):
-        measured = means[column].dropna()
-        if len(measured):
-            axes.plot(measured.index, measured, "o-", ms=2, label=f"states of {name}")
-    _finish(axes, f"distance of states, {one_line(run.folder.name)}", legend_columns=1)
-
-
-def _finish(axes: Axes, name: str, *, x: str = "frames", legend_columns: int = 0) -> None:
-    """Set title and grid, and a legend of so many columns; groups have one legend for the whole figure instead."""
-    axes.set(xlabel=x, title=name)
+def finish(axes: Axes, name: str, unit: str, x: str = "frames") -> None:
+    """Set the title, the names of the axes and the grid."""
+    axes.set(xlabel=x, ylabel=unit, title=name)
     axes.title.set_fontsize(10)
     axes.grid(alpha=0.3)
     axes.locator_params(axis="x", nbins=6)
-    if legend_columns and axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, ncols=legend_columns, framealpha=0.6)

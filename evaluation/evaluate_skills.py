@@ -106,8 +106,10 @@ def evaluate_skills(
         keep_all_pictures: whether traces keep the picture of every step, not only those of the contact sheet.
         actions, between_steps: as for `play`, which also says what is raised.
     """
-    picture_every = 1 if keep_all_pictures else skill_pictures.picture_interval(max_episode_steps)
-    starts = [Start(skill, seed, trace=Trace(picture_every)) for seed in seeds for skill in names]
+    every = 1 if keep_all_pictures else skill_pictures.picture_interval(max_episode_steps)
+    starts = [Start(skill, seed, trace=Trace(int(keep_all_pictures))) for seed in seeds for skill in names]
+    for start in starts[: min(len(names), skill_pictures.SHEET_ROWS)]:
+        start.trace.picture_every = every
     recorders = {skill: VideoRecorder(video_folder, fps, size=video_size) for skill in names}
     for start in starts[: len(names)]:  # the first episode of each skill
         start.recorder = recorders[start.skill]

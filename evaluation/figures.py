@@ -7,6 +7,7 @@ import os
 os.environ["MPLBACKEND"] = "agg"  # a notebook sets a backend that this Python may lack, and the import would fail
 
 import matplotlib
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -17,7 +18,10 @@ from matplotlib.figure import Figure
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a folder's name is no formula
 
+NAMED_SKILLS = 20  # up to which skills have colors that are easy to tell apart
+
 __all__ = [
+    "NAMED_SKILLS",
     "Axes",
     "Axis",
     "Figure",
@@ -25,4 +29,12 @@ __all__ = [
     "Normalize",
     "ScalarMappable",
     "colormaps",
+    "skill_colors",
 ]
+
+
+def skill_colors(count: int) -> list[tuple[float, ...]]:
+    """Return a color for each skill, which are easy to tell apart up to NAMED_SKILLS."""
+    if count <= NAMED_SKILLS:
+        return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])  # type: ignore[attr-defined]
+    return list(map(tuple, colormaps["turbo"](np.linspace(0.0, 1.0, count))))

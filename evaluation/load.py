@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
@@ -14,17 +14,18 @@ from config import Config
 from drq import DrQAgent
 from envs.cells import CellGrid
 from envs.make import make_environment
-from envs.parallel import EvalEnvs, open_eval_envs
+from envs.parallel import MAX_EVAL_ENVS, EvalEnvs, open_eval_envs
 from errors import CheckpointError, RenderingError, UserError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import bytes_of_traces, skill_name
 from replay_buffer import NO_SKILL
 from running import checkpoint, snapshots
-from running.build import choose_device, make_agent, out_of_memory_is_an_error
+from running.build import choose_device, make_agent, out_of_memory_is_an_error, warn_of_cpu
 from running.checkpoint import load_file
+from running.progress import ProgressBar
 from running.snapshots import read_networks
 from running.state import INVALID_STATE, read_counters
-from running.stored_config import checked_config, name_a_run
+from running.stored_config import checked_config, name_a_run, real_run
 from utils import check_memory, seed_everything
 
 
@@ -41,6 +42,11 @@ class LoadedRun:
     cell_grid: CellGrid | None  # in which coverage is counted
     angles: Sequence[int]  # entries of the state of the physics that are angles without limits
 
+    def bar(self, what: str, episodes: int) -> ProgressBar:
+        """Return a progress bar for playing so many episodes, which may end early."""
+        steps = math.ceil(episodes / MAX_EVAL_ENVS) * self.max_episode_steps
+        return ProgressBar(steps, unit="steps", what=what)
+
     def open_eval_envs(self, episodes: int) -> AbstractContextManager[EvalEnvs]:
         """Return the environments in which `episodes` episodes can be played, as a context manager."""
         return open_eval_envs(partial(make_environment, self.config), episodes)
@@ -51,7 +57,7 @@ class LoadedRun:
         """Play each skill of the agent, or of another one, from each start; see `evaluate_skills` for the settings."""
         needed = bytes_of_traces(len(skills) * len(seeds), self.max_episode_steps, self.config.image_size)
         check_memory({f"--episodes {len(seeds)}": needed})
-        names = {skill: skill_name(skill) for skill in skills}
+        names = {skill: skill_name(skill, self.config.num_skills) for skill in skills}
         settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps, "cell_grid": self.cell_grid}
         with self.open_eval_envs(len(skills) * len(seeds)) as eval_envs:
             return evaluate_skills(agent or self.agent, eval_envs, names, seeds, **settings)
@@ -69,7 +75,7 @@ def load(place: Path, device: str | None) -> LoadedRun:
 
     With None as the device, one is chosen. Raises UserError if there is no checkpoint, or if it cannot be used.
     """
-    place = Path(os.path.realpath(place))
+    place = real_run(place)
     folder = place.parent if place.is_file() else place
     run = folder.parent if folder.name in (checkpoint.FOLDER, snapshots.FOLDER) else folder
     try:
@@ -88,6 +94,7 @@ def load(place: Path, device: str | None) -> LoadedRun:
             if not agent.is_finite():
                 raise UserError(f"{place}: the checkpoint has weights that are not finite; name another one")
         counters = read_counters(state)
+        warn_of_cpu(device, config.device)
         return LoadedRun(
             config=config,
             agent=agent,
@@ -121,11 +128,3 @@ def _check_sizes(config: Config, agent: Mapping[str, Any]) -> None:
         raise ValueError("the networks have other sizes")
     if type(agent["skill"]) is not int or not NO_SKILL <= agent["skill"] < max(config.num_skills, 1):
         raise ValueError("there is no such skill")
-
-
-def check_skill(flag: str, skill: int, known: list[int]) -> None:
-    """Raise UserError if the run does not have the skill."""
-    if skill not in known:
-        one = f"skill {known[0]} only" if known[0] >= 0 else "no skills"
-        skills = f"the skills {known[0]} to {known[-1]}" if len(known) > 1 else one
-        raise UserError(f"--{flag}: the run has {skills}; got {skill}")

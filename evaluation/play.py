@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from envs.parallel import EvalEnvs
 from errors import WorkerError
 from logger import Episode
 from replay_buffer import NO_SKILL
+from running.names import padded
 from video import VideoRecorder
 
 Actions = Literal["mode", "sampled", "uniform"]  # the policy's mode, samples of it, or uniformly random ones
@@ -25,7 +27,7 @@ BYTES_PER_STEP = 200  # of a trace: an array, two numbers and their places in li
 class Trace:
     """What happens in an episode of T steps, filled by `play`. Lists of length T + 1 begin with the reset's entry."""
 
-    picture_every: int = 0  # agent steps between pictures; 0 keeps none
+    picture_every: int = 0  # agent steps between pictures, of which the last step has one too; 0 keeps none
     actions: list[np.ndarray] = field(default_factory=list)  # float32 (action_dim,), T entries
     rewards: list[float] = field(default_factory=list)  # the task's, T entries
     intrinsic: list[float] = field(default_factory=list)  # rewards in nats, T entries; 0 without a discriminator
@@ -34,6 +36,7 @@ class Trace:
     centres: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in meters, as many as states
     positions: list[np.ndarray] = field(default_factory=list)  # in the coordinates of the cell grid, as many as states
     pictures: list[np.ndarray] = field(default_factory=list)  # newest frames, uint8 (3, H, W)
+    picture_steps: list[int] = field(default_factory=list)  # the agent step of each picture
 
 
 def bytes_of_traces(episodes: int, steps: int, image_size: int) -> int:
@@ -81,6 +84,11 @@ def play(
     return episodes
 
 
+def steps_to_play(episodes: int, eval_envs: EvalEnvs, max_episode_steps: int) -> int:
+    """Return how often `play` calls `between_steps` at most."""
+    return math.ceil(episodes / eval_envs.num_envs) * max_episode_steps
+
+
 def best_skill(
     agent: DrQAgent,
     eval_envs: EvalEnvs,
@@ -103,9 +111,9 @@ def best_skill(
     return max(returns, key=lambda skill: returns[skill]), returns, sum(episode.length for episode in episodes)
 
 
-def skill_name(skill: int) -> str:
-    """Return the name of a skill in files and tags; "policy" for NO_SKILL."""
-    return "policy" if skill == NO_SKILL else f"skill{skill}"
+def skill_name(skill: int, count: int = 1) -> str:
+    """Return the name of one of `count` skills in files, which sort by it; "policy" for NO_SKILL."""
+    return "policy" if skill == NO_SKILL else f"skill{padded(skill, count - 1)}"
 
 
 def start_seeds(entropy: int | Sequence[int], count: int) -> list[int]:
@@ -130,7 +138,7 @@ class _Round:
         began = time.perf_counter()
         obs, _ = self.eval_envs.reset(seed=self.seeds)  # type: ignore[arg-type]  # vectors take a seed for each
         action, _, predicted = self._assess(obs)
-        self._trace(obs, predicted)
+        self._trace(obs, predicted, self.over)
         while not self.over.all():
             between_steps()
             obs, reward, _, _, info = self.eval_envs.step(action)
@@ -145,7 +153,7 @@ class _Round:
             self.recognized += ~self.over & (predicted == self.skills) & (self.skills != NO_SKILL)
             for number, start in self._running():
                 start.trace.intrinsic.append(float(r_int[number]))
-            self._trace(obs, predicted)
+            self._trace(obs, predicted, info["over"])
             self._record(predicted, r_int)
             self.over |= info["over"]
         duration = (time.perf_counter() - began) / len(self.starts)
@@ -177,8 +185,8 @@ class _Round:
         """Return the episodes that are not over, with the numbers of their environments."""
         return [(number, start) for number, start in enumerate(self.starts) if not self.over[number]]
 
-    def _trace(self, obs: np.ndarray, predicted: np.ndarray) -> None:
-        """Append the current observation and state to the traces."""
+    def _trace(self, obs: np.ndarray, predicted: np.ndarray, last: np.ndarray) -> None:
+        """Append the current observation and state to the traces. `last` says whose episode ends with this step."""
         measured = self.eval_envs.call("measure")
         for number, start in self._running():
             trace = start.trace
@@ -187,8 +195,10 @@ class _Round:
                 trace.states.append(measured[number].state)
                 trace.centres.append(measured[number].center)
                 trace.positions.append(measured[number].position)
-            if trace.picture_every and self.length[number] % trace.picture_every == 0:
+            step = int(self.length[number])
+            if trace.picture_every and (step % trace.picture_every == 0 or last[number]):
                 trace.pictures.append(obs[number, -3:].copy())
+                trace.picture_steps.append(step)
 
     def _record(self, predicted: np.ndarray, r_int: np.ndarray) -> None:
         """Append the current scene to the videos."""

@@ -70,8 +70,8 @@ def refit(loaded: LoadedRun, agent: DIAYNAgent, episodes: int, seed: int, action
     row for them.
     """
     seeds = distinct_seeds(seed, episodes)
-    with tqdm(desc="playing for --refit", unit=" steps", leave=False, disable=None) as bar:
-        settings: dict[str, Any] = {"actions": actions, "video_folder": None, "between_steps": bar.update}
+    with loaded.bar("playing for --refit", len(agent.skills()) * len(seeds)) as bar:
+        settings: dict[str, Any] = {"actions": actions, "video_folder": None, "between_steps": bar.advance}
         evaluation = loaded.evaluate(agent.skills(), seeds, agent=agent, keep_all_pictures=True, **settings)
     starts = Split(*([start for start in evaluation.starts if start.seed in part] for part in split(seeds)))
     counts = {f"episodes_{name}": len(part) for name, part in zip(Split._fields, starts, strict=True)}

@@ -12,22 +12,23 @@ import numpy as np
 
 from envs.cells import CellGrid, Coordinate
 from evaluation.figures import (
+    NAMED_SKILLS,
     Axes,
     Axis,
     Figure,
     FigureCanvasAgg,
     Normalize,
     ScalarMappable,
-    colormaps,
+    skill_colors,
 )
 from evaluation.play import Trace
 from evaluation.skill_report import EpisodesBySkill
 
 MATRIX_NUMBERS = 40  # skills up to which the confusion matrix has numbers
 SHEET_ROWS, SHEET_COLUMNS = 64, 8  # skills, and pictures of an episode, on the contact sheet
+SHEET_CHOICE = 8  # pictures that are kept for each one shown, as nobody knows when an episode will end
 SHEET_TILE, SHEET_HEADER, SHEET_LABEL = 84, 18, 44  # pixels: smallest tile, header's height, labels' width
 
-NAMED_SKILLS = 20  # up to which a legend names the skills of the trajectories; with more there is a color bar
 MOST_LINES, MOST_POINTS = 400, 500  # trajectories in a picture, and points of one
 MOST_BORDERS = 60  # borders of cells along an axis, above which none is drawn
 
@@ -46,8 +47,8 @@ def caption(episodes: int, frame: int) -> str:
 
 
 def picture_interval(max_episode_steps: int) -> int:
-    """Return the agent steps between the pictures that the contact sheet shows of an episode."""
-    return math.ceil(max_episode_steps / SHEET_COLUMNS)
+    """Return the agent steps between the pictures of an episode among which the contact sheet chooses."""
+    return math.ceil(max_episode_steps / (SHEET_CHOICE * (SHEET_COLUMNS - 1)))
 
 
 def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
@@ -163,42 +164,41 @@ def _name_axes(drawn: Sequence[Axis], coordinates: Sequence[Coordinate]) -> None
             axis.grid(which="minor", color="0.85", lw=0.6)
 
 
-def skill_colors(count: int) -> list[tuple[float, ...]]:
-    """Return a color for each skill, which are easy to tell apart up to NAMED_SKILLS."""
-    if count <= NAMED_SKILLS:
-        return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])  # type: ignore[attr-defined]
-    return list(map(tuple, colormaps["turbo"](np.linspace(0.0, 1.0, count))))
-
-
 def contact_sheet(played: EpisodesBySkill) -> np.ndarray:
     """Draw a row of pictures for each skill, its first episode from left to right in time: uint8 RGB `(H, W, 3)`.
 
-    Only the first SHEET_ROWS skills are shown.
+    Only the first SHEET_ROWS skills are shown. Columns are spread evenly from the first to the last step of the longest
+    episode; an episode that ends early keeps its last picture.
 
     The header shows agent steps. The label of a row shows the skill, and the share of the episode's steps at which the
     discriminator names it.
     """
     played = dict(islice(played.items(), SHEET_ROWS))
-    longest = max((episodes[0][1] for episodes in played.values()), key=lambda trace: len(trace.pictures))
-    stride = max(1, (len(longest.pictures) - 1) // (SHEET_COLUMNS - 1))
+    longest = max((episodes[0][1] for episodes in played.values()), key=lambda trace: trace.picture_steps[-1])
+    even = np.linspace(0, longest.picture_steps[-1], SHEET_COLUMNS)
+    shown = [longest.picture_steps[_nearest(longest, step)] for step in even]
     size = longest.pictures[0].shape[1]
     size *= math.ceil(SHEET_TILE / size)
     sheet = np.zeros((SHEET_HEADER + size * len(played), SHEET_LABEL + size * SHEET_COLUMNS, 3), np.uint8)
     sheet[:SHEET_HEADER] = sheet[:, :SHEET_LABEL] = 255
-    for column in range(SHEET_COLUMNS):
-        text = f"step {column * stride * longest.picture_every}"
-        _write(sheet, text, SHEET_LABEL + size * column + 4, SHEET_HEADER - 6)
+    for column, step in enumerate(shown):
+        _write(sheet, f"step {step}", SHEET_LABEL + size * column + 4, SHEET_HEADER - 6)
     for row, (skill, episodes) in enumerate(played.items()):
         episode, trace = episodes[0]
         top = SHEET_HEADER + size * row
         _write(sheet, f"{skill}", 4, top + size // 2)
         _write(sheet, f"{episode.discriminator_accuracy:.0%}", 4, top + size // 2 + 18)
-        for column, picture in enumerate(trace.pictures[::stride][:SHEET_COLUMNS]):
-            left = SHEET_LABEL + size * column
+        for column, step in enumerate(shown):
+            picture, left = trace.pictures[_nearest(trace, step)], SHEET_LABEL + size * column
             tile = cv2.resize(picture.transpose(1, 2, 0), (size, size), interpolation=cv2.INTER_NEAREST)
             sheet[top : top + size, left : left + size] = tile
     sheet[SHEET_HEADER:, SHEET_LABEL::size] = 255  # lines between the columns
     return sheet
+
+
+def _nearest(trace: Trace, step: float) -> int:
+    """Return the number of the picture nearest to an agent step."""
+    return int(np.abs(np.array(trace.picture_steps) - step).argmin())
 
 
 def _write(image: np.ndarray, text: str, x: int, y: int) -> None:

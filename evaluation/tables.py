@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,25 @@ import pandas as pd
 from evaluation.evaluate_skills import Evaluation
 from logger import Row
 from running.atomic_files import write_file
+from running.columns import LINE_WIDTH
 from running.csv_files import csv_lines, header
+
+SHORT_NAMES = {  # of columns, in a printed table
+    "skill_id": "skill",
+    "episode_extrinsic_reward": "return",
+    "episode_intrinsic_reward_sum": "intrinsic",
+    "discriminator_accuracy": "accuracy",
+    "mutual_information_bound": "bound",
+    "mutual_information_bound_second_half": "2nd half",
+    "cells_visited": "cells",
+    "displacement_x": "moved x",
+    "displacement_y": "moved y",
+    "state_distance_within": "within",
+    "state_distance_between": "between",
+    "episodes_train": "train",
+    "episodes_validation": "validation",
+    "episodes_test": "test",
+}
 
 
 def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: int) -> None:
@@ -21,9 +40,19 @@ def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: 
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Print rows without the columns that are empty. Cells that are empty have a dash."""
+    """Print rows without the columns that are empty, and without the last ones that the terminal is too narrow for.
+
+    Cells that are empty have a dash. Outside a terminal a line has at most as many characters as in the console.
+    """
     used = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    print(pd.DataFrame([{name: _shown(row.get(name)) for name in used} for row in rows]).to_string(index=False))
+    width = shutil.get_terminal_size((LINE_WIDTH, 0)).columns
+    while True:
+        cells = [{SHORT_NAMES.get(name, name): _shown(row.get(name)) for name in used} for row in rows]
+        text = pd.DataFrame(cells).to_string(index=False)
+        if len(text.partition("\n")[0]) <= width or len(used) == 1:
+            break
+        used.pop()
+    print(text)
 
 
 def _shown(value: Any) -> str:
@@ -44,14 +73,15 @@ def decile_rows(evaluation: Evaluation) -> list[Row]:
 def print_bound(evaluation: Evaluation, complete: bool) -> None:
     """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
     measures = evaluation.overall
-    text = f"accuracy {measures['discriminator_accuracy']:.3f}, bound {measures['mutual_information_bound']:.3f} nats"
+    accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
+    text = f"means over skills: accuracy {accuracy:.3f}, bound {bound:.3f} nats"
     if measures["mutual_information_bound_second_half"] is not None:
-        text += f", in the second half of the episode {measures['mutual_information_bound_second_half']:.3f}"
-    print(f"{text}: means over these skills")
+        text += f", in the second half {measures['mutual_information_bound_second_half']:.3f}"
+    print(text)
     if complete:
         print(f"effective number of skills: {measures['effective_skills']:.2f} of {len(evaluation.rows)}")
     bounds = " ".join("-" if bound is None else f"{bound:.2f}" for bound in evaluation.mean_by_decile)
-    print(f"bound in each tenth of the episode: {bounds}")
+    print(f"bound in each tenth: {bounds}")
 
 
 def summary_row(policy: str, evaluation: Evaluation, complete: bool) -> Row:

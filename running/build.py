@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import Config, Role
+from config import Config, Role, check_device
 from diayn import DIAYNAgent
 from drq import DrQAgent
 from envs.make import make_environment
@@ -45,7 +45,7 @@ def build_run(config: Config, resources: ExitStack) -> Run:
     env = resources.enter_context(closing(make_environment(config)))
     obs_shape, action_dim = env.observation_space.shape, env.action_space.shape[0]
     check_memory(memory_needed(config, obs_shape, env.max_episode_steps or 1))
-    buffer = make_replay_buffer(config, (3, *obs_shape[1:]), action_dim)
+    buffer, memory = make_replay_buffer(config, (3, *obs_shape[1:]), action_dim)
     if config.deterministic and config.device != "cpu":
         make_deterministic()
     keep_freed_memory()
@@ -71,6 +71,7 @@ def build_run(config: Config, resources: ExitStack) -> Run:
         skill_rng=np.random.default_rng(seed_sequence(config.seed, "skills")),
         stopwatch=Stopwatch(),
         first_update_step=config.num_seed_steps,
+        memory=memory,
     )
 
 
@@ -130,13 +131,9 @@ def make_agent(config: Config, obs_shape: tuple[int, ...], action_dim: int) -> D
 
 def choose_device(wanted: str | None) -> str:
     """Return the device to use: the one asked for, else CUDA, else the CPU. Raises UserError if it does not exist."""
-    if wanted is None and torch.cuda.is_available():
-        wanted = "cuda"
+    check_device(wanted)
     if wanted is None:
-        print("warning: no CUDA device was found; using the CPU (--device cpu silences this)", file=sys.stderr)
-        return "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
-        raise UserError(f"--device must be cuda, cuda:N or cpu; got {wanted}")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= int(wanted.partition(":")[2] or 0):
@@ -147,6 +144,12 @@ def choose_device(wanted: str | None) -> str:
     return wanted
 
 
+def warn_of_cpu(wanted: str | None, chosen: str) -> None:
+    """Print a warning if no device was asked for and there is no CUDA device."""
+    if wanted is None and chosen == "cpu":
+        print("warning: no CUDA device was found; using the CPU (--device cpu silences this)", file=sys.stderr)
+
+
 def make_deterministic() -> None:
     """Make CUDA compute the same numbers in every run."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
@@ -155,15 +158,15 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def make_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> ReplayBuffer:
-    """Return an empty replay buffer. Raises UserError if there is no memory for it.
+def make_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> tuple[ReplayBuffer, str]:
+    """Return an empty replay buffer, and in words its memory. Raises UserError if there is none for it.
 
     Args:
         frame_shape: of one frame, (channels, H, W).
     """
-    storage = place_replay_buffer(config, frame_shape, action_dim)
+    storage, memory = place_replay_buffer(config, frame_shape, action_dim)
     try:
-        return ReplayBuffer(
+        buffer = ReplayBuffer(
             config.replay_buffer_capacity,
             frame_shape,
             config.frame_stack,
@@ -174,29 +177,27 @@ def make_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim:
         )
     except MemoryError as error:
         raise UserError(f"--replay_buffer_capacity: {error}; choose a smaller one") from error
+    return buffer, memory
 
 
-def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> str:
-    """Print the memory that the replay buffer needs and what is free; return the device for its frames.
+def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim: int) -> tuple[str, str]:
+    """Return the device for the replay buffer's frames and, in words, the memory that it needs and what is free.
 
     The CUDA device is chosen if it then has room for the networks. Raises UserError if there is not enough memory.
     """
     needed = ReplayBuffer.bytes_needed(config.replay_buffer_capacity, frame_shape, config.frame_stack, action_dim)
+    size, too_large = f"{needed / 1e9:.2f} GB", ""
     if config.device != "cpu":
         free, _ = torch.cuda.mem_get_info(config.device)
         if needed + cuda_headroom(config) <= free:
-            print(f"replay buffer: {needed / 1e9:.2f} GB on the device, of {free / 1e9:.2f} GB free")
-            return config.device
-        print(
-            f"replay buffer: {needed / 1e9:.2f} GB; too much for the device ({free / 1e9:.2f} GB free), so on the host"
-        )
+            return config.device, f"{size} on the device, of {free / 1e9:.2f} GB free"
+        too_large = f"; too much for the device ({free / 1e9:.2f} GB free), so on the host"
     free = free_memory()
-    figures = f"{config.replay_buffer_capacity} transitions need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+    figures = f"{config.replay_buffer_capacity} transitions need {size}, {free / 1e9:.2f} GB are free"
     if needed > free:
         fitting = int(config.replay_buffer_capacity * free / needed * 0.8)
         raise UserError(f"--replay_buffer_capacity: {figures}; try {fitting}")
-    print(f"replay buffer: {figures}")
-    return "cpu"
+    return "cpu", figures + too_large
 
 
 def cuda_headroom(config: Config) -> int:

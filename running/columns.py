@@ -40,22 +40,41 @@ SUMMARY_COLUMNS = (
 DECILE_COLUMNS = ("step", "skill_id", "decile", "mutual_information_bound")
 REQUIRED_CSV_FILES = ("train.csv", "eval.csv", "episodes.csv")  # in every checkpoint, also those of older versions
 
-CONSOLE = (  # column, label and format of each part of a line: DrQ's, with DIAYN's appended
-    ("episode", "E", "{}"),
-    ("step", "S", "{}"),
-    ("episode_reward", "R", "{:.4f}"),
-    ("duration", "D", "{:.1f} s"),
-    ("batch_reward", "BR", "{:.4f}"),
-    ("actor_loss", "ALOSS", "{:.4f}"),
-    ("critic_loss", "CLOSS", "{:.4f}"),
-    ("alpha_loss", "TLOSS", "{:.4f}"),
-    ("alpha_value", "TVAL", "{:.4f}"),
-    ("actor_entropy", "AENT", "{:.4f}"),
-    ("skill_id", "SKILL", "{}"),
-    ("episode_intrinsic_reward_sum", "IR", "{:.4f}"),
-    ("discriminator_loss", "DLOSS", "{:.4f}"),
-    ("discriminator_accuracy", "DACC", "{:.4f}"),
-    ("mutual_information_bound", "MI", "{:.4f}"),
+HEADLINE = (  # columns of eval.csv that TensorBoard shows first, under eval/
+    *("episode_reward", "mutual_information_bound", "mutual_information_bound_second_half"),
+    *("effective_skills", "cells_visited"),
+)
+
+LINE_WIDTH = 120  # characters that a line of the console has at most
+CONSOLE = {  # label and format of a column in such lines
+    "episode": ("E", "{}"),
+    "step": ("S", "{}"),
+    "episode_reward": ("R", "{:.4g}"),
+    "duration": ("D", "{:.1f} s"),
+    "batch_reward": ("BR", "{:.3g}"),
+    "actor_loss": ("ALOSS", "{:.3g}"),
+    "critic_loss": ("CLOSS", "{:.3g}"),
+    "alpha_value": ("TVAL", "{:.3g}"),
+    "actor_entropy": ("AENT", "{:.3g}"),
+    "skill_id": ("SKILL", "{}"),
+    "episode_intrinsic_reward_sum": ("IR", "{:.4g}"),
+    "discriminator_loss": ("DLOSS", "{:.3g}"),
+    "discriminator_accuracy": ("DACC", "{:.2f}"),
+    "mutual_information_bound": ("MI", "{:.3f}"),
+    "effective_skills": ("SKILLS", "{:.1f}"),
+    "cells_visited": ("CELLS", "{}"),
+}
+TRAIN_LINE = (  # DrQ's, as far as they fit
+    *("episode", "step", "episode_reward", "duration", "batch_reward", "actor_loss", "critic_loss"),
+    *("alpha_value", "actor_entropy"),
+)
+TRAIN_SKILL_LINE = (
+    *("episode", "step", "episode_reward", "duration", "skill_id", "episode_intrinsic_reward_sum"),
+    *("discriminator_loss", "discriminator_accuracy"),
+)
+EVAL_LINE = (
+    *("episode", "step", "episode_reward", "episode_intrinsic_reward_sum", "discriminator_accuracy"),
+    *("mutual_information_bound", "effective_skills", "cells_visited"),
 )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from config import FIELDS, Config, check_value
+from config import FIELDS, Config, Role, check_device, check_value, flags_with, shown_value
 from errors import UserError
 from running.names import check_name
 from running.presets import settings_of
@@ -31,6 +31,7 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     values["log_std_bounds"] = tuple(values["log_std_bounds"])
     for name, value in values.items():
         check_value(name, value)
+    check_device(values["device"])
     with_skills = values["num_skills"] > 0 and values["finetune_from"] is None
     _check_fine_tuning(values)
     _derive_defaults(values, with_skills)
@@ -45,6 +46,14 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     if low >= high:
         raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
     return Config(**values)
+
+
+def compared_flags(config: Config) -> dict[str, float | str]:
+    """Return the flags by which runs are compared: numbers if they always are numbers, else texts."""
+    usual, left_out = make_config({}), flags_with(Role.RESUMABLE | Role.OF_ONE_RUN | Role.PLACED_BY_SWEEP)
+    values = {name: getattr(config, name) for name in FIELDS if name not in left_out}
+    numbers = {name for name in values if type(getattr(usual, name)) in (int, float)}
+    return {name: value if name in numbers else shown_value(value) for name, value in values.items()}
 
 
 def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,13 +23,17 @@ from envs.renderer import RendererInfo
 from errors import one_line
 from running.atomic_files import made_folder, read_file, write_file
 from running.names import folder_name
-from running.stored_config import CONFIG_FILE
+from running.stored_config import CONFIG_FILE, LATEST
 
 RECORDED_PACKAGES = (
     *("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"),
     *("imageio-ffmpeg", "scipy", "pandas", "matplotlib", "tqdm", "psutil"),
 )
 EXACT_PACKAGES = ("torch", "numpy", "dm_control", "mujoco")  # another version may compute other numbers
+PARTS = (  # of a run's folder, to which `latest` has links; not tb/
+    *(CONFIG_FILE, "train.csv", "eval.csv", "episodes.csv", "skills.csv"),
+    *("skills", "video", "checkpoint", "snapshots"),
+)
 
 
 @contextmanager
@@ -63,16 +67,26 @@ def _make_unique(folder: Path) -> Path:
 
 
 def link_latest(folder: Path) -> None:
-    """Point the link `latest` beside the run's folder at it, if the disk has links. A user's own file is kept."""
-    link, aside = folder.with_name("latest"), folder.with_name(f".latest-{folder.name}")
-    if folder == link or (link.exists() and not link.is_symlink()):
+    """Let the folder `latest` beside the run's lead to it, if the disk has links. A user's own file or folder is kept.
+
+    It has links to the parts of the run. A link to the run itself would show it in TensorBoard twice.
+    """
+    latest = folder.with_name(LATEST)
+    if folder == latest:
         return
     with suppress(OSError):
-        aside.symlink_to(folder.name, target_is_directory=True)
-        try:
-            os.replace(aside, link)
-        except OSError:
-            aside.unlink()
+        if latest.is_symlink():  # of an older version
+            latest.unlink()
+        latest.mkdir(exist_ok=True)
+        if not all(path.is_symlink() for path in latest.iterdir()):
+            return
+        for name in PARTS:
+            aside = latest / f".{name}-{folder.name}"
+            aside.symlink_to(Path("..", folder.name, name))
+            try:
+                os.replace(aside, latest / name)
+            except OSError:
+                aside.unlink()
 
 
 def write_config(

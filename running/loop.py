@@ -11,10 +11,11 @@ import numpy as np
 
 from errors import RenderingError, RunError, SimulationError, StopError, WorkerError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
-from evaluation.play import skill_name, start_seeds
+from evaluation.play import skill_name, start_seeds, steps_to_play
 from logger import Episode
 from replay_buffer import Batch
 from running.build import out_of_memory_is_an_error
+from running.names import frame_name
 from running.run import EpisodeInProgress, Run
 from running.snapshots import write_snapshot
 from running.state import check_losses, last_good_checkpoint, not_finite, save_checkpoint
@@ -172,15 +173,18 @@ def evaluate(run: Run) -> None:
     The starts depend only on the run's seed and step, and training is not affected. If a signal asks the run to stop,
     nothing is logged and the evaluation stays due. Raises RenderingError, WorkerError.
     """
-    config, frame, steps = run.config, run.frame, 0
+    config, frame, step, began = run.config, run.frame, 0, time.monotonic()
     skills = run.agent.skills()
-    names = {skill: f"{frame}_{skill_name(skill)}" if config.learns_skills else f"{frame}" for skill in skills}
+    name, count = frame_name(frame), config.num_skills
+    names = {skill: f"{name}_{skill_name(skill, count)}" if config.learns_skills else name for skill in skills}
+
+    steps = steps_to_play(len(skills) * config.num_eval_episodes, run.eval_envs, run.env.max_episode_steps or 1)
 
     def between_steps() -> None:
-        nonlocal steps
+        nonlocal step
         run.stop.check()
-        steps += 1
-        run.logger.status(f"evaluating at frame {frame}, step {steps}")
+        step += 1
+        run.logger.count("evaluating", step, steps, time.monotonic() - began)
 
     with run.stopwatch("evaluate"):
         try:
@@ -193,7 +197,7 @@ def evaluate(run: Run) -> None:
                 max_episode_steps=run.env.max_episode_steps or 1,
                 cell_grid=run.env.cell_grid,
                 video_folder=run.folder / "video" if config.save_video else None,
-                grid_name=f"{frame}_skills",
+                grid_name=f"{name}_skills",
                 between_steps=between_steps,
             )
         except StopError:
@@ -216,11 +220,12 @@ def log_evaluation(run: Run, evaluation: Evaluation) -> None:
     measures: dict[str, Any] = {}
     if config.learns_skills:
         deciles = {
-            f"mutual_information_bound_by_decile/{number:02}": bound
+            f"{number:02}": bound
             for number, bound in enumerate(evaluation.mean_by_decile, start=1)
             if bound is not None
         }
-        measures = {"skills": evaluation.rows, "overall": evaluation.overall, "more": deciles}
+        measures = {"skills": evaluation.rows, "overall": evaluation.overall}
+        measures["more"] = {"mutual_information_bound_by_decile": deciles}
     logger.evaluation(run.episode, frame, evaluation.episodes, **measures)
     for name, picture in (evaluation.pictures(frame) if config.learns_skills else {}).items():
         logger.picture(name, picture, frame)

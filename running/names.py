@@ -1,4 +1,4 @@
-"""Names of folders: what a file system, a shell and a reader can take. Standard library only."""
+"""Names of files and folders: what a file system, a shell and a reader can take. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import re
 from errors import UserError
 
 LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and more may be appended
+
+FRAME_DIGITS = 8  # names of later frames are longer
 
 
 def folder_name(text: str) -> str:
@@ -23,6 +25,16 @@ def short_name(name: str, full: str | None = None) -> str:
         return name
     digest = hashlib.sha256((full or name).encode(errors="surrogatepass")).hexdigest()[:8]
     return f"{data[: LONGEST_NAME - 9].decode(errors='ignore')}_{digest}"
+
+
+def frame_name(frame: int) -> str:
+    """Return a frame as the beginning of a file's name: with zeros in front, so that names sort as frames do."""
+    return f"{frame:0{FRAME_DIGITS}d}"
+
+
+def padded(number: int, largest: int) -> str:
+    """Return a number with as many digits as the largest that it is listed with."""
+    return f"{number:0{len(str(largest))}d}"
 
 
 def check_name(flag: str, name: str | None) -> None:

@@ -74,6 +74,7 @@ class Run:
     skill_rng: np.random.Generator
     stopwatch: Stopwatch
     first_update_step: int
+    memory: str = ""  # of the replay buffer, in words
     folder: Path = dataclasses.field(init=False)
     checkpoints: Checkpoints = dataclasses.field(init=False)
     logger: Logger = dataclasses.field(init=False)  # opened last, as it truncates the logs of a resumed run

@@ -54,4 +54,5 @@ class StopRequest:
             raise KeyboardInterrupt
         with suppress(OSError):  # os.write, as the signal may interrupt a print
             text = f"stopping ({signal.Signals(number).name}): {self.answer}; a second signal stops at once\n"
-            os.write(2, text.encode())
+            clear = "\r\x1b[K" if os.isatty(2) else ""  # a progress bar, and the ^C that the terminal has echoed
+            os.write(2, (clear + text).encode())

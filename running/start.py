@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,15 +15,16 @@ from errors import CheckpointError, LogError, RenderingError, RunError, UserErro
 from evaluation.play import best_skill
 from logger import Logger, check_logs
 from running.atomic_files import check_file, check_folder, locked, no_room
-from running.build import build_run, choose_device, out_of_memory_is_an_error
+from running.build import build_run, choose_device, out_of_memory_is_an_error, warn_of_cpu
 from running.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from running.checkpoint import Checkpoints, State
+from running.derivation import compared_flags
 from running.folder import link_latest, new_run_folder, write_config
 from running.run import Run
 from running.snapshots import FOLDER as SNAPSHOT_FOLDER
 from running.snapshots import read_pretrained, snapshot_frames
 from running.state import INVALID_STATE, restore
-from running.stored_config import refuse_changes
+from running.stored_config import real_run, refuse_changes
 from utils import Stopwatch, seed_sequence
 from video import remove_unfinished
 
@@ -35,25 +35,39 @@ def open_run(config: Config, renderer: RendererInfo) -> Run:
     What can fail comes first, cheap checks before expensive ones; only then is a folder made or changed.
     Raises UserError.
     """
-    if config.resume is None:
-        first_update = -(-config.num_seed_steps // config.agent_steps_per_update) * config.agent_steps_per_update
-        if config.num_train_steps <= first_update:
-            steps = f"the first comes after {first_update} agent steps, the budget is {config.num_train_steps}"
-            flags = "--num_seed_steps, --agent_steps_per_update"
-            print(f"warning: there will be no updates: {steps} ({flags})", file=sys.stderr)
-    config = dataclasses.replace(config, device=choose_device(config.device))
-    print(f"device: {config.device}; renderer: {renderer.backend}, {renderer.name}")
-    if renderer.is_software and config.device != "cpu":
-        print("warning: rendering in software beside a GPU; MUJOCO_GL=egl is faster", file=sys.stderr)
+    wanted, config = config.device, dataclasses.replace(config, device=choose_device(config.device))
     with ExitStack() as half_made, ExitStack() as resources:  # undone, and closed, if something fails
         if config.resume is None:
             run, logs = _start(config, resources, half_made), None
         else:
             run, logs = _resume(config, resources)
         _open_outputs(run, renderer, logs, resources)
+        print_start(run, renderer, wanted)
         half_made.close()  # from here on nothing is undone
         run.resources = resources.pop_all()
     return run
+
+
+def print_start(run: Run, renderer: RendererInfo, wanted: str | None) -> None:
+    """Print what a run starts with, and warnings. Bad input has been refused by then.
+
+    Args:
+        wanted: the device that was asked for, or None.
+    """
+    config = run.config
+    warn_of_cpu(wanted, config.device)
+    if renderer.is_software and config.device != "cpu":
+        print("warning: rendering in software beside a GPU; MUJOCO_GL=egl is faster", file=sys.stderr)
+    first_update = -(-config.num_seed_steps // config.agent_steps_per_update) * config.agent_steps_per_update
+    if config.resume is None and config.num_train_steps <= first_update:
+        steps = f"the first comes after {first_update} agent steps, the budget is {config.num_train_steps}"
+        flags = "--num_seed_steps, --agent_steps_per_update"
+        print(f"warning: there will be no updates: {steps} ({flags})", file=sys.stderr)
+    print(f"device: {config.device}; renderer: {renderer.backend}, {renderer.name}")
+    print(f"replay buffer: {run.memory}")
+    print(f"outputs: {run.folder}")
+    if config.resume is not None:
+        print(f"resumed at frame {run.frame}, in episode {run.episode + 1}")
 
 
 def _start(config: Config, resources: ExitStack, half_made: ExitStack) -> Run:
@@ -106,7 +120,7 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
 
     A run that was killed before its first checkpoint starts again, without logs.
     """
-    folder = resources.enter_context(locked(Path(os.path.realpath(config.resume))))
+    folder = resources.enter_context(locked(real_run(config.resume)))
     checkpoints = Checkpoints(folder)
     try:
         state = checkpoints.read()
@@ -147,6 +161,7 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
             with_disdain=config.learns_skills and config.disdain_coeff > 0,
             tensorboard=config.log_save_tb,
             total_frames=run.frames_before + config.num_train_frames,
+            flags=compared_flags(config),
             logs=logs,
             step=run.frame,
         )
@@ -162,9 +177,6 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
     if logs is not None:
         run.logger.load_meters(logs, run.agent.device)
     remove_unfinished(folder / "video")
-    print(f"outputs: {folder}")
-    if config.resume is not None:
-        print(f"resumed at frame {run.frame}, in episode {run.episode + 1}")
 
 
 def _check_outputs(config: Config, folder: Path, logs: State | None) -> None:

@@ -29,6 +29,7 @@ from running.derivation import make_config, preset_settings
 from running.presets import BENCHMARKS, names_in
 
 CONFIG_FILE = "config.json"  # in a run's folder
+LATEST = "latest"  # the folder beside the runs of a task that has links to the parts of the newest one
 NAMED_RUNS = 5  # runs that a message names
 RESUMABLE = frozenset(flags_with(Role.RESUMABLE))
 RENAMED = {field.metadata["alias"]: name for name, field in FIELDS.items() if field.metadata["alias"]}
@@ -47,7 +48,7 @@ def config_from(given: Mapping[str, Any]) -> Config:
     if given.get("finetune_from") is None:
         return make_config(given)
     inherited = inherited_flags(given)
-    return make_config({**given, "finetune_from": os.path.realpath(given["finetune_from"])}, inherited)
+    return make_config({**given, "finetune_from": str(real_run(given["finetune_from"]))}, inherited)
 
 
 def resumed_config(given: Mapping[str, Any]) -> Config:
@@ -196,9 +197,18 @@ def read_record(path: Path, place: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def real_run(folder: Path | str) -> Path:
+    """Return the absolute path of a run's folder, also if it is given as `latest`."""
+    real = Path(os.path.realpath(folder))
+    if real.name == LATEST and (real / CONFIG_FILE).is_symlink():
+        return Path(os.path.realpath(real / CONFIG_FILE)).parent
+    return real
+
+
 def name_a_run(folder: Path) -> str:
     """Return what to do if the folder is not a run's, naming the runs in it."""
-    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}") if not path.parent.is_symlink())
+    found = [path for path in folder.glob(f"*/{CONFIG_FILE}") if not path.is_symlink()]
+    runs = sorted(path.parent for path in found if not path.parent.is_symlink())
     if not runs:
         return "name a run's folder"
     more = f" or {len(runs) - NAMED_RUNS} more" if len(runs) > NAMED_RUNS else ""

@@ -19,6 +19,7 @@ from typing import Any
 
 from config import TYPES, Config, Role, flags_with, shown_value
 from envs.renderer import do_without_renderer
+from envs.tasks import check_task
 from errors import CheckpointError, UserError
 from running.atomic_files import no_room
 from running.stored_config import config_from, with_template
@@ -34,6 +35,8 @@ def new_sweep(values: Mapping[str, Sequence[Any]], folder: Path, options: Mappin
     planned = plan(values)
     folder = Path(os.path.realpath(folder))
     check_place(folder)
+    for _, config in planned:
+        check_task(config)
     needed = check_environments([config for _, config in planned])
     return Sweep(folder, [trial for trial, _ in planned], round(needed / 1e9 + PROCESS_MEMORY, 2), **options)
 

@@ -53,16 +53,49 @@ def contents(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
+    ("program", "line", "words"),
+    [
+        ("train", "--env walker_wlak", "--env: dm_control.suite has no task 'walker_wlak'; did you mean walker_walk"),
+        ("train", "--task dmc_cartpole", "--env: dm_control.suite has no task 'cartpole'; did you mean cartpole_"),
+        ("train", "--env humanoid --device cpu", "did you mean humanoid_"),
+        ("train", "--env gm:Ant-v5", "--env gm:Ant-v5: unknown prefix gm:; give gym: or, for a suite task, none"),
+        ("train", "--floor coloured", "--env: cartpole_swingup has no walking body"),
+        ("train", "--device nonsense", "--device must be cuda, cuda:N or cpu; got nonsense"),
+        ("train", "--num_skills -1", "--num_skills must be at least 0; got -1"),
+        ("evaluate", "{run} --skills 9", "--skills: the run has the skills 0 to 3; got 9"),
+        ("evaluate", "{run}/checkpoint --skill_schedule 9:5", "--skill_schedule: the run has the skills 0 to 3; got 9"),
+        ("evaluate", "{run} --skills x", "--skills must be all, best or numbers such as 3,7; got x"),
+        ("evaluate", "{run} --device gpu", "--device must be cuda, cuda:N or cpu; got gpu"),
+        ("sweep", "--env walker_wlak --seed 1 2", "dm_control.suite has no task 'walker_wlak'"),
+        ("benchmark", "--env walker_wlak", "dm_control.suite has no task 'walker_wlak'"),
+    ],
+)
+def test_a_mistyped_value_is_answered_at_once(program: str, line: str, words: str, tmp_path: Path) -> None:
+    """In one line, before anything is imported that takes seconds, such as torch."""
+    (tmp_path / "config.json").write_text('{"flags": {"num_skills": 4}}')
+    checked = f"""
+import sys
+from {program} import main
+try:
+    code = main({shlex.split(line.format(run=tmp_path))!r})
+except SystemExit as error:
+    code = error.code
+print(code, {{"torch", "dm_control", "mujoco", "numpy", "ray"}} & set(sys.modules))
+"""
+    child = subprocess.run([sys.executable, "-c", checked], cwd=ROOT, capture_output=True, text=True)
+    assert child.stdout == "2 set()\n", child.stderr
+    (answer,) = child.stderr.splitlines()
+    assert answer.startswith(f"{program}.py: error: ")
+    assert words in answer
+
+
+@pytest.mark.parametrize(
     ("line", "environment", "patterns"),
     [
-        ("--env walker_wlak", {}, ("--env", "walker_wlak", "walker_walk")),
-        ("--task dmc_cartpole", {}, ("--env", "cartpole_")),
-        ("--env humanoid --device cpu", {}, ("--env", "humanoid_")),
         ("--replay_buffer_capacity 1e9", {}, ("--replay_buffer_capacity", r"need\w* [\d.]+ GB", r"[\d.]+ GB .*free")),
         ("--replay_buffer_capacity 3", {}, ("--replay_buffer_capacity", r"\b4\b")),  # an episode has 4 agent steps
         ("--device cuda", {}, ("--device cuda", "cpu")),
         ("--device cuda:1", {}, ("--device cuda:1", "cpu")),
-        ("--device nonsense", {}, ("--device", "nonsense", "cpu", "cuda")),
         ("", {"MUJOCO_GL": "nonsense"}, ("MUJOCO_GL", "nonsense", "unset|install")),
     ],
 )

@@ -63,6 +63,7 @@ def test_every_flag_is_described(name: str) -> None:
 
 
 ROLES: dict[Role, set[str]] = {
+    Role.WITH_SKILLS: {"discriminator_window"},
     Role.NETWORK: {
         *("image_size", "frame_stack", "num_skills", "skill_embedding_dim"),
         *("encoder_feature_dim", "hidden_dim", "hidden_depth", "log_std_bounds"),

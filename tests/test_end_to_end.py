@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from running.columns import HEADLINE
 from tests.support.flags import DIAYN_COMMAND, DRQ_COMMAND
 from tests.support.paths import ROOT
 
@@ -59,7 +60,7 @@ class Finished:
     def videos(self, *frames: int) -> set[str]:
         """Return the names of the videos of evaluations at these frames."""
         names = [f"_skill{skill}" for skill in range(self.num_skills)] + ["_skills"] if self.num_skills else [""]
-        return {f"{frame}{name}.mp4" for frame in frames for name in names}
+        return {f"{frame:08}{name}.mp4" for frame in frames for name in names}
 
 
 def finish(line: str, work_dir: Path, num_skills: int) -> Finished:
@@ -142,11 +143,12 @@ def test_episodes_csv(run: Finished) -> None:
 
 
 def test_tensorboard_scalars(run: Finished, events: EventAccumulator) -> None:
-    """The CSVs' values under train/ and eval/, and the returns and intrinsic sums of each skill, by frame."""
+    """The CSVs' values under train/, eval/ and eval_more/, and returns and intrinsic sums of each skill, by frame."""
     for prefix in ("train", "eval"):
         table = run.table(prefix).set_index("step")
         for column in table.columns.difference(["episode", "skill_id"]):
-            written, expected = events.Scalars(f"{prefix}/{column}"), table[column].dropna()
+            group = "eval_more" if prefix == "eval" and column not in HEADLINE else prefix
+            written, expected = events.Scalars(f"{group}/{column}"), table[column].dropna()
             assert [event.step for event in written] == expected.index.tolist()
             np.testing.assert_allclose([event.value for event in written], expected, rtol=1e-5)
     episodes = run.table("episodes")
@@ -156,7 +158,7 @@ def test_tensorboard_scalars(run: Finished, events: EventAccumulator) -> None:
             own = episodes[(episodes["type"] == prefix) & (episodes["skill_id"] == skill)]
             own = own.rename(columns={"episode_extrinsic_reward": "episode_reward"}).groupby("step")
             for name in names:
-                written = events.Scalars(f"{prefix}/{name}/skill_{skill}")
+                written = events.Scalars(f"skill{'_train' * (prefix == 'train')}_{name}/skill_{skill}")
                 assert [event.step for event in written] == list(own.groups)
                 np.testing.assert_allclose([event.value for event in written], own[name].mean(), rtol=1e-5)
 
@@ -164,7 +166,7 @@ def test_tensorboard_scalars(run: Finished, events: EventAccumulator) -> None:
 def test_tensorboard_histograms(run: Finished, events: EventAccumulator) -> None:
     tags = events.Tags()["histograms"]
     for module in ("actor", "critic", *(["discriminator"] if run.num_skills else [])):
-        own = [tag for tag in tags if tag.startswith(module)]
+        own = [tag for tag in tags if tag.startswith(f"weights_{module}/")]
         assert sum(tag.endswith("_grad") for tag in own) == len(own) / 2 > 0
     for tag in tags:
         expected = [1440] if tag.endswith("_grad") else [720, 1440]  # there is no gradient before the first update
@@ -197,16 +199,17 @@ def test_videos(run: Finished) -> None:
         assert frames.std(axis=(1, 2)).min() > 1  # every frame shows something
         assert (frames[0] != frames[-1]).any()
     if run.num_skills:
-        single, grid = videos["0_skill0.mp4"].shape, videos["0_skills.mp4"].shape
+        single, grid = videos["00000000_skill0.mp4"].shape, videos["00000000_skills.mp4"].shape
         assert grid[1] * grid[2] >= run.num_skills * single[1] * single[2]
 
 
 def test_console(run: Finished) -> None:
-    """DrQ's lines, with the values of the updates as soon as there are some."""
-    number = r"-?\d+\.\d+"
+    """DrQ's lines, or DIAYN's, with the values of the updates as soon as there are some."""
+    number = r"-?\d+(\.\d+)?(e[+-]\d+)?"
     lines = [line for line in run.stdout.splitlines() if line.startswith("|")]
     assert len(lines) == len(run.table("train")) + len(run.table("eval"))
-    updates = "".join(rf" \| {label}: {number}" for label in ("BR", "ALOSS", "CLOSS", "TLOSS", "TVAL", "AENT"))
+    labels = ("SKILL", "IR", "DLOSS", "DACC") if run.num_skills else ("BR", "ALOSS", "CLOSS", "TVAL", "AENT")
+    updates = "".join(rf" \| {label}: {number}" for label in labels)
     assert re.match(rf"\| train \| E: 20 \| S: 1600 \| R: {number} \| D: {number} s{updates}", lines[-2])
     assert re.match(rf"\| eval  \| E: 20 \| S: 1600 \| R: {number}", lines[-1])
     assert "frames/s" not in run.stdout + run.stderr  # no progress bar without a terminal

@@ -193,7 +193,7 @@ def test_stop_in_evaluation(number: signal.Signals, launch: Launch, tmp_path: Pa
     folder = run_folder(tmp_path)
     assert assert_stopped(child, number, folder) == 24
     assert steps(folder, "eval") == [0]
-    videos = {f"{name}.mp4" for name in ("0_skill0", "0_skill1", "0_skills")}
+    videos = {f"{name}.mp4" for name in ("00000000_skill0", "00000000_skill1", "00000000_skills")}
     assert {path.name for path in (folder / "video").iterdir()} == videos
     launch(f"--resume {folder} --save_video false").finish()
     assert_equal_runs(folder, undisturbed(""))

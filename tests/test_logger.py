@@ -23,11 +23,15 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from evaluation import skill_report
 from evaluation.play import Trace
 from logger import Episode, Logger, Meters
-from running.columns import update_metrics
+from running.columns import CONSOLE, HEADLINE, TRAIN_LINE, TRAIN_SKILL_LINE, update_metrics
 from running.csv_files import CsvFile
 from tests.support.paths import ROOT
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
@@ -58,10 +62,9 @@ def make_logger(tmp_path: Path) -> Iterator[MakeLogger]:
     """`make_logger()` returns a Logger in tmp_path, which is closed after the test."""
     made: list[Logger] = []
 
-    def make(*, with_skills: bool = False, tensorboard: bool = False, total_frames: int = 1000) -> Logger:
-        made.append(
-            Logger(tmp_path, with_skills=with_skills, tensorboard=tensorboard, total_frames=total_frames),
-        )
+    def make(*, with_skills: bool = False, tensorboard: bool = False, **settings: Any) -> Logger:
+        settings = {"total_frames": 1000, **settings}
+        made.append(Logger(tmp_path, with_skills=with_skills, tensorboard=tensorboard, **settings))
         return made[-1]
 
     yield make
@@ -214,14 +217,14 @@ def test_eval_row_with_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
 
 
 def test_measures_that_are_missing(make_logger: MakeLogger, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Their cells are empty, and the console shows "-"."""
+    """Their cells are empty, and the console does not show them."""
     overall = {"discriminator_accuracy": 0.25, "mutual_information_bound": None}
     make_logger(with_skills=True).evaluation(7, 2800, eval_results(), skills=skill_rows(), overall=overall)
     (row,) = table(tmp_path, "eval").to_dict("records")
     assert row["discriminator_accuracy"] == 0.25
     assert np.isnan(row["mutual_information_bound"])
     assert np.isnan(row["effective_skills"])
-    assert "| MI: -" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("| R: 40 | DACC: 0.25\n")
 
 
 def test_eval_row_without_skills(make_logger: MakeLogger, tmp_path: Path) -> None:
@@ -321,31 +324,18 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 # -- the console -------------------------------------------------------------------------------------------------------
 
-DRQ_LINE = (
-    "| train | E: 5 | S: 5000 | R: 11.4359 | D: 66.8 s | BR: 0.5000 | ALOSS: -3.0000 | CLOSS: 2.0000"
-    " | TLOSS: 0.2500 | TVAL: 0.1000 | AENT: 1.5000"
-)
-EMPTY_LINE = (
-    "| train | E: 5 | S: 5000 | R: 11.4359 | D: 66.8 s | BR: - | ALOSS: - | CLOSS: - | TLOSS: - | TVAL: - | AENT: -"
-)
+BEGUN = "| train | E: 5 | S: 5000 | R: 11.44 | D: 66.8 s"
+DRQ_LINE = f"{BEGUN} | BR: 0.5 | ALOSS: -3 | CLOSS: 2 | TVAL: 0.1 | AENT: 1.5"
 
 
 @pytest.mark.parametrize(
     ("with_skills", "metrics", "line"),
     [
         (False, CRITIC | ACTOR, DRQ_LINE),
-        (False, {}, EMPTY_LINE),
-        (
-            False,
-            CRITIC,
-            EMPTY_LINE.replace(" BR: -", " BR: 0.5000").replace("CLOSS: -", "CLOSS: 2.0000"),
-        ),
-        (
-            True,
-            CRITIC | ACTOR | DISCRIMINATOR,
-            f"{DRQ_LINE} | SKILL: 3 | IR: -7.2500 | DLOSS: 2.2500 | DACC: 0.1250",
-        ),
-        (True, {}, f"{EMPTY_LINE} | SKILL: 3 | IR: -7.2500 | DLOSS: - | DACC: -"),
+        (False, {}, BEGUN),
+        (False, CRITIC, f"{BEGUN} | BR: 0.5 | CLOSS: 2"),
+        (True, CRITIC | ACTOR | DISCRIMINATOR, f"{BEGUN} | SKILL: 3 | IR: -7.25 | DLOSS: 2.25 | DACC: 0.12"),
+        (True, {}, f"{BEGUN} | SKILL: 3 | IR: -7.25"),
     ],
 )
 def test_train_line(
@@ -355,7 +345,7 @@ def test_train_line(
     make_logger: MakeLogger,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """DrQ's line with DIAYN's figures appended; '-' if there was no update yet."""
+    """DrQ's line, or DIAYN's, without what there is no value for yet."""
     logger = make_logger(with_skills=with_skills)
     if metrics:
         logger.update(tensors(metrics))
@@ -365,13 +355,31 @@ def test_train_line(
 
 
 @pytest.mark.parametrize(
-    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.2500 | DACC: 0.4583 | MI: -0.0250")]
+    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.25 | DACC: 0.46 | MI: -0.025 | SKILLS: 1.0")]
 )
 def test_eval_line(
     with_skills: bool, appended: str, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_logger(with_skills=with_skills).evaluation(20, 20000, eval_results(), **measures(with_skills))
-    assert capsys.readouterr().out == f"| eval  | E: 20 | S: 20000 | R: 40.0000{appended}\n"
+    assert capsys.readouterr().out == f"| eval  | E: 20 | S: 20000 | R: 40{appended}\n"
+
+
+@pytest.mark.parametrize("with_skills", [False, True])
+def test_lines_of_the_console_have_at_most_120_characters(
+    with_skills: bool, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also with unusual numbers; at usual ones nothing is left out."""
+    logger = make_logger(with_skills=with_skills)
+    usual = dict.fromkeys(update_metrics(with_skills), -1.23456)
+    wide = dict.fromkeys(usual, -1.23456e-30)
+    for metrics, number, value in ((usual, 200, -987.654321), (wide, 10**12, -1.23456e30)):
+        logger.update(tensors(metrics))
+        logger.train_episode(number, 8 * number, Episode(number / 10, value, number, value), frames=1000)
+    first, second = capsys.readouterr().out.splitlines()
+    assert max(len(first), len(second)) <= 120
+    shown = TRAIN_SKILL_LINE if with_skills else TRAIN_LINE
+    assert [part.partition(":")[0] for part in first.split(" | ")[1:]] == [CONSOLE[name][0] for name in shown]
+    assert second.startswith("| train | E: 1000000000000 | S: 8000000000000 | R: -1.235e+30 |")
 
 
 def test_no_progress_bar_without_a_terminal(make_logger: MakeLogger, capfd: pytest.CaptureFixture[str]) -> None:
@@ -448,7 +456,7 @@ def test_tensorboard_has_the_scalars_of_drq(make_logger: MakeLogger, tmp_path: P
         "train/duration": [(400, 2.0), (1000, 3.0)],
         "train/fps": [(400, 200.0), (1000, 200.0)],
         "eval/episode_reward": [(1000, 15.0)],
-        "eval/duration": [(1000, 2.5)],
+        "eval_more/duration": [(1000, 2.5)],
     }
     assert found == expected
 
@@ -458,31 +466,67 @@ def test_tensorboard_has_a_tag_per_skill(make_logger: MakeLogger, tmp_path: Path
     logger.train_episode(1, 400, Episode(2.0, 5.5, skill=1, intrinsic_reward_sum=3.0), frames=400)
     logger.update(tensors(CRITIC | DISCRIMINATOR))
     logger.train_episode(2, 800, Episode(2.0, 6.5, skill=0, intrinsic_reward_sum=-4.0), frames=400)
-    logger.evaluation(2, 800, eval_results(), **measures(), more={"mutual_information_bound_by_decile/03": 0.5})
+    logger.evaluation(2, 800, eval_results(), **measures(), more={"bound_by_decile": {"03": 0.5}})
     logger.close()
     found = scalars(read_events(tmp_path))
     expected = {
         "train/episode_intrinsic_reward_sum": [(400, 3.0), (800, -4.0)],
-        "train/episode_intrinsic_reward_sum/skill_0": [(800, -4.0)],
-        "train/episode_intrinsic_reward_sum/skill_1": [(400, 3.0)],
+        "skill_train_episode_intrinsic_reward_sum/skill_0": [(800, -4.0)],
+        "skill_train_episode_intrinsic_reward_sum/skill_1": [(400, 3.0)],
         "train/discriminator_loss": [(800, 2.25)],
         "train/discriminator_accuracy": [(800, 0.125)],
         "train/intrinsic_reward": [(800, -0.75)],
         "eval/episode_reward": [(800, 40.0)],
-        "eval/episode_reward/skill_0": [(800, 20.0)],
-        "eval/episode_reward/skill_1": [(800, 60.0)],
-        "eval/episode_intrinsic_reward_sum": [(800, 0.25)],
-        "eval/episode_intrinsic_reward_sum/skill_0": [(800, -1.0)],
-        "eval/episode_intrinsic_reward_sum/skill_1": [(800, 1.5)],
-        "eval/discriminator_accuracy": [(800, pytest.approx(11 / 24))],
-        "eval/discriminator_accuracy/skill_1": [(800, pytest.approx(10 / 60))],
+        "skill_episode_reward/skill_0": [(800, 20.0)],
+        "skill_episode_reward/skill_1": [(800, 60.0)],
+        "eval_more/episode_intrinsic_reward_sum": [(800, 0.25)],
+        "skill_episode_intrinsic_reward_sum/skill_0": [(800, -1.0)],
+        "skill_episode_intrinsic_reward_sum/skill_1": [(800, 1.5)],
+        "eval_more/discriminator_accuracy": [(800, pytest.approx(11 / 24))],
+        "skill_discriminator_accuracy/skill_1": [(800, pytest.approx(10 / 60))],
         "eval/effective_skills": [(800, pytest.approx(np.exp(-0.025)))],
-        "eval/mutual_information_bound_by_decile/03": [(800, 0.5)],
+        "eval_bound_by_decile/03": [(800, 0.5)],
         "eval/mutual_information_bound": [(800, pytest.approx(-0.025))],
-        "eval/mutual_information_bound/skill_1": [(800, pytest.approx(0.05))],
+        "skill_mutual_information_bound/skill_1": [(800, pytest.approx(0.05))],
     }
     assert {tag: found.get(tag) for tag in expected} == expected
     assert not [tag for tag in found if "skill_id" in tag or "displacement" in tag or "distance" in tag]
+    headline = {tag.partition("/")[2] for tag in found if tag.startswith("eval/")}
+    assert headline == set(HEADLINE) - {"cells_visited", "mutual_information_bound_second_half"}, "not measured here"
+
+
+def test_tensorboard_compares_runs_by_flags(make_logger: MakeLogger, tmp_path: Path) -> None:
+    """The tab HParams has the flags, and the headline of eval/."""
+    make_logger(tensorboard=True, flags={"lr": 0.001, "env": "walker_run", "time_limit": "None"}).close()
+    events = read_events(tmp_path)
+    assert set(events.PluginTagToContent("hparams")) == {EXPERIMENT_TAG, SESSION_START_INFO_TAG}
+    experiment, begun = (
+        HParamsPluginData.FromString(events.PluginTagToContent("hparams")[tag])
+        for tag in (EXPERIMENT_TAG, SESSION_START_INFO_TAG)
+    )
+    values = begun.session_start_info.hparams
+    assert (values["lr"].number_value, values["env"].string_value) == (0.001, "walker_run")
+    assert {info.name for info in experiment.experiment.hparam_infos} == {"lr", "env", "time_limit"}
+    shown = [info.name.tag for info in experiment.experiment.metric_infos]
+    assert shown == [f"eval/{name}" for name in HEADLINE]
+
+
+def test_tensorboard_has_charts_of_several_tags(make_logger: MakeLogger, tmp_path: Path) -> None:
+    """Each finds the tags of a run with skills."""
+    logger = make_logger(with_skills=True, tensorboard=True)
+    logger.update(tensors(CRITIC | ACTOR | DISCRIMINATOR))
+    logger.train_episode(2, 800, Episode(2.0, 6.5, skill=0, intrinsic_reward_sum=-4.0), frames=400)
+    overall = {**measures()["overall"], "cells_visited": 3, "mutual_information_bound_second_half": 0.5}
+    deciles = {"mutual_information_bound_by_decile": {"01": 0.5}}
+    logger.evaluation(2, 800, eval_results(), skills=skill_rows(), overall=overall, more=deciles)
+    logger.close()
+    events = read_events(tmp_path)
+    (layout,) = (Layout.FromString(event.tensor_proto.string_val[0]) for event in events.Tensors(CONFIG_SUMMARY_TAG))
+    charts = {(part.title, chart.title): chart.multiline.tag for part in layout.category for chart in part.chart}
+    assert len(charts) == 12
+    for title, patterns in charts.items():
+        tags = [tag for tag in events.Tags()["scalars"] for pattern in patterns if re.search(pattern, tag)]
+        assert tags, title
 
 
 def test_tensorboard_has_histograms(make_logger: MakeLogger, tmp_path: Path) -> None:
@@ -492,8 +536,8 @@ def test_tensorboard_has_histograms(make_logger: MakeLogger, tmp_path: Path) -> 
     logger.histograms([("actor/weight", values * 2)], step=8000)
     logger.close()
     events = read_events(tmp_path)
-    assert set(events.Tags()["histograms"]) == {"actor/weight", "critic/bias"}
-    first, second = events.Histograms("actor/weight")
+    assert set(events.Tags()["histograms"]) == {"weights_actor/weight", "weights_critic/bias"}
+    first, second = events.Histograms("weights_actor/weight")
     assert (first.step, second.step) == (4000, 8000)
     assert (first.histogram_value.min, first.histogram_value.max, first.histogram_value.num) == (-1.0, 3.0, 101)
     assert second.histogram_value.max == 6.0
@@ -533,7 +577,7 @@ def test_a_picture_is_the_same_in_file_and_tensorboard(make_logger: MakeLogger, 
     logger.close()
     (event,) = read_events(tmp_path).Images("skills/contact_sheet")
     assert (event.step, event.height, event.width) == (4000, 20, 30)
-    for source in (tmp_path / "skills" / "4000_contact_sheet.png", io.BytesIO(event.encoded_image_string)):
+    for source in (tmp_path / "skills" / "00004000_contact_sheet.png", io.BytesIO(event.encoded_image_string)):
         np.testing.assert_array_equal(np.array(Image.open(source).convert("RGB")), picture)
 
 

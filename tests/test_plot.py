@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import plot
-from evaluation import curves
+from evaluation import curves, panels
 from running.columns import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
 from running.derivation import make_config
 from running.names import folder_name
@@ -133,7 +134,7 @@ def test_what_makes_a_group(make_run: MakeRun, tmp_path: Path, capsys: pytest.Ca
     assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     seeds = numbers(tmp_path / "out").groupby("group")["seeds"].first()
     assert sorted(seeds) == [1, 2]
-    assert "c is left out" in capsys.readouterr().err
+    assert "c' is left out: '" in capsys.readouterr().err
 
 
 def test_unusual_names_and_missing_tables(make_run: MakeRun, tmp_path: Path) -> None:
@@ -203,7 +204,8 @@ def test_an_interval_takes_five_seeds(seeds: int) -> None:
 
 def test_flags_that_a_run_does_not_read_do_not_distinguish_groups(make_run: MakeRun, tmp_path: Path) -> None:
     """For example the discriminator's flags in plain DrQ."""
-    make_run("a", [1.0, 2.0], seed=1, lr_discriminator=1e-3, discriminator_encoder="shared", skill_embedding_dim=5)
+    unread = {"discriminator_window": 500, "discriminator_encoder": "shared", "skill_embedding_dim": 5}
+    make_run("a", [1.0, 2.0], seed=1, lr_discriminator=1e-3, **unread)
     make_run("b", [3.0, 4.0], seed=2, preset="planet", batch_size=128)
     make_run("c", [1.0, 2.0], seed=1, num_skills=2, lr_discriminator=1e-4)
     make_run("d", [3.0, 4.0], seed=2, num_skills=2)
@@ -241,7 +243,7 @@ def test_distances_of_one_episode_a_skill(make_run: MakeRun) -> None:
     for measured, lines in ((0.5, ["other skills", "the same skill"]), (math.nan, ["other skills"])):
         run.skills["state_distance_within"] = measured
         axes = Figure().add_subplot()
-        curves.draw_distances(axes, run)
+        panels.draw_distances(axes, run)
         assert [line.get_label() for line in axes.get_lines()] == [f"states of {name}" for name in lines]
         assert all(line.get_marker() == "o" for line in axes.get_lines()), "a single evaluation is visible as a point"
 
@@ -263,7 +265,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
             super().__init__(*args, **settings)
             made.append(self)
 
-    monkeypatch.setattr(curves, "Figure", Kept)
+    monkeypatch.setattr(panels, "Figure", Kept)
     return made
 
 
@@ -279,21 +281,106 @@ def levels(axes: Axes) -> list[float]:
 def test_what_the_panels_show(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
     best = (1.0, 2.0, 3.0, 40.0)
     folders = [make_run(f"s{s}", [0.0, value, value - 1], num_skills=4, seed=s) for s, value in enumerate(best)]
-    table = pd.read_csv(folders[3] / "skills.csv")
+    table = pd.read_csv(folders[0] / "skills.csv")
     table["mutual_information_bound"] = table["step"] / 1000 + table["skill_id"] / 10
-    table.to_csv(folders[3] / "skills.csv", index=False)
+    table.to_csv(folders[0] / "skills.csv", index=False)
     assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    returns, bound, accuracy, by_skill, against, _ = figures[0].axes
+    returns, bound, accuracy, effective, by_skill, against, _ = figures[0].axes
     lines = returns.get_lines()
     assert heights(lines[0]) == pytest.approx([0.0, 11.5, 10.5]), "the mean"
     assert heights(lines[1]) == pytest.approx([0.0, 2.5, 1.5]), "the interquartile mean"
     assert [heights(line) for line in lines[2:6]] == [[0, 1, 0], [0, 2, 1], [0, 3, 2], [0, 40, 39]]
     assert math.log(4) in levels(bound)
     assert 1 / 4 in levels(accuracy)
+    assert accuracy.get_ylim() == (0.0, 1.0)
+    assert levels(effective) == [4.0]
+    assert heights(effective.get_lines()[0]) == pytest.approx([math.e] * 3), "exp(bound) if it was not written"
+    assert levels(returns) == [0.0], "the evaluations at frame 0 are of untrained agents"
+    assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figures[0].axes)
     assert [heights(line) for line in by_skill.get_lines()] == [[k, 1 + k, k] for k in range(4)]
-    assert np.asarray(against.collections[3].get_offsets()).tolist() == [
-        pytest.approx([2 + k / 10, 39 + k]) for k in range(4)
+    assert [np.asarray(point.get_offsets()).tolist()[0] for point in against.collections] == [
+        pytest.approx([2 + k / 10, k]) for k in range(4)
     ]
+    assert [text.get_text() for text in against.texts] == ["0", "1", "2", "3"]
+    of_lines = [to_rgba(line.get_color()) for line in by_skill.get_lines()]
+    assert [to_rgba(np.asarray(point.get_facecolor())[0]) for point in against.collections] == of_lines
+    assert len(set(of_lines)) == 4
+    assert by_skill.get_title() == "return of each skill of 's0'"
+
+
+def test_newer_measures_are_drawn_where_they_were_measured(
+    make_run: MakeRun, tmp_path: Path, figures: list[Figure]
+) -> None:
+    """A run of an older version has none of them, one that was resumed has them in its later rows."""
+    make_run("old", [0.0, 1.0, 2.0], num_skills=3, seed=1)
+    resumed = make_run("resumed", [0.0, 1.0, 2.0], num_skills=3, seed=2)
+    table = pd.read_csv(resumed / "eval.csv")
+    table.loc[1:, "mutual_information_bound_second_half"], table.loc[1:, "cells_visited"] = 0.9, 7
+    table.to_csv(resumed / "eval.csv", index=False)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    drawn = {axes.get_title(): axes for axes in figures[0].axes}
+    half, cells = drawn["bound in the second half of the episode"], drawn["coverage: cells visited by all skills"]
+    assert heights(half.get_lines()[0]) == [0.9, 0.9]
+    assert heights(cells.get_lines()[0]) == [7, 7]
+    assert (cells.get_ylabel(), half.get_ylabel()) == ("cells", "nats")
+
+
+def test_no_panel_is_empty(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
+    folder = make_run("a", [1.0, 2.0], num_skills=2)
+    table = pd.read_csv(folder / "skills.csv")
+    table.assign(state_distance_within=math.nan, state_distance_between=math.nan).to_csv(folder / "skills.csv")
+    assert plot.main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    (folder / "skills.csv").unlink()
+    assert plot.main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert [len(figure.axes) for figure in figures] == [6, 4]
+    assert all(axes.get_lines() or axes.collections for figure in figures for axes in figure.axes)
+
+
+def summary(folder: Path, *rows: tuple[str, int, int, float, int | None]) -> Path:
+    """Write a summary.csv of evaluate.py: policy, skills, episodes of each, return and cells."""
+    folder.mkdir()
+    columns = ["policy", "skills", "episodes", "episode_extrinsic_reward", "cells_visited"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "summary.csv", index=False)
+    return folder
+
+
+def test_levels_of_controls(
+    make_run: MakeRun, tmp_path: Path, figures: list[Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cells are compared only between equal numbers of episodes."""
+    run = make_run("a", [1.0, 2.0], num_skills=3, num_eval_episodes=2)
+    pd.read_csv(run / "eval.csv").assign(cells_visited=5).to_csv(run / "eval.csv", index=False)
+    trained = ("trained", 3, 2, 9.0, 11)
+    same = summary(tmp_path / "same", trained, ("untrained", 3, 2, 7.0, 12), ("random", 3, 2, 8.0, 13))
+    more = summary(tmp_path / "more", ("untrained", 3, 5, 7.0, 12), ("random", 3, 5, 8.0, None))
+    for place, cells, said in ((same, [12, 13], ""), (more, [], "left out: --evaluation: the cells of 15 episodes")):
+        assert plot.main([str(run), "--out", str(tmp_path / "out"), "--evaluation", str(place)]) == 0
+        drawn = {axes.get_title(): axes for axes in figures[-1].axes}
+        assert levels(drawn["return of evaluation episodes"]) == [7.0, 8.0]
+        assert levels(drawn["coverage: cells visited by all skills"]) == cells
+        assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("policy", "env", "words"),
+    [
+        ("trained", "cartpole_swingup", "has no controls; name a folder that evaluate.py --controls wrote"),
+        ("random", "walker_walk", "--evaluation has levels of one task, the runs are of cartpole_swingup, walker_walk"),
+        (None, "cartpole_swingup", "No such file or directory; name a folder that evaluate.py --controls wrote"),
+    ],
+)
+def test_controls_that_cannot_be_drawn(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: str | None, env: str, words: str
+) -> None:
+    make_run("a", [1.0, 2.0])
+    make_run("b", [1.0, 2.0], env=env, seed=2)
+    place = tmp_path / "evaluated"
+    if policy is not None:
+        summary(place, (policy, 1, 2, 7.0, 12))
+    line = [str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--evaluation", str(place)]
+    assert plot.main(line) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_reference_is_the_tasks_range_and_mean(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:

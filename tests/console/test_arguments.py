@@ -10,10 +10,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import benchmark
+import evaluate
+import plot
+import report
+import sweep
 import train
 from console.arguments import Parser, add_flags, boolean, integer
 from tests.support.flags import (
@@ -326,3 +332,17 @@ def test_a_working_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr(os, "getcwd", gone)
     assert_refused("--seed 1", capsys, "the working folder cannot be used", "change to one that exists")
+
+
+@pytest.mark.parametrize(
+    "program", [train, evaluate, plot, report, sweep, benchmark], ids=lambda program: program.__name__
+)
+def test_every_help_reads_well(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """No empty or internal default, and no flag whose value is shown as its own name."""
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"\(default:\s*(None|\[.*)?\)", text)
+    for name, value in re.findall(r"--(\w+) ([A-Z_]+)\b", text):
+        assert value != name.upper(), f"--{name} {value}"

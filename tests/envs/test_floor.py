@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dmc import DMCEnv, suite_tasks
-from envs.floor import WALKING, floor_texture
+from envs.floor import floor_texture
+from envs.tasks import WALKING
 
 
 def picture(env: DMCEnv, axis: int, distance: float) -> np.ndarray:

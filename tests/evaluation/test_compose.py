@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from evaluation.compose import parse_schedule, scheduled_skills
+from evaluation.chosen_skills import parse_schedule
+from evaluation.compose import scheduled_skills
 from tests.support.runs import SeededEnv
 from video import VideoRecorder, read_video
 

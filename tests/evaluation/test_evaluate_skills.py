@@ -39,7 +39,7 @@ def evaluate(
     names: dict[int, str], seeds: list[int], folder: Path | None, *, envs: int = 4, **settings: Any
 ) -> Evaluation:
     with open_eval_envs(UnevenEnv, envs) as eval_envs:
-        settings |= {"fps": 10.0, "max_episode_steps": 32, "cell_grid": None, "video_folder": folder}
+        settings = {"fps": 10.0, "max_episode_steps": 32, "cell_grid": None, "video_folder": folder, **settings}
         return evaluate_skills(make_agent(), eval_envs, names, seeds, **settings)
 
 
@@ -53,11 +53,15 @@ def test_videos_and_traces(tmp_path: Path) -> None:
     assert [frame.shape for frame in read_video(tmp_path / "two.mp4")] == [(48, 48, 3)] * 8
     assert [frame.shape for frame in read_video(tmp_path / "all.mp4")] == [(48, 96, 3)] * 8
     traces = [start.trace for start in evaluation.starts]
-    assert picture_interval(32) == 4
-    assert [(len(t.actions), len(t.rewards), len(t.predicted), len(t.pictures)) for t in traces] == [
-        *[(8, 8, 9, 3)] * 2,
-        *[(7, 7, 8, 2)] * 2,
-    ]
+    assert [(len(t.actions), len(t.rewards), len(t.predicted)) for t in traces] == [*[(8, 8, 9)] * 2, *[(7, 7, 8)] * 2]
+
+
+def test_pictures_of_first_episodes_are_kept() -> None:
+    """Those at even steps and of the last one, as of an episode of up to 100 steps; the contact sheet has no others."""
+    assert picture_interval(100) == 2
+    evaluation = evaluate({0: "zero", 2: "two"}, [4, 5], None, max_episode_steps=100)
+    assert [start.trace.picture_steps for start in evaluation.starts] == [*[[0, 2, 4, 6, 7]] * 2, [], []]
+    assert [len(start.trace.pictures) for start in evaluation.starts] == [5, 5, 0, 0]
 
 
 def test_without_a_folder_there_are_no_videos() -> None:

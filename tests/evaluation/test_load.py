@@ -12,7 +12,8 @@ import torch
 
 import evaluate
 from errors import UserError
-from evaluation.load import check_skill, load
+from evaluation.chosen_skills import check_skill
+from evaluation.load import load
 from tests.support.disk import load_piece, saved
 from tests.support.fake_env import IMAGE_SIZE
 from tests.support.runs import SMALL_RUN, SeededEnv, assert_same, start_run

@@ -227,7 +227,10 @@ def test_pictures_that_do_not_fit_in_memory(
 
 @pytest.mark.usefixtures("fake_envs")
 def test_flags_that_are_refused(pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused: dict[str, Any] = {"--refit 2": "at least 3", "--refit 5 --skills 1": "--refit plays all skills"}
+    refused: dict[str, Any] = {
+        "--refit 2": "must be at least 3",
+        "--refit 5 --skills 1": "--refit plays all skills",
+    }
     for line, words in refused.items():
         with pytest.raises(SystemExit):
             evaluate.parse_args([str(pretrained), *line.split()])

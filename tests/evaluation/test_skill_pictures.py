@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from envs.cells import CellGrid, Coordinate
-from evaluation.figures import Axes
+from evaluation.figures import NAMED_SKILLS, Axes, skill_colors
 from evaluation.play import Trace
 from evaluation.skill_pictures import (
     MATRIX_NUMBERS,
     MOST_LINES,
     MOST_POINTS,
-    NAMED_SKILLS,
     SHEET_COLUMNS,
     SHEET_HEADER,
     SHEET_LABEL,
@@ -23,22 +22,37 @@ from evaluation.skill_pictures import (
     draw_confusion_matrix,
     draw_trajectories,
     headline,
-    skill_colors,
 )
 from evaluation.skill_report import overall, skill_rows
 from logger import Episode
 
 
-@pytest.mark.parametrize("stride", [1, 7])
-def test_contact_sheet(stride: int) -> None:
-    """A row for each skill, in time from left to right; a short episode leaves black tiles. Stride 1 is training's."""
-    full = [np.full((3, 8, 8), 10 * (step // stride), np.uint8) for step in range((SHEET_COLUMNS - 1) * stride + 1)]
+def pictured(length: int, every: int) -> Trace:
+    """Return an episode whose pictures are as bright as their step."""
+    steps = sorted({*range(0, length, every), length})
+    return Trace(every, pictures=[np.full((3, 8, 8), step, np.uint8) for step in steps], picture_steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("length", "every", "columns"),
+    [
+        (7, 1, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (8, 1, [0, 1, 2, 3, 5, 6, 7, 8]),
+        (125, 3, [0, 18, 36, 54, 72, 90, 108, 125]),
+        (250, 5, [0, 35, 70, 105, 145, 180, 215, 250]),
+        (3, 1, [0, 0, 1, 1, 2, 2, 3, 3]),
+    ],
+)
+def test_contact_sheet(length: int, every: int, columns: list[int]) -> None:
+    """A row for each skill, from its first step to its last; an episode that ends early keeps its last picture."""
     result = Episode(1.0, 0.0, discriminator_accuracy=0.5)
-    played: Any = {0: [(result, Trace(1, pictures=full))], 1: [(result, Trace(1, pictures=full[: 1 + stride]))]}
+    played: Any = {0: [(result, pictured(length, every))], 1: [(result, pictured(2, every))]}
     sheet = contact_sheet(played)
     assert sheet.shape == (SHEET_HEADER + 2 * 88, SHEET_LABEL + 88 * SHEET_COLUMNS, 3)
     tiles = sheet[SHEET_HEADER + 44 :: 88, SHEET_LABEL + 44 :: 88, 0].astype(int)
-    assert tiles.tolist() == [[10 * column for column in range(SHEET_COLUMNS)], [0, 10, *[0] * 6]]
+    long, short = tiles.tolist()
+    assert long == columns
+    assert (short[0], short[-1]) == (0, 2)
     assert (sheet[:SHEET_HEADER] < 128).any()
 
 
@@ -82,7 +96,9 @@ def test_pictures_and_distances_of_many_skills_are_bounded(count: int) -> None:
         skill: [
             (
                 Episode(1.0, 0.0, skill, length=50),
-                Trace(1, predicted=[skill] * 51, states=list(rng.random((51, 4))), pictures=[picture]),
+                Trace(
+                    1, predicted=[skill] * 51, states=list(rng.random((51, 4))), pictures=[picture], picture_steps=[0]
+                ),
             )
         ]
         for skill in range(count)

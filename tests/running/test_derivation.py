@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from errors import UserError
-from running.derivation import make_config
+from running.derivation import compared_flags, make_config
 from tests.support.program import assert_names
 
 
@@ -184,3 +184,14 @@ def test_flags_beside_a_preset_win(given: dict[str, Any], repeat: int, batch_siz
 )
 def test_contradictions(given: dict[str, Any], named: tuple[str, ...]) -> None:
     assert_refused(given, *named)
+
+
+def test_flags_by_which_runs_are_compared() -> None:
+    """The same ones for every run, as numbers or as texts in all of them; not what belongs to one run."""
+    one = compared_flags(make_config({"num_skills": 3, "time_limit": 50, "env": "walker_run", "notes": "mine"}))
+    other = compared_flags(make_config({"num_skills": 0, "preset": "planet"}))
+    assert [(name, type(value) is str) for name, value in one.items()] == [
+        (name, type(value) is str) for name, value in other.items()
+    ]
+    assert (one["num_skills"], one["time_limit"], one["env"], other["time_limit"]) == (3, "50", "walker_run", "None")
+    assert not one.keys() & {"notes", "work_dir", "run_name", "device", "eval_frequency"}

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.io_wrapper import GetLogdirSubdirectories
 
+import evaluate
+import plot
 import train
 from config import Config
 from envs.renderer import RendererInfo
-from running.folder import git_commit, link_latest, new_run_folder, write_config
-from running.stored_config import CONFIG_FILE
+from running.folder import PARTS, git_commit, link_latest, new_run_folder, write_config
+from running.stored_config import CONFIG_FILE, real_run
 from tests.support.disk import copy_of, failing, no_space, read_json, snapshot
 from tests.support.labs import TINY, Prepare
 from tests.support.paths import ROOT
@@ -48,7 +51,7 @@ def test_name_notes_and_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.count("warning: --run_name first is taken; this run is first-run2\n") == 1
     folder = tmp_path / "cartpole_swingup"
     assert sorted(path.name for path in folder.iterdir()) == ["first", "first-run2", "latest"]
-    assert (folder / "latest").resolve() == (folder / "first-run2").resolve()
+    assert real_run(folder / "latest") == (folder / "first-run2").resolve()
     assert read_json(folder / "latest" / CONFIG_FILE)["flags"]["notes"] == "a thought"
 
 
@@ -84,18 +87,52 @@ def test_odd_work_dir(tmp_path: Path, name: str) -> None:
 
 
 def test_latest_points_to_the_newest_run(tmp_path: Path) -> None:
+    """To its parts, which may come later. TensorBoard finds each run once."""
+    (tmp_path / "latest").symlink_to("first")  # of an older version
     for name in ("first", "second"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "tb").mkdir(parents=True)
+        (tmp_path / name / "tb" / "events.out.tfevents.1").write_text("")
+        (tmp_path / name / CONFIG_FILE).write_text(name)
         link_latest(tmp_path / name)
-        assert (tmp_path / "latest").resolve() == (tmp_path / name).resolve()
+        (tmp_path / name / "video").mkdir()
+        (tmp_path / name / "video" / "0.mp4").write_text(name)
+        assert real_run(tmp_path / "latest") == (tmp_path / name).resolve()
+        assert (tmp_path / "latest" / "video" / "0.mp4").read_text() == name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "latest", "second"]
+    assert all(path.is_symlink() and path.name in PARTS for path in (tmp_path / "latest").iterdir())
+    shown = {Path(folder).parent.name for folder in GetLogdirSubdirectories(str(tmp_path))}
+    assert shown == {"first", "second"}
 
 
-def test_a_users_own_latest_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", ["latest", "latest/notes"])
+def test_a_users_own_latest_is_kept(own: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "latest").write_text("mine")
+    (tmp_path / own).parent.mkdir(exist_ok=True)
+    (tmp_path / own).write_text("mine")
     link_latest(tmp_path / "run")
-    assert (tmp_path / "latest").read_text() == "mine"
+    assert (tmp_path / own).read_text() == "mine"
+    assert len(list(tmp_path.rglob("*"))) == 2 + own.count("/")
+
+
+@pytest.mark.usefixtures("fake_envs")
+def test_latest_is_taken_for_the_run_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By every program, and it is not listed beside the run."""
+    line = f"{SMALL_RUN} --num_skills 2 --num_train_steps 15 --work_dir {tmp_path} --run_name run"
+    assert train.main(shlex.split(line)) == 0
+    latest, out = tmp_path / "cartpole_swingup" / "latest", tmp_path / "out"
+    assert evaluate.main([str(latest), "--no_video", "--out", str(out)]) == 0
+    assert plot.main([str(tmp_path), "--out", str(out)]) == 0
+    assert train.main(["--resume", str(latest), "--num_train_steps", "20"]) == 0
+    printed = capsys.readouterr()
+    assert f"outputs: {latest.with_name('run')}\n" in printed.out
+    assert "is left out" not in printed.err
+    assert train.main(shlex.split(f"{line} --finetune_from {latest}")) == 0
+    assert read_json(latest / CONFIG_FILE)["flags"]["finetune_from"] == str(latest.with_name("run"))
+    with pytest.raises(SystemExit):
+        train.parse_args(["--resume", str(latest.parent)])
+    assert f"name one of the runs in it: {latest.with_name('run')}, {latest.with_name('run-run2')}" in (
+        capsys.readouterr().err
+    )
 
 
 # -- config.json -------------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def test_every_step_counts_frames(prepare: Prepare) -> None:
     assert lab.steps("eval") == [0, 60, 90]
     assert [int(row["step"]) for row in lab.episodes("train")] == [30, 60, 90]
     assert [int(row["step"]) for row in lab.episodes("eval")] == [0, 0, 60, 60, 90, 90]
-    names = {f"{frame}_{name}.mp4" for frame in (0, 60, 90) for name in ("skill0", "skill1", "skills")}
+    names = {f"{frame:08}_{name}.mp4" for frame in (0, 60, 90) for name in ("skill0", "skill1", "skills")}
     assert {path.name for path in (lab.folder / "video").iterdir()} == names
 
     events = EventAccumulator(str(lab.folder / "tb"), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
@@ -170,7 +170,7 @@ def test_skills_of_a_run(prepare: Prepare) -> None:
     assert [(row["step"], row["skill_id"]) for row in lab.rows("skills")] == [
         (frame, skill) for frame in ("0", "30", "60", "90") for skill in ("0", "1")
     ]
-    names = {f"{frame}_{name}.png" for frame in (0, 30, 60, 90) for name in ("confusion_matrix", "contact_sheet")}
+    names = {f"{frame:08}_{name}.png" for frame in (0, 30, 60, 90) for name in ("confusion_matrix", "contact_sheet")}
     assert {path.name for path in (lab.folder / "skills").iterdir()} == names
     assert not (lab.folder / "video").exists(), "--save_video false"
 
@@ -180,7 +180,7 @@ def test_clips_have_their_tags(prepare: Prepare, monkeypatch: pytest.MonkeyPatch
     lab = prepare("--eval_frequency 100 --save_video --log_save_tb")
     clips: list[tuple[str, str]] = []
     monkeypatch.setattr(loop, "gif_clip", lambda path, fps: (path.stem,) if fps == 20 else None)
-    monkeypatch.setattr(lab.run.logger, "clip", lambda tag, stem, *, step: clips.append((stem, f"{step}_{tag}")))
+    monkeypatch.setattr(lab.run.logger, "clip", lambda tag, stem, *, step: clips.append((stem, f"{step:08}_{tag}")))
     lab.play()
     assert len(clips) == 2 * 3
     assert all(stem == tag for stem, tag in clips)

@@ -1,4 +1,4 @@
-"""Names of folders."""
+"""Names of files and folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from running.names import folder_name, short_name
+from running.names import folder_name, frame_name, padded, short_name
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,11 @@ def test_names_that_are_too_long_are_cut() -> None:
         assert all(0 < len(os.fsencode(name)) <= 200 for name in names)
         assert short_name(letter * 300) != short_name(letter * 301)
     assert folder_name("x/" * 300) != folder_name("x:" * 300)
+
+
+def test_names_of_files_sort() -> None:
+    frames = [0, 96, 4000, 100_000, 99_999_999]
+    assert sorted(map(frame_name, frames)) == list(map(frame_name, frames))
+    assert frame_name(4000) == "00004000"
+    assert frame_name(123_456_789) == "123456789"
+    assert [padded(3, 9), padded(3, 10), padded(3, 100)] == ["3", "03", "003"]

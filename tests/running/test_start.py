@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gc
 import os
@@ -92,17 +93,24 @@ def test_software_rendering_beside_a_gpu(
     fakes()
     renderer = RendererInfo("osmesa", "llvmpipe")
     assert renderer.is_software
-    open_run(parse(f"{TINY} --work_dir {tmp_path}"), renderer).close()
+    run = open_run(parse(f"{TINY} --work_dir {tmp_path}"), renderer)
+    run.close()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(start_module, "choose_device", lambda wanted: "cuda")
-
-    def stop_here(*_: Any) -> None:
-        raise UserError("stop here")
-
-    monkeypatch.setattr(start_module, "build_run", stop_here)
-    with pytest.raises(UserError, match="stop here"):
-        open_run(parse(f"{TINY} --work_dir {tmp_path}"), renderer)
+    run.config = dataclasses.replace(run.config, device="cuda")
+    start_module.print_start(run, renderer, "cuda")
     assert "warning: rendering in software beside a GPU; MUJOCO_GL=egl is faster" in capsys.readouterr().err
+
+
+def test_refused_input_is_answered_in_one_line(
+    fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even where it is refused late: no warning and no line about the device stands before it."""
+    fakes()
+    monkeypatch.setattr(start_module, "choose_device", lambda wanted: "cpu")
+    for line in ("--hidden_dim 1e6", "--replay_buffer_capacity 3", "--num_train_steps 1 --batch_size 1e10"):
+        with pytest.raises(UserError):
+            open_run(parse(f"{TINY} --work_dir {tmp_path} {line}"), RendererInfo("osmesa", "llvmpipe"))
+        assert tuple(capsys.readouterr()) == ("", "")
 
 
 @fuzz(40)

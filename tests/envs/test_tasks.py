@@ -1,0 +1,31 @@
+"""Names of tasks, as the source of dm_control.suite has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dmc import suite_tasks
+from envs import tasks
+from envs.make import KINDS
+from envs.tasks import PREFIXES, check_task, registered_tasks
+from errors import UserError
+from tests.support.program import parse
+
+
+def test_the_source_has_the_tasks_that_the_suite_registers() -> None:
+    assert registered_tasks() == suite_tasks()
+
+
+def test_every_kind_of_environment_has_its_prefix() -> None:
+    assert set(PREFIXES) == set(KINDS)
+
+
+def test_a_suite_that_registers_otherwise_refuses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment itself then says whether there is such a task."""
+    config = parse("--env walker_wlak")
+    with pytest.raises(UserError, match="walker_walk"):
+        check_task(config)
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    check_task(config)
