@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line. Bad input ends the program with one line and exit code 2."""
     parser = Parser(prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder or one of its snapshots/N.pt")
+    add("run", type=Path, metavar="CHECKPOINT_OR_RUN", help="a run's folder, its snapshots or snapshots/N.pt")
     add("--skills", default="all", metavar="all|best|3,7", help="skills to play; best: by return (default: all)")
     add(
         "--episodes",

@@ -16,11 +16,12 @@ from evaluation.chosen_skills import parse_skills
 from evaluation.compose import play_schedule
 from evaluation.imitate import read_trajectory, record_imitation, skill_likelihoods
 from evaluation.load import LoadedRun, load
+from evaluation.over_snapshots import draw_measures
 from evaluation.play import Actions, Start, best_skill, skill_name, start_seeds
 from evaluation.refit import check_memory, refit
 from evaluation.tables import decile_rows, print_bound, print_coverage, print_table, summary_row, write_table
 from logger import Row, encode_png
-from running.atomic_files import output_folder, write_file
+from running.atomic_files import made_folder, output_folder, write_file
 from running.build import out_of_memory_is_an_error
 from running.columns import (
     CHOICE_COLUMNS,
@@ -31,6 +32,8 @@ from running.columns import (
     SUMMARY_COLUMNS,
 )
 from running.names import folder_name, padded, short_name
+from running.snapshots import FOLDER as SNAPSHOT_FOLDER
+from running.snapshots import snapshot_frames
 from running.stored_config import CONFIG_FILE
 from utils import seed_sequence
 
@@ -42,14 +45,19 @@ def run_evaluation(args: argparse.Namespace) -> None:
 
     Raises UserError, OSError, RenderingError, RunError, SimulationError.
     """
+    every_snapshot = args.run.name == SNAPSHOT_FOLDER and args.run.is_dir()
+    if every_snapshot and (args.imitate is not None or args.skill_schedule is not None):
+        raise UserError(f"--imitate and --skill_schedule play one agent; name one of the snapshots in {args.run}")
     loaded = load(args.run, args.device)
-    run = loaded.label
-    out = args.out or Path("evaluations", run.parent, short_name(f"{run.name}_{loaded.frame}"), output_name(args))
+    run, moment = loaded.label, SNAPSHOT_FOLDER if every_snapshot else loaded.frame
+    out = args.out or Path("evaluations", run.parent, short_name(f"{run.name}_{moment}"), output_name(args))
     remedy = "try fewer --episodes, a smaller --video_size or another --device"
     with output_folder(out), out_of_memory_is_an_error("evaluating", remedy):
         if (out / CONFIG_FILE).exists():
             raise UserError(f"--out {out} is a run's folder, whose files would be replaced; name another")
-        if args.imitate is not None:
+        if every_snapshot:
+            play_snapshots(args, out)
+        elif args.imitate is not None:
             imitate(loaded, args, out)
         elif args.skill_schedule is not None:
             play_schedule(
@@ -77,10 +85,35 @@ def output_name(args: argparse.Namespace) -> str:
     return folder_name(f"{played}{sample}{episodes}{seed}")
 
 
-def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
+def play_snapshots(args: argparse.Namespace, out: Path) -> None:
+    """Play skills of every snapshot of a run, each into a folder of its own; write and draw the measures over frames.
+
+    Untrained and random actions are played once, as they are the same for all.
+    """
+    folder = args.run
+    frames = snapshot_frames(folder.parent)
+    if not frames:
+        raise UserError(f"{folder} has no snapshots; train with --snapshot_frequency")
+    summary, refitted = [], []
+    for number, frame in enumerate(frames):
+        print(f"snapshot {number + 1} of {len(frames)}: frame {frame}")
+        args.controls = args.controls and number == 0
+        place = out / padded(frame, frames[-1])
+        with made_folder(place):
+            rows, more = play_skills(load(folder / f"{frame}.pt", args.device), args, place)
+        summary += rows
+        refitted += more
+    write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)
+    if refitted:
+        write_table(out / "refit.csv", refitted, REFIT_COLUMNS)
+    write_file(out / "measures.png", draw_measures(summary, refitted))
+
+
+def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> tuple[list[Row], list[Row]]:
     """Play skills from the same starts: a table, a video of each, and one of all side by side.
 
-    If all skills of several are played, also write the pictures that training writes.
+    If all skills of several are played, also write the pictures that training writes. Return the rows of summary.csv
+    and refit.csv.
     """
     actions: Actions = "sampled" if args.sample else "mode"
     if args.refit:
@@ -110,7 +143,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
     if evaluation.overall["mutual_information_bound"] is not None:
         write_table(out / "deciles.csv", decile_rows(evaluation), DECILE_COLUMNS, loaded.frame)
         print_bound(evaluation, complete)
-    summary = [summary_row("trained", evaluation, complete)]
+    summary = [{"step": loaded.frame, **summary_row("trained", evaluation, complete)}]
     if choice is not None:
         write_table(out / "choice.csv", choice.rows, CHOICE_COLUMNS, loaded.frame)
         summary[0]["frames_to_choose"] = choice.frames
@@ -118,7 +151,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
         print(f"best skill {choice.best}: {shown}, chosen in {choice.frames} frames")
     if args.controls:
         summary += play_controls(loaded, skills, seeds, actions)
-    write_table(out / "summary.csv", summary, SUMMARY_COLUMNS, loaded.frame)
+    write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)
     print_coverage(summary)
     if complete:
         for name, picture in evaluation.pictures(loaded.frame).items():
@@ -128,10 +161,12 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
             skill = skill_name(start.skill, loaded.config.num_skills)
             episode = padded(seeds.index(start.seed), len(seeds) - 1)
             save_trajectory(out / f"{skill}_episode{episode}.npz", start, loaded.config.env)
+    refitted: list[Row] = []
     if args.refit:
-        rows = refit_discriminators(loaded, args.refit, args.seed, actions, controls=args.controls)
-        write_table(out / "refit.csv", rows, REFIT_COLUMNS, loaded.frame)
-        print_table(rows, [name for name in REFIT_COLUMNS if name != "step"])
+        refitted = refit_discriminators(loaded, args.refit, args.seed, actions, controls=args.controls)
+        write_table(out / "refit.csv", refitted, REFIT_COLUMNS)
+        print_table(refitted, [name for name in REFIT_COLUMNS if name != "step"])
+    return summary, refitted
 
 
 class Choice(NamedTuple):
@@ -180,8 +215,8 @@ def refit_discriminators(loaded: LoadedRun, episodes: int, seed: int, actions: A
     for policy in ("trained", "untrained") if controls else ("trained",):
         agent = loaded.agent if policy == "trained" else loaded.untrained_agent()
         assert isinstance(agent, DIAYNAgent)
-        step = {} if policy == "trained" else {"step": 0}
-        rows += ({"policy": policy, **step, **row} for row in refit(loaded, agent, episodes, seed, actions))
+        step = loaded.frame if policy == "trained" else 0
+        rows += ({"policy": policy, "step": step, **row} for row in refit(loaded, agent, episodes, seed, actions))
     return rows
 
 

@@ -33,8 +33,8 @@ SHORT_NAMES = {  # of columns, in a printed table
 }
 
 
-def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: int) -> None:
-    """Write rows, and the step of each, which is the frame of the checkpoint."""
+def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: int | None = None) -> None:
+    """Write rows. The step of those that have none is the frame of the checkpoint."""
     lines = [header(columns), *({"step": frame, **row} for row in rows)]
     write_file(path, csv_lines(lines, columns, path.name))
 

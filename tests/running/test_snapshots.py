@@ -5,14 +5,20 @@ from __future__ import annotations
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 import evaluate
 import train
 from errors import RunError, UserError
+from evaluation import over_snapshots, refit
+from evaluation.figures import Figure
 from evaluation.load import load
+from evaluation.over_snapshots import draw_measures
 from running.snapshots import snapshot_frames
 from tests.support.labs import Prepare
 from tests.support.runs import SMALL_RUN, SeededEnv, assert_same, rows
@@ -92,11 +98,11 @@ def test_weights_that_are_not_finite_are_not_kept(prepare: Prepare) -> None:
 
 def test_a_folder_with_a_snapshot_only_is_evaluated(run: Path, shipped: Path, tmp_path: Path) -> None:
     tables: list[str] = []
-    for place in (run, shipped, shipped / "snapshots"):
+    for place in (run, shipped):
         out = tmp_path / f"out{len(tables)}"
         assert evaluate.main([str(place), "--device", "cpu", "--no_video", "--out", str(out)]) == 0
         tables.append((out / "skills.csv").read_text())
-    assert tables[0] == tables[1] == tables[2]
+    assert tables[0] == tables[1]
 
 
 def test_a_folder_with_a_snapshot_only_is_fine_tuned(shipped: Path, tmp_path: Path) -> None:
@@ -137,3 +143,50 @@ def test_a_damaged_snapshot(shipped: Path, damage: str) -> None:
         torch.save(state, path)
     with pytest.raises(UserError, match=r"is damaged|does not fit this version"):
         load(shipped, "cpu")
+
+
+def test_all_snapshots_are_evaluated(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each into a folder of its own; the measures of all, and the controls once, in one table and one picture."""
+    monkeypatch.setattr(refit, "UPDATES", {"pixels": 20, "states": 40})
+    frames, out = snapshot_frames(run), tmp_path / "out"
+    line = f"{run}/snapshots --device cpu --no_video --controls --refit 3 --out {out}"
+    assert evaluate.main(shlex.split(line)) == 0
+    summary = rows(out / "summary.csv")
+    trained = [row for row in summary if row["policy"] == "trained"]
+    assert [int(row["step"]) for row in trained] == frames
+    assert sorted(row["policy"] for row in summary if row not in trained) == ["random", "untrained"]
+    folders = sorted(path for path in out.iterdir() if path.is_dir())
+    assert [int(path.name) for path in folders] == frames
+    assert [rows(path / "summary.csv")[0] for path in folders] == trained
+    assert [int(row["step"]) for row in rows(out / "refit.csv") if row["policy"] == "trained"] == sorted(2 * frames)
+    assert cv2.imread(str(out / "measures.png")) is not None
+    alone = tmp_path / "alone"
+    assert evaluate.main(shlex.split(f"{run}/snapshots/{frames[1]}.pt --device cpu --no_video --out {alone}")) == 0
+    assert rows(alone / "skills.csv") == rows(folders[1] / "skills.csv")
+
+
+def test_a_panel_for_each_measure_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+
+    def make_figure(**settings: Any) -> Figure:
+        figures.append(Figure(**settings))
+        return figures[-1]
+
+    monkeypatch.setattr(over_snapshots, "Figure", make_figure)
+    trained = {"policy": "trained", "episode_extrinsic_reward": 1.0, "mutual_information_bound": 0.5}
+    summary = [{**trained, "step": 0}, {**trained, "step": 8, "cells_visited": None}]
+    controls = [{"policy": name, "step": 0, "episode_extrinsic_reward": 9.0} for name in ("random", "untrained")]
+    draw_measures([*summary, *controls])
+    returns, bounds = figures[0].axes
+    assert [np.size(axes.lines[0].get_xdata()) for axes in (returns, bounds)] == [2, 2]
+    assert [text.get_text() for text in returns.texts] == ["random", "untrained"]
+    assert not bounds.texts
+    assert (returns.get_ylabel(), bounds.get_ylabel()) == ("return", "nats")
+
+
+@pytest.mark.parametrize("flags", ["--imitate any.npz", "--skill_schedule 0:3"])
+def test_one_agent_is_played(run: Path, tmp_path: Path, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert evaluate.main(shlex.split(f"{run}/snapshots --device cpu {flags} --out {out}")) == 2
+    assert "name one of the snapshots in" in capsys.readouterr().err
+    assert not out.exists()
