@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from cuda_graphs import CudaGraphs, Outputs
 from replay_buffer import NO_SKILL
@@ -117,71 +116,6 @@ def orthogonal_rows(rows: int, width: int) -> torch.Tensor:
     return torch.cat([nn.init.orthogonal_(block, gain=math.sqrt(width)) for block in blocks])
 
 
-class FusedConvs(torch.autograd.Function):
-    """The convolutions and ReLUs of `ConvStack` with oneDNN, which applies a ReLU before it stores the output.
-
-    Takes the input and weight and bias of each convolution, all of one dtype. The numbers are those of separate passes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        activations = [x]
-        for stride, weight, bias in zip(STRIDES, parameters[::2], parameters[1::2], strict=True):
-            activations.append(conv_relu(activations[-1], weight, bias, stride))
-        ctx.save_for_backward(*activations, *parameters[::2])
-        return activations[-1]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        depth = len(STRIDES)
-        activations, weights = ctx.saved_tensors[: depth + 1], ctx.saved_tensors[depth + 1 :]
-        grad = torch.ops.aten.threshold_backward(grad, activations[-1], 0)
-        gradients: list[torch.Tensor] = []
-        for layer in reversed(range(depth)):
-            x, stride = activations[layer], [STRIDES[layer]] * 2
-            mask = [layer > 0 or ctx.needs_input_grad[0], True, True]  # gradients of input, weight, bias
-            shape = [NUM_FILTERS], stride, [0, 0], [1, 1], False, [0, 0], 1
-            grad, *of_parameters = torch.ops.aten.convolution_backward(grad, x, weights[layer], *shape, mask)
-            gradients = [*of_parameters, *gradients]
-            if layer > 0:  # in place: this gradient belongs to nobody else
-                torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
-        return grad, *gradients
-
-
-def conv_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int) -> torch.Tensor:
-    """Return the ReLU of a convolution without padding, computed by oneDNN in one pass. Without autograd."""
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [0, 0], [stride, stride], [1, 1], 1, "relu", [], "")
-
-
-def fuses_convs(x: torch.Tensor) -> bool:
-    """Return whether `conv_relu` computes for these images what `conv2d` does, which also uses oneDNN for several."""
-    if x.device.type != "cpu" or len(x) < 2 or not torch.backends.mkldnn.is_available():
-        return False
-    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-class ConvStack(nn.Sequential):
-    """The encoder's convolutions, each followed by a ReLU."""
-
-    def __init__(self, channels: int) -> None:
-        layers: list[nn.Module] = []
-        for stride in STRIDES:
-            layers += [nn.Conv2d(channels, NUM_FILTERS, kernel_size=3, stride=stride), nn.ReLU(inplace=True)]
-            channels = NUM_FILTERS
-        super().__init__(*layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not fuses_convs(x):
-            return super().forward(x)
-        parameters = [parameter.to(x.dtype) for parameter in self.parameters()]
-        if torch.is_grad_enabled():
-            return FusedConvs.apply(x, *parameters)
-        for stride, weight, bias in zip(STRIDES, parameters[::2], parameters[1::2], strict=True):
-            x = conv_relu(x, weight, bias, stride)
-        return x
-
-
 class Encoder(nn.Module):
     """Four 3x3 convolutions with 32 filters: images (N, C, H, W) to flat float32 features (N, feature_dim).
 
@@ -193,7 +127,12 @@ class Encoder(nn.Module):
     def __init__(self, obs_shape: tuple[int, ...], precision: str = "fp32") -> None:
         super().__init__()
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.convs = ConvStack(obs_shape[0])
+        channels = obs_shape[0]
+        layers: list[nn.Module] = []
+        for stride in STRIDES:
+            layers += [nn.Conv2d(channels, NUM_FILTERS, kernel_size=3, stride=stride), nn.ReLU(inplace=True)]
+            channels = NUM_FILTERS
+        self.convs = nn.Sequential(*layers)
         self.feature_dim = conv_features(obs_shape)
 
     def scale(self, images: torch.Tensor) -> torch.Tensor:

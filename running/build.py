@@ -33,6 +33,7 @@ BYTES_PER_PIXEL = 2 + 4 + 4 * 4  # of an observation and the next one, two views
 WORKER_MEMORY = 300 << 20  # bytes of a process that plays evaluation episodes, at least
 CUDA_CONTEXT = 2 << 30  # bytes of device memory for CUDA's libraries, networks and optimizers at the default sizes
 CUDA_BYTES_PER_PIXEL = 450  # of activations and gradients, for each transition of a batch: estimated, not measured
+CUDA_BYTES_PER_PIXEL_OF_A_MEMBER = 160  # the same, for each discriminator after the first: estimated, not measured
 UPDATES_HELD = 2  # with CUDA graphs, the memory of an update is held twice: to warm up, and in the graphs' pool
 
 
@@ -203,7 +204,9 @@ def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim
 def cuda_headroom(config: Config) -> int:
     """Return the bytes of device memory that are left free beside the replay buffer, for everything else."""
     held = UPDATES_HELD if config.cuda_graphs else 1
-    return CUDA_CONTEXT + held * config.batch_size * config.image_size**2 * CUDA_BYTES_PER_PIXEL
+    members = config.discriminator_ensemble - 1 if config.learns_skills else 0
+    per_pixel = CUDA_BYTES_PER_PIXEL + members * CUDA_BYTES_PER_PIXEL_OF_A_MEMBER
+    return CUDA_CONTEXT + held * config.batch_size * config.image_size**2 * per_pixel
 
 
 @contextmanager

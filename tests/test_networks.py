@@ -13,7 +13,6 @@ from torch import nn
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-import networks
 from drq import DrQAgent
 from networks import Encoder, SkillEmbedding, SquashedGaussian, mlp, soft_update
 from tests.support.oracle import ACTION_DIM, random_batch, small_diayn, small_drq
@@ -129,44 +128,6 @@ def test_images_are_scaled_once_and_not_modified(name: str, precision: str) -> N
         assert torch.equal(encoder(images), features)
         one_kernel = torch.div(images, 255.0, out=torch.empty_like(scaled))  # as on CUDA
         assert torch.equal(one_kernel, scaled)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_fused_convolutions_equal_separate_ones(rows: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features and all gradients, to the bit. A single image is not fused."""
-    images = random_batch(rows).obs
-    fused, calls = networks.conv_relu, 0
-
-    def count(*inputs: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return fused(*inputs)
-
-    monkeypatch.setattr(networks, "conv_relu", count)
-    results = []
-    for fuses in (True, False):
-        encoder = small_drq(precision=precision).critic.encoder
-        if not fuses:
-            monkeypatch.setattr(networks, "fuses_convs", lambda x: False)
-        features = encoder(images)
-        with torch.no_grad():
-            assert torch.equal(encoder(images), features)
-        (features.square() * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
-        results.append([features, *(parameter.grad for parameter in encoder.parameters())])
-        assert calls == (2 * len(networks.STRIDES) if rows > 1 else 0)
-    for ours, theirs in zip(*results, strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_fused_convolutions_have_the_gradient_of_their_images() -> None:
-    gradients: list[torch.Tensor] = []
-    for fuses in (True, False):
-        encoder = small_drq().critic.encoder
-        images = encoder.scale(random_batch().obs).requires_grad_()
-        features = encoder(images) if fuses else nn.Sequential(*encoder.convs)(images).permute(0, 2, 3, 1)
-        gradients += torch.autograd.grad(features.square().sum(), images)
-    assert torch.equal(*gradients)
 
 
 def test_bf16_encoder_is_float32_outside_of_the_convolutions() -> None:

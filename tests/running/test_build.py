@@ -192,6 +192,8 @@ def test_device_memory_that_is_left_free() -> None:
     large, direct, sharp, usual = (cuda_headroom(parse(line)) for line in lines)
     assert 5e9 < large < 6e9
     assert usual < direct < large < sharp
+    one, several = (cuda_headroom(parse(f"--batch_size 512 --discriminator_ensemble {members}")) for members in (1, 5))
+    assert large == one < several
 
 
 @pytest.mark.usefixtures("deterministic")
