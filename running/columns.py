@@ -58,7 +58,6 @@ CONSOLE = {  # label and format of a column in such lines
     "actor_entropy": ("AENT", "{:.3g}"),
     "skill_id": ("SKILL", "{}"),
     "episode_intrinsic_reward_sum": ("IR", "{:.4g}"),
-    "discriminator_loss": ("DLOSS", "{:.3g}"),
     "discriminator_accuracy": ("DACC", "{:.2f}"),
     "mutual_information_bound": ("MI", "{:.3f}"),
     "effective_skills": ("SKILLS", "{:.1f}"),
@@ -68,9 +67,9 @@ TRAIN_LINE = (  # DrQ's, as far as they fit
     *("episode", "step", "episode_reward", "duration", "batch_reward", "actor_loss", "critic_loss"),
     *("alpha_value", "actor_entropy"),
 )
-TRAIN_SKILL_LINE = (
-    *("episode", "step", "episode_reward", "duration", "skill_id", "episode_intrinsic_reward_sum"),
-    *("discriminator_loss", "discriminator_accuracy"),
+TRAIN_SKILL_LINE = (  # DrQ's losses, with DIAYN's figures appended
+    *("episode", "step", "episode_reward", "duration", "actor_loss", "critic_loss"),
+    *("skill_id", "episode_intrinsic_reward_sum", "discriminator_accuracy"),
 )
 EVAL_LINE = (
     *("episode", "step", "episode_reward", "episode_intrinsic_reward_sum", "discriminator_accuracy"),

@@ -208,7 +208,7 @@ def test_console(run: Finished) -> None:
     number = r"-?\d+(\.\d+)?(e[+-]\d+)?"
     lines = [line for line in run.stdout.splitlines() if line.startswith("|")]
     assert len(lines) == len(run.table("train")) + len(run.table("eval"))
-    labels = ("SKILL", "IR", "DLOSS", "DACC") if run.num_skills else ("BR", "ALOSS", "CLOSS", "TVAL", "AENT")
+    labels = ("ALOSS", "CLOSS", "SKILL", "IR", "DACC") if run.num_skills else ("BR", "ALOSS", "CLOSS", "TVAL", "AENT")
     updates = "".join(rf" \| {label}: {number}" for label in labels)
     assert re.match(rf"\| train \| E: 20 \| S: 1600 \| R: {number} \| D: {number} s{updates}", lines[-2])
     assert re.match(rf"\| eval  \| E: 20 \| S: 1600 \| R: {number}", lines[-1])

@@ -334,7 +334,7 @@ DRQ_LINE = f"{BEGUN} | BR: 0.5 | ALOSS: -3 | CLOSS: 2 | TVAL: 0.1 | AENT: 1.5"
         (False, CRITIC | ACTOR, DRQ_LINE),
         (False, {}, BEGUN),
         (False, CRITIC, f"{BEGUN} | BR: 0.5 | CLOSS: 2"),
-        (True, CRITIC | ACTOR | DISCRIMINATOR, f"{BEGUN} | SKILL: 3 | IR: -7.25 | DLOSS: 2.25 | DACC: 0.12"),
+        (True, CRITIC | ACTOR | DISCRIMINATOR, f"{BEGUN} | ALOSS: -3 | CLOSS: 2 | SKILL: 3 | IR: -7.25 | DACC: 0.12"),
         (True, {}, f"{BEGUN} | SKILL: 3 | IR: -7.25"),
     ],
 )
