@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,11 @@ class Views(NamedTuple):
     noise: torch.Tensor  # (B, action_dim), standard normal: selects the actions of the actor's loss
     # of a batch for the discriminator alone, if there is one: a view of next_obs (B, C, H, W), and the skill (B,)
     recent: tuple[torch.Tensor, ...] = ()
+
+    def map_images(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Views:
+        """Return these views with `function` of all images."""
+        recent = (function(self.recent[0]), *self.recent[1:]) if self.recent else ()
+        return self._replace(obs=function(self.obs), next_obs=function(self.next_obs), recent=recent)
 
 
 class Assessment(NamedTuple):
@@ -137,8 +142,7 @@ class DrQAgent(ActorCritic):
         The actions are those that standard normal `noise`, float32 (N, action_dim), selects; without it, the modes.
         """
         inputs = upload([obs, skill] if noise is None else [obs, skill, noise], self.device)
-        outputs = self.launch(self.evaluate, *inputs)
-        return Assessment(*(value.cpu().numpy() for value in outputs))
+        return Assessment(*(value.cpu().numpy() for value in self.launch(self.evaluate, *inputs)))
 
     @torch.no_grad()
     def evaluate(
@@ -193,7 +197,7 @@ class DrQAgent(ActorCritic):
 
     def learn(self, views: Views) -> Metrics:
         """Update the networks: a function of the weights and the views, without randomness of its own."""
-        views = self._scale(views)
+        views = views.map_images(self.critic.encoder.scale)  # once, for all encoders
         actor_is_due, target_is_due = self.due()
         with torch.no_grad():  # before the critic's step; for the target's actions and a shared discriminator
             next_features = self.critic.encoder(views.next_obs)
@@ -269,12 +273,6 @@ class DrQAgent(ActorCritic):
             "alpha_loss": alpha_loss.detach(),
             "alpha_value": self.log_alpha.detach().exp(),
         }
-
-    def _scale(self, views: Views) -> Views:
-        """Convert the images once for all encoders."""
-        scale = self.critic.encoder.scale
-        recent = (scale(views.recent[0]), *views.recent[1:]) if views.recent else ()
-        return views._replace(obs=scale(views.obs), next_obs=scale(views.next_obs), recent=recent)
 
     def _normal(self, rows: int) -> torch.Tensor:
         return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)
