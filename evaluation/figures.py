@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 
-os.environ["MPLBACKEND"] = "agg"  # a notebook sets a backend that this Python may lack, and the import would fail
+if "IPython" not in sys.modules:  # a program started by a notebook gets its backend, but may lack it
+    os.environ["MPLBACKEND"] = "agg"
 
 import matplotlib
 import numpy as np

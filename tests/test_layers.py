@@ -44,7 +44,7 @@ LAYERS = (
     ("running.snapshots",),
     ("running.start", "running.loop"),
     ("evaluation.load",),
-    ("evaluation.compose", "evaluation.imitate", "evaluation.tables", "evaluation.refit"),
+    ("evaluation.agent", "evaluation.compose", "evaluation.imitate", "evaluation.tables", "evaluation.refit"),
     ("evaluation.command", "evaluation.curves"),
     ("evaluation.panels",),
     ("evaluation.report_files",),
