@@ -78,7 +78,7 @@ def python(code: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[s
         ("--run_name x", "unrecognized arguments: --run_name"),
         ("--env walker_walk dmc_walker_walk", "--env names walker_walk twice"),
         ("--device cuda:1", "--device cuda:1: give cpu or cuda"),
-        ("--device gpu", "--device gpu: give cpu or cuda"),
+        ("--device gpu", "--device must be cuda, cuda:N or cpu; got gpu"),
         ("--resume nowhere", "there is no sweep.json in it"),
         ("--resume nowhere --seed 1", "--seed: a resumed sweep keeps its runs"),
         ("--config nowhere.json", "there is no nowhere.json"),

@@ -17,7 +17,7 @@ from hypothesis.strategies import DrawFn
 
 import evaluate
 from config import Config
-from evaluation import curves
+from evaluation import panels
 from running.checkpoint import FOLDER, MANIFEST
 from running.stored_config import CONFIG_FILE
 from tests.support.command_lines import TRAIN_FLAGS, Flags, command_lines, parsed
@@ -66,7 +66,7 @@ FLAGS_OF: dict[str, Flags] = {
         **{"imitate": ["trajectory.npz", "good/config.json"], "out": ["out"], "controls": [], "sample": []},
         **{"refit": ["3"]},
     },
-    "plot": {"out": ["out"], "reference": ["reference.csv", "good/eval.csv"]},
+    "plot": {"out": ["out"], "reference": ["reference.csv", "good/eval.csv"], "evaluation": ["good", "out"]},
     "report": {"out": ["out.html", "out"], "evaluation": ["good", "out"]},
     "sweep": {
         **{name: values for name, values in {**TRAIN_FLAGS, **RUNS}.items() if name != "run_name"},
@@ -125,7 +125,7 @@ def is_soon_over(words: Sequence[str]) -> bool:
 @pytest.mark.usefixtures("untrained")
 def test_any_command_line(program: str, examples: int, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
-    monkeypatch.setattr(curves, "draw_task", lambda *_: [])  # drawn in tests/test_plot_damaged.py
+    monkeypatch.setattr(panels, "draw_task", lambda *_: [])  # drawn in tests/test_plot_damaged.py
     around = work.parents[3]
     before = snapshot(around)
 
