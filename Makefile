@@ -10,7 +10,7 @@ APT_INSTALL := apt-get install -y --no-install-recommends
 SYSTEM_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libglib2.0-0
 
 # A first run with something to see within minutes, on a CPU too: small batches, four skills, short evaluations, and the
-# recommended settings for skills. If ARGS names a flag or value on the left, which decides or excludes it, the default
+# settings of --preset skills. If ARGS names a flag or value on the left, which decides or excludes it, the default
 # on the right is left out; all of them are if another run decides.
 unless = $(if $(filter $(addsuffix %,$(1)),$(ARGS)),,$(2))
 TRAIN_ARGS = $(call unless,--resume --finetune_from --config,$(FIRST_RUN))

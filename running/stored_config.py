@@ -198,8 +198,11 @@ def read_record(path: Path, place: str) -> dict[str, Any]:
 
 
 def real_run(folder: Path | str) -> Path:
-    """Return the absolute path of a run's folder, also if it is given as `latest`."""
-    real = Path(os.path.realpath(folder))
+    """Return the absolute path of a run's folder, also if it is given as `latest`. Raises UserError."""
+    try:
+        real = Path(os.path.realpath(folder))
+    except ValueError:
+        raise UserError(f"{str(folder)!r} cannot be the name of a folder; name a run's") from None
     if real.name == LATEST and (real / CONFIG_FILE).is_symlink():
         return Path(os.path.realpath(real / CONFIG_FILE)).parent
     return real

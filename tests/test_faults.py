@@ -165,9 +165,10 @@ def assert_stopped(child: Child, number: int, folder: Path) -> int:
 
 def in_evaluation(child: Child, work_dir: Path, frame: int) -> None:
     """Wait until the child records the evaluation at this frame, and halt it there."""
-    assert child.until(lambda: list(work_dir.glob(f"*/2*/video/.{frame}_skill0.*"))), child.stderr
+    pattern = f"*/2*/video/.{frame:08d}_skill0.*"
+    assert child.until(lambda: list(work_dir.glob(pattern))), child.stderr
     child.halt()
-    assert list(work_dir.glob(f"*/2*/video/.{frame}_skill0.*"))
+    assert list(work_dir.glob(pattern))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["SIGINT", "SIGTERM", "SIGHUP"])

@@ -213,7 +213,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Path
         children = [Child(f"{line} --work_dir {to}-runs", to) for line, to in new.items()]  # in parallel
         for child, (line, to) in zip(children, new.items(), strict=True):
             child.finish()
-            (done[line],) = {record.parent.resolve() for record in Path(f"{to}-runs").glob("*/*/config.json")}
+            (done[line],) = {record.resolve().parent for record in Path(f"{to}-runs").glob("*/*/config.json")}
         return [done[line] for line in lines]
 
     return folders

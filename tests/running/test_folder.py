@@ -20,6 +20,7 @@ import plot
 import train
 from config import Config
 from envs.renderer import RendererInfo
+from errors import UserError
 from running.folder import PARTS, git_commit, link_latest, new_run_folder, write_config
 from running.stored_config import CONFIG_FILE, real_run
 from tests.support.disk import copy_of, failing, no_space, read_json, snapshot
@@ -52,6 +53,8 @@ def test_name_notes_and_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str
     folder = tmp_path / "cartpole_swingup"
     assert sorted(path.name for path in folder.iterdir()) == ["first", "first-run2", "latest"]
     assert real_run(folder / "latest") == (folder / "first-run2").resolve()
+    with pytest.raises(UserError, match="cannot be the name of a folder"):
+        real_run("a\0b")
     assert read_json(folder / "latest" / CONFIG_FILE)["flags"]["notes"] == "a thought"
 
 
