@@ -10,10 +10,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,10 @@ EVAL_MEASURES = ("mutual_information_bound", "discriminator_accuracy")  # also d
 NEWER_MEASURES = ("mutual_information_bound_second_half", "effective_skills", "cells_visited")  # not in older files
 SKILL_NUMBERS = ("step", "skill_id", "episode_extrinsic_reward")
 SKILL_MEASURES = ("mutual_information_bound", "state_distance_within", "state_distance_between")  # cells may be empty
+CONTROL_STYLES = {"untrained": ":", "random": "--"}  # of the levels of other policies
 LOWEST_BOUND = -1.0  # nats, of the axis; an untrained discriminator is overconfident by far more
+
+AnyRun = TypeVar("AnyRun")
 
 
 @dataclass
@@ -97,23 +100,30 @@ class Group:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs in `places` and below them, and why others are left out. Raises UserError if there are none."""
+def read_runs(
+    places: Sequence[Path], read: Callable[[Path], AnyRun], names: Sequence[str], what: str
+) -> tuple[list[AnyRun], list[str]]:
+    """Return the runs in `places` and below them, and why others are left out. Raises UserError if there are none.
+
+    Args:
+        read: reads a run's folder; may raise UserError or OSError.
+        names: files of which a run has one at least, as for `find_runs`.
+        what: what is looked for, for the message.
+    """
     runs, left_out = [], []
-    for folder in find_runs(places):
+    for folder in find_runs(places, names):
         try:
-            runs.append(read_run(folder))
+            runs.append(read(folder))
         except (UserError, OSError) as error:
             left_out.append(reason_of(error))
     if not runs:
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         reasons = "".join(f": {reason}{more}" for reason in left_out[:1])
-        nothing = f"no evaluations in {', '.join(map(str, places))}{reasons}"
-        raise UserError(f"{nothing}; name a run's folder, or one above it")
+        raise UserError(f"no {what} in {', '.join(map(str, places))}{reasons}; name a run's folder, or one above it")
     return runs, left_out
 
 
-def find_runs(places: Iterable[Path], names: Sequence[str] = ("eval.csv",)) -> list[Path]:
+def find_runs(places: Iterable[Path], names: Sequence[str]) -> list[Path]:
     """Return the folders of runs in `places` and below them, each once: those with one of the files `names`.
 
     Raises UserError.

@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from evaluation.curves import draw_level, finish
+from evaluation.curves import CONTROL_STYLES, draw_level, finish
 from evaluation.figures import Axes, Figure
 from logger import Row
 
 MEASURES = {  # column of summary.csv: title, unit
-    "episode_extrinsic_reward": ("return, mean over skills", "return"),
-    "discriminator_accuracy": ("accuracy of the discriminator", "fraction of agent steps"),
+    "episode_extrinsic_reward": ("return, mean over skills", "return of the task"),
+    "discriminator_accuracy": ("accuracy of the discriminator", "share of steps"),
     "mutual_information_bound": ("bound on I(skill; state)", "nats"),
     "mutual_information_bound_second_half": ("bound in the second half of the episode", "nats"),
     "effective_skills": ("effective number of skills", "skills"),
     "cells_visited": ("coverage: cells visited by all skills", "cells"),
 }
-REFITTED = {"mutual_information_bound": "nats", "discriminator_accuracy": "fraction of agent steps"}
+REFITTED = {"mutual_information_bound": "nats", "discriminator_accuracy": "share of steps"}
 COLUMNS = 3
 
 
@@ -55,7 +55,6 @@ def _draw(axes: Axes, name: str, curve: Sequence[tuple[Row, float | None]]) -> N
     axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name)
     for row, value in curve:
         if row["policy"] != "trained" and value is not None:
-            style = "--" if row["policy"] == "untrained" else ":"
-            draw_level(axes, value, " ".join(filter(None, (row["policy"], name))), style)
+            draw_level(axes, value, " ".join(filter(None, (row["policy"], name))), CONTROL_STYLES[row["policy"]])
     if name:
         axes.legend(fontsize=7)

@@ -20,6 +20,7 @@ import pandas as pd
 from config import Role, flags_with
 from errors import UserError, one_line
 from evaluation.curves import (
+    CONTROL_STYLES,
     Group,
     Run,
     draw_accuracies,
@@ -33,6 +34,7 @@ from evaluation.curves import (
     make_groups,
     measured,
     read_reference,
+    read_run,
     read_runs,
 )
 from evaluation.figures import Axes, Figure, skill_colors
@@ -58,7 +60,7 @@ def plot_runs(places: Sequence[Path], out: Path, published: Path | None, evaluat
     """
     reference = None if published is None else read_reference(published)
     controls = None if evaluation is None else read_controls(evaluation)
-    runs, left_out = read_runs(places)
+    runs, left_out = read_runs(places, read_run, ("eval.csv",), "evaluations")
     for reason in left_out:
         print(f"left out: {one_line(reason)}", file=sys.stderr)
     tasks = sorted({run.env for run in runs})
@@ -182,7 +184,7 @@ def draw_coverage_beside_controls(axes: Axes, groups: Sequence[Group], controls:
 def draw_controls(axes: Axes, controls: pd.DataFrame, column: str) -> None:
     """Draw a level for each control in which a column of summary.csv was measured."""
     for policy, level in controls.set_index("policy")[column].dropna().items():
-        draw_level(axes, level, f"{policy} {level:.3g}", ":" if policy == "untrained" else "--")
+        draw_level(axes, level, f"{policy} {level:.3g}", CONTROL_STYLES[str(policy)])
 
 
 def draw_reference(axes: Axes, table: pd.DataFrame) -> None:

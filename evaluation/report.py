@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from errors import UserError, one_line, reason_of
+from errors import UserError, one_line
 from evaluation import report_measures as measures
 from evaluation.curves import (
     Group,
@@ -24,8 +24,8 @@ from evaluation.curves import (
     draw_bounds,
     draw_returns,
     draw_skill_returns,
-    find_runs,
     make_groups,
+    read_runs,
 )
 from evaluation.figures import Axes, Figure
 from evaluation.report_files import (
@@ -65,7 +65,8 @@ def write_report(places: Sequence[Path], evaluations: Sequence[Path], out: Path 
 
     Raises UserError, OSError.
     """
-    runs, left_out = read_runs(places)
+    runs, left_out = read_runs(places, read_run_files, (CONFIG_FILE, "eval.csv"), "runs")
+    runs.sort(key=lambda files: (files.run.env, files.run.kind, files.run.seed))
     for reason in left_out:
         print(f"left out: {one_line(reason)}", file=sys.stderr)
     out = out or default_path(runs)
@@ -74,21 +75,6 @@ def write_report(places: Sequence[Path], evaluations: Sequence[Path], out: Path 
     with output_folder(out.parent):
         write_file(out, page)
     print(f"{out}: {len(page) / 1e6:.1f} MB")
-
-
-def read_runs(places: Sequence[Path]) -> tuple[list[RunFiles], list[str]]:
-    """Return the runs in `places` and below them, and why others are left out. Raises UserError if there are none."""
-    runs, left_out = [], []
-    for folder in find_runs(places, (CONFIG_FILE, "eval.csv")):
-        try:
-            runs.append(read_run_files(folder))
-        except (UserError, OSError) as error:
-            left_out.append(reason_of(error))
-    if not runs:
-        more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
-        reasons = "".join(f": {reason}{more}" for reason in left_out[:1])
-        raise UserError(f"no runs in {', '.join(map(str, places))}{reasons}; name a run's folder, or one above it")
-    return sorted(runs, key=lambda files: (files.run.env, files.run.kind, files.run.seed)), left_out
 
 
 def default_path(runs: Sequence[RunFiles]) -> Path:

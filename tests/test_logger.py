@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +30,7 @@ from logger import Episode, Logger, Meters
 from running.columns import CONSOLE, HEADLINE, TRAIN_LINE, TRAIN_SKILL_LINE, update_metrics
 from running.csv_files import CsvFile
 from tests.support.paths import ROOT
+from tests.support.terminal import open_terminal, read_terminal
 from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
 
 DRQ_COLUMNS = "episode,step,episode_reward,duration,batch_reward,actor_loss,actor_entropy,actor_target_entropy"
@@ -405,26 +402,18 @@ logger.status("evaluating skill7")
 logger.train_episode(1, 500, Episode(1.0, 5.0), frames=500)
 logger.close()
 """
-    terminal, side = pty.openpty()
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))  # rows, columns
+    terminal, side = open_terminal(24, 120)
     child = run_child(source, stdout=subprocess.PIPE, stderr=side)
     os.close(side)
-    shown = b""
-    try:
-        while data := os.read(terminal, 4096):
-            shown += data
-    except OSError:  # Linux reports like this that the other side was closed
-        pass
-    finally:
-        os.close(terminal)
+    shown = read_terminal(terminal)
     printed = child.communicate()[0].decode()
     assert child.returncode == 0, shown
-    bars = re.findall(r"(\d+)%\|[^\r]*?(\d+)/1000 \[\d\d:\d\d<(\S+), +([\d.]+|\?) frames/s\]", shown.decode())
+    bars = re.findall(r"(\d+)%\|[^\r]*?(\d+)/1000 \[\d\d:\d\d<(\S+), +([\d.]+|\?) frames/s\]", shown)
     assert {(percent, frames) for percent, frames, _, _ in bars} >= {("0", "0"), ("25", "250"), ("50", "500")}
     left, speed = bars[-1][2:]
     assert re.fullmatch(r"\d\d:\d\d", left)
     assert 10 < float(speed) < 2000
-    assert "evaluating skill7" in shown.decode()
+    assert "evaluating skill7" in shown
     assert printed.startswith("| train | E: 1 | S: 500 ")
     assert len(printed.splitlines()) == 1
 

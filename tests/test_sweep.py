@@ -248,7 +248,7 @@ def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[..., lis
             row = rows[f"cartpole_swingup/{name}"]
             assert (row["state"], row["frames"], row["failures"]) == ("finished", "168", "0")
             assert (row["mutual_information_bound"] == "") == (skills == 0)
-    assert len(curves.find_runs([folder])) == 4
+    assert len(curves.find_runs([folder], ["eval.csv"])) == 4
     assert plot.main([str(folder), "--out", str(tmp_path / "plots")]) == 0
 
 

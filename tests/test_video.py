@@ -272,17 +272,22 @@ def test_name_that_is_taken_by_a_folder_gives_a_warning(tmp_path: Path, capfd: p
     assert names(tmp_path) == ["a.mp4"]
 
 
-def test_missing_ffmpeg_gives_a_warning(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no_such_program"))
-    recorder = VideoRecorder(tmp_path, FPS)
+def assert_no_video(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Record a video, which fails with a warning and leaves nothing."""
+    recorder = VideoRecorder(folder, FPS)
     recorder.start("a")
     recorder.record(plain(TEAL))
     recorder.record(plain(TEAL))
     assert recorder.stop() is None
     assert warned(capfd, "a.mp4")
-    assert names(tmp_path) == []
+    assert names(folder) == []
+
+
+def test_missing_ffmpeg_gives_a_warning(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no_such_program"))
+    assert_no_video(tmp_path, capfd)
 
 
 def test_missing_encoder_gives_a_warning(
@@ -290,13 +295,7 @@ def test_missing_encoder_gives_a_warning(
 ) -> None:
     """Videos need the package imageio-ffmpeg; a run without videos does not."""
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    recorder = VideoRecorder(tmp_path, FPS)
-    recorder.start("a")
-    recorder.record(plain(TEAL))
-    recorder.record(plain(TEAL))
-    assert recorder.stop() is None
-    assert warned(capfd, "a.mp4")
-    assert names(tmp_path) == []
+    assert_no_video(tmp_path, capfd)
 
 
 @pytest.mark.parametrize("frames", [5, 60])

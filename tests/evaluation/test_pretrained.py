@@ -10,7 +10,10 @@ import pytest
 
 import evaluate
 from evaluation.load import load
+from running.checkpoint import load_file
 from running.snapshots import snapshot_frames
+from running.stored_config import CONFIG_FILE
+from tests.support.disk import read_json
 from tests.support.paths import ROOT
 from train import parse_args
 
@@ -26,6 +29,13 @@ def test_config_and_weights_only() -> None:
     (frame,) = snapshot_frames(PRETRAINED)
     assert {str(path.relative_to(PRETRAINED)) for path in files} == {"config.json", f"snapshots/{frame}.pt"}
     assert sum(path.stat().st_size for path in files) < LARGEST
+
+
+def test_no_path_of_the_machine_that_trained_it() -> None:
+    (snapshot,) = (PRETRAINED / "snapshots").glob("*.pt")
+    stored = {"config.json": read_json(PRETRAINED / CONFIG_FILE)["flags"], "snapshot": load_file(snapshot)["flags"]}
+    for name, flags in stored.items():
+        assert [flag for flag, value in flags.items() if Path(str(value)).is_absolute()] == [], name
 
 
 def test_it_is_loaded_like_any_run() -> None:

@@ -181,7 +181,7 @@ def test_a_panel_for_each_measure_that_there_is(monkeypatch: pytest.MonkeyPatch)
     assert [np.size(axes.lines[0].get_xdata()) for axes in (returns, bounds)] == [2, 2]
     assert [text.get_text() for text in returns.texts] == ["random", "untrained"]
     assert not bounds.texts
-    assert (returns.get_ylabel(), bounds.get_ylabel()) == ("return", "nats")
+    assert (returns.get_ylabel(), bounds.get_ylabel()) == ("return of the task", "nats")
 
 
 @pytest.mark.parametrize("flags", ["--imitate any.npz", "--skill_schedule 0:3"])

@@ -62,17 +62,15 @@ class Screen:
         self._column += 1
 
 
-def run_on_terminal(words: Sequence[str], columns: int) -> tuple[int, str]:
-    """Run a Python program with all its output on a new terminal. Return its exit code and what it wrote."""
+def open_terminal(rows: int, columns: int) -> tuple[int, int]:
+    """Return the file descriptors of a new terminal and of its other side, for a program."""
     terminal, side = pty.openpty()
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("4H", 40, columns, 0, 0))
-    unset = ("COLUMNS", "LINES")
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.Popen(
-        [sys.executable, *words], stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True
-    )
-    os.close(side)
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+    return terminal, side
+
+
+def read_terminal(terminal: int) -> str:
+    """Return what is written to a terminal until its other side is closed, and close it."""
     written = b""
     try:
         while data := os.read(terminal, 4096):
@@ -81,4 +79,18 @@ def run_on_terminal(words: Sequence[str], columns: int) -> tuple[int, str]:
         pass
     finally:
         os.close(terminal)
-    return child.wait(), written.decode()
+    return written.decode()
+
+
+def run_on_terminal(words: Sequence[str], columns: int) -> tuple[int, str]:
+    """Run a Python program with all its output on a new terminal. Return its exit code and what it wrote."""
+    terminal, side = open_terminal(40, columns)
+    unset = ("COLUMNS", "LINES")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    child = subprocess.Popen(
+        [sys.executable, *words], stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True
+    )
+    os.close(side)
+    written = read_terminal(terminal)
+    return child.wait(), written
