@@ -73,7 +73,7 @@ $(VENV)/installed: requirements.txt
 	$(PY) -m pip install --no-deps "$$(grep '^dm_control==' requirements.txt)"
 	@touch $@
 
-$(VENV)/dev-installed: requirements-dev.txt requirements-sweep.txt $(VENV)/installed
+$(VENV)/dev-installed: requirements-dev.txt requirements-sweep.txt requirements-track.txt $(VENV)/installed
 	$(PY) -m pip install -r requirements-dev.txt
 	@touch $@
 

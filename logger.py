@@ -36,6 +36,8 @@ from running.csv_files import CsvFile, check_declared, continue_file, read_begin
 from running.names import frame_name
 from running.progress import ProgressBar
 from running.tensorboard import TensorBoard, event_files
+from running.tracker import Tracker
+from video import gif_clip
 
 Row = dict[str, Any]
 
@@ -127,6 +129,7 @@ class Logger:
         with_disdain: add those of DISDAIN's bonus.
         total_frames: the run's budget, for the progress bar, which is drawn only on a terminal.
         flags: numbers and texts by which TensorBoard compares runs.
+        tracker: what else records numbers, pictures and videos; its owner closes it.
         logs: a `state_dict` to continue from; what was written later is cut off. None starts new files.
         step: the checkpoint's step, in frames.
 
@@ -143,6 +146,7 @@ class Logger:
         tensorboard: bool,
         total_frames: int,
         flags: Mapping[str, Any] | None = None,
+        tracker: Tracker | None = None,
         logs: Mapping[str, Any] | None = None,
         step: int = 0,
     ) -> None:
@@ -160,6 +164,7 @@ class Logger:
             folder / "tb", enabled=tensorboard, position=position, step=step if position else None
         )
         self._tensorboard.describe(flags or {}, HEADLINE)
+        self._tracker = tracker
         self._metrics = update_metrics(with_skills, with_disdain)
         self._meters = Meters(self._metrics)
         self._bar = ProgressBar(total_frames, step, unit="frames")
@@ -169,7 +174,9 @@ class Logger:
         event_files = self._tensorboard.position()
         position = {name: file.position() for name, file in self._files.items()}
         columns = {name: list(file.columns) for name, file in self._files.items()}
-        return {"meters": self._meters.state_dict(), "position": position | event_files, "columns": columns}
+        tracked = None if self._tracker is None else self._tracker.id
+        meters = self._meters.state_dict()
+        return {"meters": meters, "position": position | event_files, "columns": columns, "tracked": tracked}
 
     def load_meters(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Load the meters of a `state_dict`."""
@@ -209,10 +216,10 @@ class Logger:
             row |= {"skill_id": result.skill, "episode_intrinsic_reward_sum": result.intrinsic_reward_sum}
         self._files["train.csv"].write(row)
         self._episode("train", number, step, result)
-        self._tensorboard.scalars("train", _without(row, "episode", "step", "skill_id"), step)
+        self._scalars("train", _without(row, "episode", "step", "skill_id"), step)
         if self._with_skills:
             own = {f"skill_{result.skill}": result.intrinsic_reward_sum}
-            self._tensorboard.scalars("skill_train_episode_intrinsic_reward_sum", own, step)
+            self._scalars("skill_train_episode_intrinsic_reward_sum", own, step)
         self._console("train", row, TRAIN_SKILL_LINE if self._with_skills else TRAIN_LINE)
 
     def evaluation(
@@ -241,15 +248,15 @@ class Logger:
         self._files["eval.csv"].write(row)
         duration = sum(result.duration for result in results)
         for name, value in _present({**_without(row, "episode", "step"), "duration": duration}).items():
-            self._tensorboard.scalars("eval" if name in HEADLINE else "eval_more", {name: value}, step)
+            self._scalars("eval" if name in HEADLINE else "eval_more", {name: value}, step)
         for name, value in (more or {}).items():
-            self._tensorboard.scalars(f"eval_{name}", value, step)
+            self._scalars(f"eval_{name}", value, step)
         for skill in skills:
             self._files["skills.csv"].write({"step": step, **skill})
             renamed = {"episode_extrinsic_reward": "episode_reward"}
             figures = {renamed.get(name, name): value for name, value in _present(skill).items()}
             for name, value in _without(figures, "skill_id", "episodes").items():
-                self._tensorboard.scalars(f"skill_{name}", {f"skill_{skill['skill_id']}": value}, step)
+                self._scalars(f"skill_{name}", {f"skill_{skill['skill_id']}": value}, step)
         self._console("eval ", row, EVAL_LINE)
         self._tensorboard.flush()
 
@@ -264,10 +271,12 @@ class Logger:
             print(f"warning: the picture {path} was not written: {error}", file=sys.stderr)
             return
         self._tensorboard.image(f"skills/{name}", png, image.shape[0], image.shape[1], step)
+        if self._tracker is not None:
+            self._tracker.image(f"skills/{name}", image, step)
 
     def time_shares(self, shares: Mapping[str, float], step: int) -> None:
         """Log the share of the run's time so far that each part of the loop took."""
-        self._tensorboard.scalars("time", shares, step)
+        self._scalars("time", shares, step)
 
     def finish(self, step: int, seconds: float, shares: Mapping[str, float]) -> None:
         """Print the last line: the run's duration, and the share of each part of the loop."""
@@ -277,9 +286,12 @@ class Logger:
             parts.pop()
         print(line)
 
-    def clip(self, name: str, gif: bytes, height: int, width: int, *, step: int) -> None:
-        """Show an animation in TensorBoard, under Images. SummaryWriter.add_video would need an old moviepy."""
-        self._tensorboard.image(f"video/{name}", gif, height, width, step)
+    def video(self, name: str, path: Path, fps: float, step: int) -> None:
+        """Show a video in TensorBoard, as a GIF under Images. SummaryWriter.add_video would need an old moviepy."""
+        if self._tensorboard.enabled and (clip := gif_clip(path, fps)) is not None:
+            self._tensorboard.image(f"video/{name}", *clip, step)
+        if self._tracker is not None:
+            self._tracker.video(f"video/{name}", path, step)
 
     def histograms(self, values: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
         """Log histograms of named tensors to TensorBoard."""
@@ -290,6 +302,11 @@ class Logger:
         for file in self._files.values():
             file.close()
         self._tensorboard.close()
+
+    def _scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
+        self._tensorboard.scalars(prefix, values, step)
+        if self._tracker is not None:
+            self._tracker.scalars(prefix, values, step)
 
     def _episode(self, kind: str, number: int, step: int, result: Episode) -> None:
         cells = (kind, number, step, result.duration, result.extrinsic_reward, result.skill)
@@ -321,6 +338,8 @@ def check_state(state: Mapping[str, Any]) -> None:
         raise ValueError("lengths of log files")
     if not all(type(name) is str for columns in state.get("columns", {}).values() for name in columns):
         raise ValueError("columns of CSV files")
+    if type(state.get("tracked")) not in (str, type(None)):
+        raise ValueError("name of the tracker's record")
     meters = Meters(update_metrics(with_skills=True))
     meters.load_state_dict(state["meters"], torch.device("cpu"))
     meters.peek()

@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with StopRequest() as stop:
         try:
             check_packages()
+            if config.track is not None:
+                check_packages([config.track], "pip install -r requirements-track.txt, or leave --track out")
             check_task(config)
             renderer = choose_renderer()  # before dm_control is imported
             with import_errors_reported(INSTALL_HINT):

@@ -12,11 +12,11 @@ NEEDED = ("torch", "numpy", "gymnasium", "mujoco", "dm_control", "cv2", "tensorb
 INSTALL = "`make setup` and .venv/bin/python, or pip install -r requirements.txt"
 
 
-def check_packages(names: Sequence[str] = NEEDED) -> None:
+def check_packages(names: Sequence[str] = NEEDED, remedy: str = f"use {INSTALL}") -> None:
     """Raise UserError if a package is not installed. Imports nothing."""
     for name in names:
         if find_spec(name) is None:
-            raise UserError(f"this Python lacks {name}; use {INSTALL}")
+            raise UserError(f"this Python lacks {name}; {remedy}")
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from running.names import frame_name
 from running.run import EpisodeInProgress, Run
 from running.snapshots import write_snapshot
 from running.state import check_losses, last_good_checkpoint, not_finite, save_checkpoint
-from video import gif_clip
 
 
 def train(run: Run) -> None:
@@ -207,15 +206,12 @@ def evaluate(run: Run) -> None:
 
 
 def log_evaluation(run: Run, evaluation: Evaluation) -> None:
-    """Write an evaluation's rows, pictures and, for TensorBoard, its videos."""
+    """Write an evaluation's rows and pictures, and show its videos."""
     config, logger, frame = run.config, run.logger, run.frame
-    if config.log_save_tb:
-        tags = {skill: skill_name(skill) if config.learns_skills else "policy" for skill in evaluation.videos}
-        videos = {tags[skill]: video for skill, video in evaluation.videos.items()}
-        for tag, video in {**videos, **({"skills": evaluation.grid} if evaluation.grid is not None else {})}.items():
-            clip = gif_clip(video, run.env.metadata["render_fps"])
-            if clip is not None:
-                logger.clip(tag, *clip, step=frame)
+    tags = {skill: skill_name(skill) if config.learns_skills else "policy" for skill in evaluation.videos}
+    videos = {tags[skill]: video for skill, video in evaluation.videos.items()}
+    for tag, video in {**videos, **({"skills": evaluation.grid} if evaluation.grid is not None else {})}.items():
+        logger.video(tag, video, run.env.metadata["render_fps"], frame)
     logger.status("")
     measures: dict[str, Any] = {}
     if config.learns_skills:

@@ -25,6 +25,7 @@ from running.snapshots import FOLDER as SNAPSHOT_FOLDER
 from running.snapshots import read_pretrained, snapshot_frames
 from running.state import INVALID_STATE, restore
 from running.stored_config import real_run, refuse_changes
+from running.tracker import Tracker
 from utils import Stopwatch, seed_sequence
 from video import remove_unfinished
 
@@ -154,6 +155,7 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
     try:
         # Nothing has been changed up to here. config.json is replaced atomically, so it comes before the logs are cut.
         _check_outputs(config, folder, logs)
+        tracker = start_tracker(config, folder, logs, resources)
         write_config(config, folder, renderer, None if config.resume is None else run.frame, **more)
         run.logger = Logger(
             folder,
@@ -162,6 +164,7 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
             tensorboard=config.log_save_tb,
             total_frames=run.frames_before + config.num_train_frames,
             flags=compared_flags(config),
+            tracker=tracker,
             logs=logs,
             step=run.frame,
         )
@@ -177,6 +180,18 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
     if logs is not None:
         run.logger.load_meters(logs, run.agent.device)
     remove_unfinished(folder / "video")
+
+
+def start_tracker(config: Config, folder: Path, logs: State | None, resources: ExitStack) -> Tracker | None:
+    """Return the tracker that --track asks for. Raises UserError."""
+    if config.track is None:
+        return None
+    flags, tracked = dataclasses.asdict(config), (logs or {}).get("tracked")
+    tracker = Tracker(config.track, folder, group=config.env, flags=flags, run_id=tracked)
+    resources.callback(tracker.close)
+    if tracker.place is not None:
+        print(f"tracker: {tracker.place}")
+    return tracker
 
 
 def _check_outputs(config: Config, folder: Path, logs: State | None) -> None:

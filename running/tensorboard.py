@@ -68,9 +68,14 @@ class TensorBoard:
             )
             self._writer = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
 
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is written."""
+        return self._writer is not None
+
     def describe(self, flags: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Fill the tab HParams with flags, numbers or texts, and the metrics `eval/...`; lay out the custom scalars."""
-        if self._writer is not None and flags:
+        if self.enabled and flags:
             experiment, begun, _ = hparams(dict(flags), {f"eval/{name}": 0.0 for name in metrics})
             self._summary(experiment)
             self._summary(begun)

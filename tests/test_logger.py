@@ -31,7 +31,7 @@ from running.columns import CONSOLE, HEADLINE, TRAIN_LINE, TRAIN_SKILL_LINE, upd
 from running.csv_files import CsvFile
 from tests.support.paths import ROOT
 from tests.support.terminal import open_terminal, read_terminal
-from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder, gif_clip
+from video import CLIP_SIZE, VIDEO_SIZE, VideoRecorder
 
 DRQ_COLUMNS = "episode,step,episode_reward,duration,batch_reward,actor_loss,actor_entropy,actor_target_entropy"
 DRQ_COLUMNS += ",critic_loss,alpha_loss,alpha_value"
@@ -539,10 +539,8 @@ def test_tensorboard_has_the_moving_clip(make_logger: MakeLogger, tmp_path: Path
         recorder.record(np.full((64, 96, 3), value, np.uint8))
     path = recorder.stop()
     assert path is not None
-    clip = gif_clip(path, recorder.fps)
-    assert clip is not None
     logger = make_logger(tensorboard=True)
-    logger.clip("skill2", *clip, step=4000)
+    logger.video("skill2", path, recorder.fps, 4000)
     logger.close()
     events = read_events(tmp_path)
     assert events.Tags()["images"] == ["video/skill2"]
@@ -575,6 +573,6 @@ def test_without_tensorboard_there_is_no_folder(make_logger: MakeLogger, tmp_pat
     logger.train_episode(1, 400, Episode(2.0, 5.5, skill=0), frames=400)
     logger.evaluation(1, 400, eval_results())
     logger.histograms([("actor/weight", torch.zeros(3))], step=400)
-    logger.clip("skill0", b"", 1, 1, step=400)
+    logger.video("skill0", tmp_path / "missing.mp4", 25.0, 400)
     logger.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "eval.csv", "skills.csv", "train.csv"]

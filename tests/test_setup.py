@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 from train import parse_args
 
 SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-REQUIREMENTS = ("requirements.txt", "requirements-sweep.txt", "requirements-dev.txt")
+REQUIREMENTS = ("requirements.txt", "requirements-sweep.txt", "requirements-track.txt", "requirements-dev.txt")
 OF_SWEEPS = ("sweep.py", "sweeping")  # may need requirements-sweep.txt too
 NOT_NEEDED = {"labmaze"}  # dm_control requires it, but its suite never imports it
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:home|root|work|opt|mnt|srv|Users)/\w")

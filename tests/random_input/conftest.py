@@ -23,7 +23,7 @@ from dmc import resolve_task
 from envs.parallel import open_eval_envs
 from evaluation import refit
 from evaluation.evaluate_skills import Evaluation
-from running import build, checkpoint, loop
+from running import build, checkpoint, loop, start
 from tests.support.runs import RENDERER, SMALL_RUN, SeededEnv
 
 
@@ -51,6 +51,7 @@ def programs(renderer: object) -> Iterator[None]:
         patch.setattr(sweeping.plan, "ProcessPoolExecutor", lambda *_: nullcontext(InProcess()))
         patch.setattr(sweeping.plan, "do_without_renderer", lambda: None)
         patch.setattr(sweep, "run_on_ray", lambda *_: None)
+        patch.setattr(start, "start_tracker", lambda *_: None)
         for program in (train, evaluate):
             patch.setattr(program, "choose_renderer", lambda: RENDERER)
         patch.setattr(Evaluation, "pictures", lambda self, frame: {"picture": np.zeros((8, 8, 3), np.uint8)})

@@ -65,7 +65,8 @@ def test_what_a_resumed_run_may_change() -> None:
     """The tests below follow the program's table, so the list is spelled out here."""
     budget = {"num_train_steps", "num_train_frames", "device", "deterministic", "cuda_graphs", "resume"}
     written = {"eval_frequency", "num_eval_episodes", "eval_workers", "log_frequency_step", "log_save_tb", "save_video"}
-    assert budget | written | {"checkpoint_frequency", "save_replay_buffer", "snapshot_frequency", "notes"} == RESUMABLE
+    kept = {"checkpoint_frequency", "save_replay_buffer", "snapshot_frequency", "notes", "track"}
+    assert budget | written | kept == RESUMABLE
     assert set(TYPES) - set(OTHER_VALUES) == {"device", "resume"}
 
 
