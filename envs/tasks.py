@@ -1,4 +1,4 @@
-"""The names of tasks, so that a mistyped one is answered before anything heavy is imported. Standard library only."""
+"""The names of tasks, so that a mistyped one is answered before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from config import Config
-from errors import TaskError, UserError
+from errors import TaskError, UserError, one_line
 
 PREFIXES = ("gym",)  # of --env; suite tasks have none
 WALKING = ("cheetah", "dog", "hopper", "humanoid", "humanoid_CMU", "quadruped", "walker")  # domains of the suite
@@ -17,12 +17,15 @@ REGISTERED = re.compile(r"^@SUITE\.add\([^)]*\)\s*^def (\w+)\(", re.MULTILINE)  
 
 
 def check_task(config: Config) -> None:
-    """Raise UserError if --env names no task of the suite, or a prefix that does not exist, or --floor does not fit.
+    """Raise UserError if --env names no task, or a prefix that does not exist, or --floor does not fit.
 
-    Of a Gymnasium environment only the prefix is checked.
+    An environment that a module of its own registers is not looked for: that would import the module.
     """
-    tasks = {} if split_prefix(config)[0] else registered_tasks()
-    if "cartpole_swingup" in tasks:  # else dm_control is missing, or registers its tasks in another way
+    prefix, name = split_prefix(config)
+    tasks = {} if prefix else registered_tasks()
+    if prefix == "gym" and ":" not in name:
+        _check_registered(name)
+    elif "cartpole_swingup" in tasks:  # else dm_control is missing, or registers its tasks in another way
         try:
             domain, _ = look_up(config.env, tasks)
             check_floor(config.env, domain, config.floor)
@@ -41,6 +44,16 @@ def split_prefix(config: Config) -> tuple[str, str]:
     if config.floor != "suite":
         raise UserError(f"--floor {config.floor}: --env {config.env} is no task of the suite; leave the flag out")
     return prefix, name
+
+
+def _check_registered(name: str) -> None:
+    """Raise UserError if Gymnasium has no environment of that name."""
+    import gymnasium  # without torch and mujoco: a few tenths of a second
+
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise UserError(f"--env: gymnasium cannot make {name!r}: {one_line(str(error))}") from error
 
 
 def registered_tasks() -> dict[str, tuple[str, str]]:

@@ -79,6 +79,7 @@ DEFERRED = {
     "benchmark": {"benchmarks", "dmc", "running.build"},
     "console.arguments": {"argcomplete"},
     "dmc": {"dm_control"},
+    "envs.tasks": {"gymnasium"},
     "evaluate": {"evaluation.command"},
     "plot": {"evaluation.panels"},
     "report": {"evaluation.report"},

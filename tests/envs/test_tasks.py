@@ -29,3 +29,10 @@ def test_a_suite_that_registers_otherwise_refuses_nothing(monkeypatch: pytest.Mo
         check_task(config)
     monkeypatch.setattr(tasks, "find_spec", lambda name: None)
     check_task(config)
+
+
+def test_a_name_that_gymnasium_does_not_know() -> None:
+    with pytest.raises(UserError, match=r"^--env: gymnasium cannot make 'Pendulm-v1': .* Did you mean: `Pendulum`\?$"):
+        check_task(parse("--env gym:Pendulm-v1"))
+    check_task(parse("--env gym:Pendulum-v1"))
+    check_task(parse("--env gym:no_such_module:Pendulm-v1"))  # the environment itself says so
