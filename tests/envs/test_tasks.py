@@ -14,6 +14,7 @@ from errors import UserError
 from tests.support.program import parse
 
 
+@pytest.mark.usefixtures("renderer")  # before dm_control is imported
 def test_the_source_has_the_tasks_that_the_suite_registers() -> None:
     assert registered_tasks() == suite_tasks()
 
