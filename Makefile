@@ -46,7 +46,7 @@ demo: setup
 	$(PY) evaluate.py results/pretrained/cartpole_swingup --device cpu --video_size 128 $(ARGS)
 
 test: setup $(VENV)/dev-installed
-	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/dev-installed
 	$(PY) -m ruff check .

@@ -29,6 +29,7 @@ from diayn import DIAYNAgent
 from envs.renderer import RendererInfo, choose_renderer
 from running.checkpoint import FOLDER
 from tests.support.fake_env import FakePixelEnv
+from tests.support.fuzz import FEW, MANY
 from tests.support.labs import FINISHED_FILES, FINISHED_STEPS, TINY, Fakes, StrictEnv
 from tests.support.paths import Mount
 from tests.support.program import call
@@ -38,6 +39,19 @@ from tests.support.runs import SMALL_RUN, RecordingEnv, SeededEnv, use_fake_envi
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # the tensors of the tests are too small to gain from more threads
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out a test with few random examples where it also runs with many. The longest files come first.
+
+    A file is played by one process (`--dist loadfile`): a long one that begins last would leave the others idle.
+    """
+    names = {item.nodeid for item in items}
+    covered = [item for item in items if FEW in item.nodeid and item.nodeid.replace(FEW, MANY) in names]
+    config.hook.pytest_deselected(items=covered)
+    items[:] = [item for item in items if item not in covered]
+    items.sort(key=lambda item: "random_input" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+FEW, MANY = "few_examples", "many_examples"  # how `fast_and_slow` names its tests
+
 
 def fuzz(examples: int) -> settings:
     """Return settings for that many examples: the same in every run, however slow the machine is."""
@@ -38,8 +40,8 @@ ANY_JSON = st.recursive(
 
 def fast_and_slow(examples: int = 300, slowly: int = 3000) -> pytest.MarkDecorator:
     """Parametrize a test by the number of its `examples`: few in the fast tests, many in the slow ones."""
-    many = pytest.param(slowly, marks=pytest.mark.slow)
-    return pytest.mark.parametrize("examples", [examples, many])
+    many = pytest.param(slowly, id=MANY, marks=pytest.mark.slow)
+    return pytest.mark.parametrize("examples", [pytest.param(examples, id=FEW), many])
 
 
 def check_all(examples: int, check: Callable[..., None], **strategies: SearchStrategy[Any]) -> None:
