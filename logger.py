@@ -174,9 +174,13 @@ class Logger:
         event_files = self._tensorboard.position()
         position = {name: file.position() for name, file in self._files.items()}
         columns = {name: list(file.columns) for name, file in self._files.items()}
-        tracked = None if self._tracker is None else self._tracker.id
-        meters = self._meters.state_dict()
-        return {"meters": meters, "position": position | event_files, "columns": columns, "tracked": tracked}
+        tracked = {} if self._tracker is None else {"tracked": self._tracker.id}
+        return {
+            "meters": self._meters.state_dict(),
+            "position": position | event_files,
+            "columns": columns,
+            **tracked,
+        }
 
     def load_meters(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Load the meters of a `state_dict`."""

@@ -24,11 +24,16 @@ from tests.support.runs import RecordingEnv, SeededEnv, start_run, use_fake_envi
 
 
 @pytest.fixture
-def prepare(fakes: Fakes, tmp_path: Path) -> Iterator[Prepare]:
-    """`prepare(flags, **settings of the environments)` opens a run with the flags TINY, and does not play it."""
+def prepare(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Prepare]:
+    """`prepare(flags, **settings of the environments)` opens a run with the flags TINY, and does not play it.
+
+    Skills are drawn with `pictures=True` only, as that takes most of the time.
+    """
     labs: list[Lab] = []
 
-    def make(line: str = "", **settings: Any) -> Lab:
+    def make(line: str = "", *, pictures: bool = False, **settings: Any) -> Lab:
+        if not pictures:
+            monkeypatch.setattr(Evaluation, "pictures", lambda self, frame: {})
         made = fakes(**settings)
         run = start_run(f"{TINY} --work_dir {tmp_path / 'runs'} {line}")
         labs.append(Lab(run, cast(RecordingEnv, run.env), [env for env in made if env is not run.env], run.folder))

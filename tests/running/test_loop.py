@@ -165,7 +165,7 @@ def test_every_step_counts_frames(prepare: Prepare) -> None:
 
 def test_skills_of_a_run(prepare: Prepare) -> None:
     """skills.csv has a row for each skill and evaluation, and the pictures are named after the frame."""
-    lab = prepare("--eval_frequency 10 --action_repeat 3").play()
+    lab = prepare("--eval_frequency 10 --action_repeat 3", pictures=True).play()
     assert (lab.folder / "skills.csv").read_text().splitlines()[0] == ",".join(SKILL_COLUMNS)
     assert [(row["step"], row["skill_id"]) for row in lab.rows("skills")] == [
         (frame, skill) for frame in ("0", "30", "60", "90") for skill in ("0", "1")
@@ -178,12 +178,13 @@ def test_skills_of_a_run(prepare: Prepare) -> None:
 def test_clips_have_their_tags(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard has each skill's own video under its name, at the environment's frame rate."""
     lab = prepare("--eval_frequency 100 --save_video --log_save_tb")
-    clips: list[tuple[str, str]] = []
-    monkeypatch.setattr(loop, "gif_clip", lambda path, fps: (path.stem,) if fps == 20 else None)
-    monkeypatch.setattr(lab.run.logger, "clip", lambda tag, stem, *, step: clips.append((stem, f"{step:08}_{tag}")))
+    shown: list[tuple[str, str, float]] = []
+    monkeypatch.setattr(
+        lab.run.logger, "video", lambda tag, path, fps, step: shown.append((path.stem, f"{step:08}_{tag}", fps))
+    )
     lab.play()
-    assert len(clips) == 2 * 3
-    assert all(stem == tag for stem, tag in clips)
+    assert len(shown) == 2 * 3
+    assert all(stem == tag and fps == 20 for stem, tag, fps in shown)
     for path in (lab.folder / "video").iterdir():
         assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == pytest.approx(20)
 
@@ -497,7 +498,7 @@ def test_a_batch_that_does_not_fit_in_memory_names_its_flag(prepare: Prepare, mo
 def test_an_evaluation_leaves_no_figures(prepare: Prepare) -> None:
     """Python by itself would collect their cycles of objects only after dozens of evaluations."""
     gc.collect()
-    prepare("--eval_frequency 10").play()
+    prepare("--eval_frequency 10", pictures=True).play()
     assert not [found for found in gc.get_objects() if type(found) is Figure]
 
 
