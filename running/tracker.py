@@ -6,6 +6,7 @@ asked for is imported by its name. Where it records, and under which account, is
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import uuid
@@ -48,7 +49,9 @@ class Tracker:
                 "config": dict(flags),
             }
             if package == "wandb":
-                # Its own console lines, and its copy of ours, would disturb the progress bar.
+                # Its own console lines, its copy of ours, and a warning of its telemetry that may come at the end would
+                # disturb the progress bar, or hide our last line.
+                logging.getLogger("opentelemetry").setLevel(logging.ERROR)
                 settings = self._module.Settings(console="off", silent=True)
                 run = self._module.init(
                     **common, name=folder.name, dir=folder, id=self.id, resume="allow", settings=settings
