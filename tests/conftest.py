@@ -44,7 +44,7 @@ torch.set_num_threads(1)  # the tensors of the tests are too small to gain from 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out a test with few random examples where it also runs with many. The longest files come first.
+    """Leave out a test with few random examples where it also runs with many. Those files, which are long, come first.
 
     A file is played by one process (`--dist loadfile`): a long one that begins last would leave the others idle.
     """
