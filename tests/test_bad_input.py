@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT, Mount
+from tests.support.processes import Child
 
 SMALL = (
     "--image_size 24 --time_limit 8 --action_repeat 2 --num_train_steps 6 --num_seed_steps 4 --num_skills 2 "
@@ -23,22 +23,23 @@ SMALL = (
 )
 
 
-def run_train(
-    line: str, work_dir: Path | str, *, prefix: Sequence[str] = (), **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run `python train.py` without CUDA devices. Networks this small are fastest with one thread.
-
-    The words `prefix` stand before the command.
-    """
-    return subprocess.run(
-        [*prefix, sys.executable, str(ROOT / "train.py"), *shlex.split(f"{SMALL} {line}"), "--work_dir", str(work_dir)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment},
-    )
+RunTrain = Callable[..., Child]
 
 
-def assert_refused(child: subprocess.CompletedProcess[str], *patterns: str) -> None:
+@pytest.fixture
+def run_train(tmp_path_factory: pytest.TempPathFactory) -> RunTrain:
+    """`run_train(flags, work_dir, variable=value, ...)` runs train.py with SMALL to its end."""
+
+    def run(line: str, work_dir: Path | str, **environment: str) -> Child:
+        place = tmp_path_factory.mktemp("output") / "child"
+        child = Child(f"{SMALL} {line} --work_dir {work_dir}", place, **environment)
+        child.wait()
+        return child
+
+    return run
+
+
+def assert_refused(child: Child | subprocess.CompletedProcess[str], *patterns: str) -> None:
     """Check for exit code 2, no traceback, and a last line on stderr in which each pattern is found."""
     assert child.returncode == 2, child.stderr
     assert "Traceback" not in child.stderr
@@ -99,13 +100,15 @@ print(code, {{"torch", "dm_control", "mujoco", "numpy", "ray"}} & set(sys.module
         ("", {"MUJOCO_GL": "nonsense"}, ("MUJOCO_GL", "nonsense", "unset|install")),
     ],
 )
-def test_refused(line: str, environment: dict[str, str], patterns: tuple[str, ...], tmp_path: Path) -> None:
+def test_refused(
+    line: str, environment: dict[str, str], patterns: tuple[str, ...], run_train: RunTrain, tmp_path: Path
+) -> None:
     """The last line names the flag and the remedy; neither the run's folder nor its parents are made."""
     assert_refused(run_train(line, tmp_path / "new" / "runs", **environment), *patterns)
     assert contents(tmp_path) == []
 
 
-def test_work_dir_is_a_file(tmp_path: Path) -> None:
+def test_work_dir_is_a_file(run_train: RunTrain, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     assert_refused(run_train("", file), "--work_dir", str(file))
@@ -113,7 +116,7 @@ def test_work_dir_is_a_file(tmp_path: Path) -> None:
     assert contents(tmp_path) == ["file"]
 
 
-def test_work_dir_unwritable() -> None:
+def test_work_dir_unwritable(run_train: RunTrain) -> None:
     """The worker processes for evaluation have already been started then."""
     assert_refused(run_train("--eval_workers 2", "/proc/runs"), "--work_dir /proc/runs")
 
@@ -126,12 +129,14 @@ def test_workers_without_shared_memory(options: str, tmp_path: Path) -> None:
     if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
         pytest.skip("no permission to mount a file system")
     remedy = "they need a /dev/shm that is writable and not full: fix that, or give --eval_workers 0"
-    assert_refused(run_train("--eval_workers 2", tmp_path / "runs", prefix=prefix), "--eval_workers 2: ", remedy)
+    words = shlex.split(f"{SMALL} --eval_workers 2 --device cpu --work_dir {tmp_path / 'runs'}")
+    command = [*prefix, sys.executable, str(ROOT / "train.py"), *words]
+    assert_refused(subprocess.run(command, capture_output=True, text=True), "--eval_workers 2: ", remedy)
     assert contents(tmp_path) == []
 
 
 @pytest.mark.parametrize(("options", "free_kb"), [("size=64k", 12), ("size=64k,nr_inodes=4", 64)])
-def test_disk_full_at_the_start(options: str, free_kb: int, mount: Mount) -> None:
+def test_disk_full_at_the_start(options: str, free_kb: int, run_train: RunTrain, mount: Mount) -> None:
     """There is no space for the run's first files, or for its folder: everything that was made is removed."""
     disk = mount(options)
     (disk / "filler").write_bytes(bytes(1024 * (64 - free_kb)))
@@ -139,7 +144,7 @@ def test_disk_full_at_the_start(options: str, free_kb: int, mount: Mount) -> Non
     assert contents(disk) == ["filler"]
 
 
-def test_disk_full_leaves_the_users_folder(mount: Mount) -> None:
+def test_disk_full_leaves_the_users_folder(run_train: RunTrain, mount: Mount) -> None:
     """An empty --work_dir that existed before is not removed."""
     disk = mount("size=64k")
     (disk / "runs").mkdir()
@@ -148,7 +153,7 @@ def test_disk_full_leaves_the_users_folder(mount: Mount) -> None:
     assert contents(disk) == ["filler", "runs"]
 
 
-def test_disk_full_while_training(mount: Mount) -> None:
+def test_disk_full_while_training(run_train: RunTrain, mount: Mount) -> None:
     """A CSV that cannot grow ends the run; what was written before stays."""
     disk = mount("size=32k")
     line = "--log_save_tb false --num_train_steps 140 --num_seed_steps 100 --time_limit 2"
@@ -161,7 +166,7 @@ def test_disk_full_while_training(mount: Mount) -> None:
     assert all(row.endswith("\n") and row.count(",") == lines[0].count(",") for row in lines)
 
 
-def test_tensorboard_may_run_out_of_disk(mount: Mount) -> None:
+def test_tensorboard_may_run_out_of_disk(run_train: RunTrain, mount: Mount) -> None:
     """It ends with a warning, and the run continues to its end, where there is no space for the checkpoint."""
     disk = mount("size=64k")
     line = "--num_train_steps 40 --num_seed_steps 2 --log_frequency_step 1 --hidden_dim 64 --eval_frequency 0"
@@ -172,7 +177,7 @@ def test_tensorboard_may_run_out_of_disk(mount: Mount) -> None:
     assert len(table.read_text().splitlines()) == 1 + 40 // 4
 
 
-def test_without_cuda_the_default_is_the_cpu(tmp_path: Path) -> None:
+def test_without_cuda_the_default_is_the_cpu(run_train: RunTrain, tmp_path: Path) -> None:
     """If no device was asked for, a missing one is only a warning."""
     child = run_train("", tmp_path)
     assert child.returncode == 0, child.stderr

@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -21,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from running.columns import HEADLINE
 from tests.support.flags import DIAYN_COMMAND, DRQ_COMMAND
-from tests.support.paths import ROOT
+from tests.support.processes import Child, ColdChild, run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -63,19 +59,14 @@ class Finished:
         return {f"{frame:08}{name}.mp4" for frame in frames for name in names}
 
 
-def finish(line: str, work_dir: Path, num_skills: int) -> Finished:
-    command = [sys.executable, str(ROOT / "train.py"), *shlex.split(line), "--work_dir", str(work_dir)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert child.returncode == 0, child.stderr
-    assert "Traceback" not in child.stderr
-    (folder,) = work_dir.glob("*/2*")
-    return Finished(folder, child.stdout, child.stderr, num_skills)
+def finish(line: str, place: Path, num_skills: int, kind: type[Child] = Child) -> Finished:
+    child = kind(f"{line} --work_dir {place / 'runs'}", place / "output").finish()
+    return Finished(run_folder(place / "runs"), child.stdout, child.stderr, num_skills)
 
 
 @pytest.fixture(scope="module", params=[2, 0], ids=["diayn", "drq"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return finish(f"{SHORT} --num_skills {request.param}", tmp_path_factory.mktemp("runs"), request.param)
+    return finish(f"{SHORT} --num_skills {request.param}", tmp_path_factory.mktemp("run"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +208,7 @@ def test_console(run: Finished) -> None:
 
 @pytest.mark.parametrize("run", [2], ids=["diayn"], indirect=True)
 def test_same_seed_same_evaluations(run: Finished, tmp_path: Path) -> None:
-    again = finish(f"{SHORT} --num_skills 2", tmp_path, 2)
+    again = finish(f"{SHORT} --num_skills 2", tmp_path, 2, ColdChild)
     pd.testing.assert_frame_equal(run.table("eval"), again.table("eval"), check_exact=True)
     for name in ("train", "episodes"):
         first, second = (

@@ -23,7 +23,8 @@ from evaluation import curves
 from running.signals import StopRequest
 from sweeping.record import OPTIONS, Progress, read_progress, resumed_sweep
 from tests.support.compare import assert_equal_runs
-from tests.support.processes import PATIENCE, ROOT, SMALL, Child, Launch, launching, wait_for
+from tests.support.paths import ROOT
+from tests.support.processes import PATIENCE, SMALL, Child, ColdChild, Launch, launching, wait_for
 
 # Long enough to be interrupted, with an early checkpoint and more of them soon.
 LONG = f"{SMALL} --num_train_steps 200 --eval_frequency 100 --checkpoint_frequency 20"
@@ -191,7 +192,7 @@ def test_a_signal_is_answered_in_the_sweeps_words(capfd: pytest.CaptureFixture[s
 # -- whole sweeps --------------------------------------------------------------------------------------------------
 
 
-class Sweeping(Child):
+class Sweeping(ColdChild):
     """`python sweep.py`."""
 
     PROGRAM = "sweep.py"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ import train
 from envs.gym_env import GymPixelEnv
 from errors import RenderingError, SimulationError, TaskError
 from tests.support.labs import TINY
-from tests.support.paths import ROOT
+from tests.support.processes import Child, Evaluating
 from tests.support.program import assert_refused, call
 from tests.support.runs import RENDERER, rows
 
@@ -147,21 +145,12 @@ def test_drawing_is_tried_again(make_env: MakeEnv, monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_a_run_and_its_evaluation(tmp_path: Path) -> None:
     """The real programs: train with skills up to a budget, resume with a larger one, evaluate."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-    def run(*command: str) -> str:
-        child = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path
-        )
-        assert child.returncode == 0, child.stderr
-        return child.stdout
-
-    program, small = str(ROOT / "train.py"), "--image_size 32 --hidden_dim 16 --batch_size 4 --num_seed_steps 20"
-    run(program, "--env", f"gym:{TASK}", "--num_skills", "2", *small.split(), "--num_train_steps", "40")
-    folder = tmp_path / "runs" / "gym_InvertedPendulum-v5" / "latest"
-    run(program, "--resume", str(folder), "--num_train_steps", "50")
+    small = "--image_size 32 --hidden_dim 16 --batch_size 4 --num_seed_steps 20 --num_skills 2 --num_train_steps 40"
+    Child(f"--env gym:{TASK} {small} --work_dir {tmp_path}", tmp_path / "first").finish()
+    folder = tmp_path / "gym_InvertedPendulum-v5" / "latest"
+    Child(f"--resume {folder} --num_train_steps 50", tmp_path / "second").finish()
     assert (folder / "eval.csv").read_text().splitlines()[-1].split(",")[1] == "200"
-    run(str(ROOT / "evaluate.py"), str(folder), "--out", "evaluated")
+    Evaluating(f"{folder} --out {tmp_path / 'evaluated'}", tmp_path / "third").finish()
     assert len((tmp_path / "evaluated" / "skills.csv").read_text().splitlines()) == 3
     assert (tmp_path / "evaluated" / "skills.mp4").stat().st_size > 1000
 

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the repository
+from tests.support.fork_server import ForkedProcess, fork_server
+from tests.support.paths import ROOT
 
 # Ten and a half episodes of 8 agent steps, updates from step 20 on, a replay buffer that is full after four episodes.
 # Evaluations after steps 0, 24, 48, 64 and 84; checkpoints after 0, 24, 40, 64, 80 and 84.
@@ -31,27 +32,28 @@ class Child:
     Args:
         line: its arguments.
         place: a new folder for those files.
+        environment: variables beside those of this process.
     """
 
     PROGRAM = "train.py"
 
-    def __init__(self, line: str, place: Path) -> None:
+    def __init__(self, line: str, place: Path, **environment: str) -> None:
         place.mkdir()
         self._stdout, self._stderr = place / "stdout", place / "stderr"
-        environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / self.PROGRAM), *shlex.split(line)],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
+        usual = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        words = [str(ROOT / self.PROGRAM), *shlex.split(line)]
+        self.process = self._start(words, {**os.environ, **usual, **environment})
+
+    def _start(self, words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes] | ForkedProcess:
+        return fork_server().start(words, environment, self._stdout, self._stderr)
 
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.returncode
 
     @property
     def running(self) -> bool:
@@ -99,8 +101,9 @@ class Child:
 
     def halt(self) -> None:
         """Send SIGSTOP and wait until the process is stopped."""
-        os.kill(self.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+        assert isinstance(self.process, ForkedProcess)
+        self.process.send_signal(signal.SIGSTOP)
+        self.process.wait_until_stopped()
 
     def go_on(self) -> None:
         """Send SIGCONT."""
@@ -108,7 +111,28 @@ class Child:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.wait(PATIENCE)
+
+
+class Evaluating(Child):
+    """`python evaluate.py`."""
+
+    PROGRAM = "evaluate.py"
+
+
+class ColdChild(Child):
+    """A child that imports its packages itself and has its own hash seed."""
+
+    def _start(self, words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes] | ForkedProcess:
+        with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
+            return subprocess.Popen(
+                [sys.executable, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env=environment,
+                start_new_session=True,
+            )
 
 
 Launch = Callable[[str], Child]
@@ -126,7 +150,7 @@ def launching(kind: type[Child], place: Path) -> Iterator[Launch]:
     for child in children:
         if child.running:
             os.killpg(child.pid, signal.SIGKILL)
-            child.process.wait()
+            child.process.wait(PATIENCE)
 
 
 def wait_for(condition: Callable[[], object], timeout: float = PATIENCE) -> None:

@@ -19,7 +19,8 @@ from errors import UserError
 from running.atomic_files import in_use
 from sweeping.ray_cluster import attempt, connect, environment_variables, resources
 from sweeping.record import Trial
-from tests.support.processes import ROOT, SMALL, wait_for
+from tests.support.paths import ROOT
+from tests.support.processes import SMALL, wait_for
 from tests.support.sweeps import sweep_of_seeds
 
 
