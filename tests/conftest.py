@@ -19,9 +19,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as with --determi
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:  # the other cores run other tests
     os.environ.update(OMP_NUM_THREADS="1", LP_NUM_THREADS="1")
 
+import crc32c
 import numpy as np
 import pytest
 import torch
+from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 import evaluate
 import running.folder
@@ -39,12 +41,13 @@ from tests.support.runs import SMALL_RUN, RecordingEnv, SeededEnv, use_fake_envi
 # pytest ignores SIGINT when started in the background by a shell, and SIGHUP under nohup; so do its child processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+pywrap_tensorflow.crc32c = crc32c.crc32c  # TensorBoard's is in Python, and a third of the time of reading its files
 torch.set_num_threads(1)  # the tensors of the tests are too small to gain from more threads
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out a test with few random examples where it also runs with many. Those files, which are long, come first.
+    """Leave out a test with few random examples where it also runs with many. The files that take longest come first.
 
     A file is played by one process (`--dist loadfile`): a long one that begins last would leave the others idle.
     """
@@ -52,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     covered = [item for item in items if FEW in item.nodeid and item.nodeid.replace(FEW, MANY) in names]
     config.hook.pytest_deselected(items=covered)
     items[:] = [item for item in items if item not in covered]
-    items.sort(key=lambda item: "random_input" not in item.path.parts)
+    items.sort(key=lambda item: not {"random_input", "test_faults.py", "test_sweep.py"}.intersection(item.path.parts))
 
 
 def pytest_collection_finish() -> None:
