@@ -16,8 +16,9 @@ unless = $(if $(filter $(addsuffix %,$(1)),$(ARGS)),,$(2))
 TRAIN_ARGS = $(call unless,--resume --finetune_from --config,$(FIRST_RUN))
 BENCHMARK = planet dreamer --preset=planet --preset=dreamer --benchmark=
 FIRST_RUN = --preset skills $(call unless,--env --task $(BENCHMARK),--env cartpole_swingup --action_repeat 8) \
-	$(call unless,$(BENCHMARK),--batch_size 32) $(call unless,--num_train_frames,--num_train_steps 10000) \
-	--num_skills 4 --num_seed_steps 250 --eval_frequency 1000 --num_eval_episodes 1 --log_frequency_step 1000
+	$(call unless,$(BENCHMARK),--image_size 48 --batch_size 16 --hidden_dim 256) \
+	$(call unless,--num_train_frames,--num_train_steps 10000) \
+	--num_skills 4 --num_seed_steps 250 --eval_frequency 500 --num_eval_episodes 1 --log_frequency_step 1000
 
 # macOS has neither EGL nor OSMesa; MuJoCo draws through GLFW there.
 ifeq ($(shell uname),Darwin)

@@ -181,9 +181,10 @@ def test_make_train_is_a_small_run_with_skills_and_evaluations(checkout: Path) -
         ("--env walker_walk --batch_size 7", {"env": "walker_walk", "batch_size": 7, "action_repeat": 4}),
         ("--task=walker_run", {"env": "walker_run", "action_repeat": 4}),
         ("--num_train_frames 800", {"num_train_frames": 800, "num_train_steps": 100}),
-        ("--benchmark planet --env walker_walk", {"batch_size": 512, "action_repeat": 2, "preset": "planet"}),
+        ("--benchmark planet --env walker_walk", {"batch_size": 512, "image_size": 84, "preset": "planet"}),
         ("--preset=planet+skills", {"batch_size": 512, "action_repeat": 8, "preset": "planet+skills"}),
-        ("--preset skills --lr_discriminator 0.5", {"batch_size": 32, "lr_discriminator": 0.5, "preset": "skills"}),
+        ("--preset skills --lr_discriminator 0.5", {"batch_size": 16, "lr_discriminator": 0.5, "preset": "skills"}),
+        ("--image_size 64 --hidden_dim 512", {"image_size": 64, "hidden_dim": 512, "batch_size": 16}),
         ("--num_skills 0", {"num_skills": 0}),
     ],
 )
