@@ -32,7 +32,7 @@ endif
 help:
 	@echo 'make train [ARGS="--env walker_walk"]  set up, then train DrQ + DIAYN; ARGS are flags of train.py'
 	@echo 'make demo  [ARGS="--skills 3"]          set up, then play the ten skills in results/pretrained; ARGS are flags of evaluate.py'
-	@echo 'make test  [ARGS="-k replay"]          set up, then run the tests, a process for each core; ARGS are flags of pytest'
+	@echo 'make test  [ARGS="-k replay"]          set up, then run the tests in parallel; ARGS are flags of pytest'
 	@echo 'make lint                              check style and types'
 	@echo 'make bench [ARGS="..."]                set up, then run benchmark.py'
 	@echo 'make gpu-check                         set up, then check a CUDA device in 9 minutes: yes or no, and gpu.json'

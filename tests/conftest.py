@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 pywrap_tensorflow.crc32c = crc32c.crc32c  # TensorBoard's is in Python, and a third of the time of reading its files
 torch.set_num_threads(1)  # the tensors of the tests are too small to gain from more threads
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Return what `-n auto` starts: a process for each core, and one as many tests wait for programs."""
+    return (yield) + 1
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k

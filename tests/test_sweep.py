@@ -28,6 +28,7 @@ from tests.support.processes import PATIENCE, SMALL, Child, ColdChild, Launch, l
 
 # Long enough to be interrupted, with an early checkpoint and more of them soon.
 LONG = f"{SMALL} --num_train_steps 200 --eval_frequency 100 --checkpoint_frequency 20"
+SHORT = SMALL.replace("--num_train_steps 84", "--num_train_steps 44")  # 24 updates
 
 
 def python(code: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -234,7 +235,7 @@ def interruptible(folder: Path) -> list[Path]:
 @pytest.mark.slow
 def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[..., list[Path]], tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    line = SMALL.replace("--num_skills 2", "--num_skills 0 2")
+    line = SHORT.replace("--num_skills 2", "--num_skills 0 2")
     child = start(f"{line} --seed 1 2 --work_dir {tmp_path} --sweep_name s")
     assert child.wait() == 0, child.stderr
     assert child.stderr == ""
@@ -242,12 +243,12 @@ def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[..., lis
     assert len(rows) == 4
     for skills in (0, 2):
         names = [f"num_skills={skills}_seed={seed}" for seed in (1, 2)]
-        hand = SMALL.replace("--num_skills 2", f"--num_skills {skills}")
+        hand = SHORT.replace("--num_skills 2", f"--num_skills {skills}")
         references = by_hand(*(f"{hand} --seed {seed} --run_name {name}" for seed, name in enumerate(names, 1)))
         for name, reference in zip(names, references, strict=True):
             assert_equal_runs(folder / "cartpole_swingup" / name, reference, name)
             row = rows[f"cartpole_swingup/{name}"]
-            assert (row["state"], row["frames"], row["failures"]) == ("finished", "168", "0")
+            assert (row["state"], row["frames"], row["failures"]) == ("finished", "88", "0")
             assert (row["mutual_information_bound"] == "") == (skills == 0)
     assert len(curves.find_runs([folder], ["eval.csv"])) == 4
     assert plot.main([str(folder), "--out", str(tmp_path / "plots")]) == 0
@@ -277,7 +278,7 @@ def test_a_stopped_sweep_is_resumed(start: Launch, by_hand: Callable[..., list[P
 
 @pytest.mark.slow
 def test_a_run_that_always_fails_stops_no_other(start: Launch, tmp_path: Path) -> None:
-    child = start(f"{SMALL} --lr 1e-3 1e30 --max_failures 1 --work_dir {tmp_path} --sweep_name s")
+    child = start(f"{SHORT} --lr 1e-3 1e30 --max_failures 1 --work_dir {tmp_path} --sweep_name s")
     assert child.wait() == 1, child.stderr
     good, bad = summary(tmp_path / "s").values()
     assert (good["state"], bad["state"], bad["failures"]) == ("finished", "failed", "2")
