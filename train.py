@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with StopRequest() as stop:
         try:
             check_packages()
-            if config.track is not None:
-                check_packages([config.track], "pip install -r requirements-track.txt, or leave --track out")
+            if config.track != "none":
+                check_packages([config.track], "pip install -r requirements-track.txt, or choose --track none")
             check_task(config)
             renderer = choose_renderer()  # before dm_control is imported
             with import_errors_reported(INSTALL_HINT):
@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _failed(str(error), 2)
         resume = f"resume with: {run.resume_command}"
         try:
-            run.stop, stop.listening = stop, True
-            train(run)
+            with run.resources:
+                run.stop, stop.listening = stop, True
+                train(run)
         except RunError as error:
             return _failed(str(error), 1)
         except OSError as error:
@@ -58,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not str(error.filename).startswith(str(run.folder)):
                 raise
             return _failed(f"{error.filename}: {error.strerror}; fix that, then {resume}", 2)
-        finally:
-            run.close()
         if run.stopped:
             print(f"stopped at frame {run.frame}, which is saved; {resume}", file=sys.stderr)
             return stop.exit_code

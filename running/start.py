@@ -184,11 +184,11 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
 
 def start_tracker(config: Config, folder: Path, logs: State | None, resources: ExitStack) -> Tracker | None:
     """Return the tracker that --track asks for. Raises UserError."""
-    if config.track is None:
+    if config.track == "none":
         return None
     flags, tracked = dataclasses.asdict(config), (logs or {}).get("tracked")
     tracker = Tracker(config.track, folder, group=config.env, flags=flags, run_id=tracked)
-    resources.callback(tracker.close)
+    resources.push(lambda kind, error, trace: tracker.close(failed=kind is not None))
     if tracker.place is not None:
         print(f"tracker: {tracker.place}")
     return tracker

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +43,7 @@ class Tracker:
         self.id = run_id or uuid.uuid4().hex
         self.place: str | None = None  # where wandb records: an address or a folder. Trackio prints it
         self._package, self._failed = package, False
+        random_state = random.getstate()  # what the package imports may draw numbers
         try:
             self._module: Any = import_module(package)
             common = {
@@ -63,7 +66,9 @@ class Tracker:
                 self._module.init(**common, name=name, resume="never" if run_id is None else "allow")
         except Exception as error:  # what it raises is its own affair
             reason = one_line(str(error)).rstrip(".")
-            raise UserError(f"--track {package}: {reason}; fix that, or leave --track out") from error
+            raise UserError(f"--track {package}: {reason}; fix that, or choose --track none") from error
+        finally:
+            random.setstate(random_state)
 
     def scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
         self._try(lambda: self._module.log({f"{prefix}/{name}": value for name, value in values.items()}, step=step))
@@ -76,15 +81,22 @@ class Tracker:
         """Record an MP4 file."""
         self._try(lambda: self._module.log({tag: self._module.Video(str(path), format="mp4")}, step=step))
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
+        """End the record. Trackio does not record whether the run failed."""
         self._failed = False  # what was recorded until then is to be kept
-        self._try(lambda: self._module.finish())
+        status = {"exit_code": int(failed)} if self._package == "wandb" else {}
+        self._try(lambda: self._module.finish(**status))
 
     def _try(self, action: Callable[[], object]) -> None:
         if self._failed:
             return
         try:
-            action()
+            with warnings.catch_warnings(record=True) as caught:  # Trackio warns of its own errors
+                warnings.simplefilter("always", UserWarning)
+                action()
+            failure = next((str(each.message) for each in caught if issubclass(each.category, UserWarning)), None)
         except Exception as error:  # a record beside the run's own files: no reason to stop training
+            failure = str(error)
+        if failure is not None:
             self._failed = True
-            print(f"warning: no more records for {self._package}: {one_line(str(error))}", file=sys.stderr)
+            print(f"warning: no more records for {self._package}: {one_line(failure)}", file=sys.stderr)

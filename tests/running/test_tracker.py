@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shlex
 import signal
 import sqlite3
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+import train
+from drq import DrQAgent
 from running.tracker import Tracker
+from tests.support.labs import TINY, Fakes
 from tests.support.processes import SMALL, Child, Launch, launching, run_folder
 from tests.support.runs import rows
 
@@ -91,7 +99,7 @@ def test_wandb_continues_its_record(launch: Launch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
 def test_a_record_that_fails_does_not_stop_training(
-    package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    package: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     tracker = Tracker(package, tmp_path, group="cartpole_swingup", flags={"seed": 1}, run_id=None)
     capsys.readouterr()
@@ -100,8 +108,65 @@ def test_a_record_that_fails_does_not_stop_training(
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith(f"warning: no more records for {package}: ")
     tracker.image("skills/a", np.zeros((8, 8, 3), np.uint8), 2000)
-    tracker.close()
+    tracker.close(failed=False)
     assert not capsys.readouterr().err
+
+
+def test_trackio_cannot_write(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would warn of every picture."""
+    media = import_module("trackio.utils").MEDIA_DIR
+    media.mkdir(parents=True, exist_ok=True)
+    (media / "blocked").touch()
+    monkeypatch.setenv("TRACKIO_PROJECT", "blocked")
+    tracker = Tracker("trackio", tmp_path, group="cartpole_swingup", flags={}, run_id=None)
+    for step in (1000, 2000):
+        tracker.image("skills/a", np.zeros((8, 8, 3), np.uint8), step)
+    tracker.close(failed=False)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: no more records for trackio: trackio.log() skipped metric 'skills/a': ")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_record_of_a_run_that_fails(
+    fails: bool, fakes: Fakes, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """wandb marks it as failed. The line that says why is the last one."""
+    wandb, codes = import_module("wandb"), []
+
+    def finish(exit_code: int | None = None) -> None:
+        codes.append(exit_code)
+        print("the tracker's farewell", file=sys.stderr)
+        wandb.run.finish(exit_code)
+
+    def update(*_: Any) -> Any:
+        raise MemoryError
+
+    fakes()
+    monkeypatch.setattr(wandb, "finish", finish)
+    if fails:
+        monkeypatch.setattr(DrQAgent, "update", update)
+    assert train.main(shlex.split(f"{TINY} --work_dir {tmp_path / 'runs'} --track wandb")) == int(fails)
+    assert codes == [int(fails)]
+    assert capfd.readouterr().err.splitlines()[-1].startswith("train.py: error: ") == fails
+
+
+def test_the_random_stream_stays_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trackio's imports draw from it, but only once in a process."""
+    package, before = ModuleType("trackio"), random.getstate()
+    package.init = lambda **_: random.random()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trackio", package)
+    Tracker("trackio", tmp_path, group="cartpole_swingup", flags={}, run_id=None)
+    assert random.getstate() == before
+
+
+@pytest.mark.slow
+def test_a_run_continues_without_its_tracker(launch: Launch, tmp_path: Path) -> None:
+    launch(f"{SMALL} --num_train_steps 24 --track wandb --work_dir {tmp_path / 'runs'}").finish()
+    folder = run_folder(tmp_path / "runs")
+    launch(f"--resume {folder} --num_train_steps 32 --track none").finish()
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
 
 
 def test_without_an_account_nothing_is_made(launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -109,5 +174,5 @@ def test_without_an_account_nothing_is_made(launch: Launch, monkeypatch: pytest.
     child = launch(f"{SMALL} --track wandb --work_dir {tmp_path / 'runs'}")
     assert child.wait() == 2
     assert child.last_line.startswith("train.py: error: --track wandb: ")
-    assert child.last_line.endswith("; fix that, or leave --track out")
+    assert child.last_line.endswith("; fix that, or choose --track none")
     assert not (tmp_path / "runs").exists()

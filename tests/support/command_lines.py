@@ -36,7 +36,7 @@ WORDS = st.sampled_from(ODD_WORDS) | (
     (st.integers().map(str) | st.floats().map(str) | st.text(max_size=8)).filter(is_safe)
 )
 MAY_BE_NONE = {
-    *("time_limit", "preset", "device", "discriminator_window", "resume", "track"),
+    *("time_limit", "preset", "device", "discriminator_window", "resume"),
     *("finetune_from", "finetune_snapshot", "run_name"),
 }
 TRAIN_FLAGS: Flags = {

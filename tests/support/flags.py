@@ -52,7 +52,7 @@ FLAGS: dict[str, tuple[Any, str, Any]] = {
     "snapshot_frequency": (0, "100", 100),
     "deterministic": (False, "true", True),
     "log_save_tb": (True, "false", False),
-    "track": (None, "trackio", "trackio"),
+    "track": ("none", "trackio", "trackio"),
     "save_video": (True, "false", False),
     "notes": ("", "thought", "thought"),
     "work_dir": ("runs", "elsewhere/runs", "elsewhere/runs"),
@@ -80,7 +80,7 @@ CHOICES = {
     "skill_embedding_init": ("normal", "orthogonal"),
     "skill_sampling": ("uniform", "stratified"),
     "temperature": ("auto", "fixed", "learned"),
-    "track": ("wandb", "trackio"),
+    "track": ("none", "wandb", "trackio"),
 }
 BELOW_RANGE = {
     **dict.fromkeys(("action_repeat", "time_limit", "frame_stack", "num_train_steps", "num_train_frames"), "0"),
