@@ -294,10 +294,11 @@ class Config:
     log_frequency_step: int = outputs(10_000, "agent steps between histograms in TensorBoard", Role.RESUMABLE, low=1)
     log_save_tb: bool = outputs(True, "write TensorBoard logs", Role.RESUMABLE)
     track: str = outputs(
-        "none",
+        None,
         "record the run with this tracker too (pip install -r requirements-track.txt)",
         Role.RESUMABLE,
         choices=("none", "wandb", "trackio"),
+        derived="none",
     )
     save_video: bool = outputs(True, "write a video of each skill at each evaluation", Role.RESUMABLE)
     checkpoint_frequency: int = outputs(

@@ -78,6 +78,7 @@ def _derive_defaults(values: dict[str, Any], with_skills: bool) -> None:
         ("extrinsic_reward_coeff", 0.0 if with_skills else 1.0),
         ("lr_discriminator", values["lr"]),
         ("image_pad", round(4 * values["image_size"] / 84)),
+        ("track", "none"),
         ("checkpoint_frequency", values["eval_frequency"] or DEFAULT_CHECKPOINT_FREQUENCY),
     ):
         values[name] = default if values[name] is None else values[name]

@@ -94,7 +94,8 @@ class Tracker:
             with warnings.catch_warnings(record=True) as caught:  # Trackio warns of its own errors
                 warnings.simplefilter("always", UserWarning)
                 action()
-            failure = next((str(each.message) for each in caught if issubclass(each.category, UserWarning)), None)
+            told = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+            failure = told[0] if told and self._package == "trackio" else None
         except Exception as error:  # a record beside the run's own files: no reason to stop training
             failure = str(error)
         if failure is not None:

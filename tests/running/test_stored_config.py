@@ -90,6 +90,15 @@ def test_takes_a_change(finished: Path, name: str) -> None:
     assert differing(before, config) == (budget if name in budget else {name})
 
 
+def test_the_tracker_of_a_run_that_stored_none(finished: Path) -> None:
+    """A version stored null for it."""
+    with copy_of(finished) as folder:
+        record = read_json(folder / CONFIG_FILE)
+        record["flags"]["track"] = None
+        (folder / CONFIG_FILE).write_text(json.dumps(record))
+        assert parse(f"--resume {folder}").track == "none"
+
+
 def test_continues_with_the_changes(finished: Path) -> None:
     """config.json has them afterwards."""
     line = "--num_train_frames 160 --eval_frequency 10 --num_eval_episodes 2 --checkpoint_frequency 7 --deterministic "
