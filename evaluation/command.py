@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from console.numbers import shown_number
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation.chosen_skills import parse_skills
@@ -147,7 +148,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> tuple
     if choice is not None:
         write_table(out / "choice.csv", choice.rows, CHOICE_COLUMNS, loaded.frame)
         summary[0]["frames_to_choose"] = choice.frames
-        shown = f"return {summary[0]['episode_extrinsic_reward']:.1f} on {len(seeds)} other starts"
+        shown = f"return {shown_number(summary[0]['episode_extrinsic_reward'], '.1f')} on {len(seeds)} other starts"
         print(f"best skill {choice.best}: {shown}, chosen in {choice.frames} frames")
     if args.controls:
         summary += play_controls(loaded, skills, seeds, actions)
@@ -188,7 +189,7 @@ def choose_best(loaded: LoadedRun, seeds: Sequence[int], actions: Actions) -> Ch
         {"skill_id": skill, "episodes": len(seeds), "episode_extrinsic_reward": value}
         for skill, value in returns.items()
     ]
-    shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
+    shown = ", ".join(f"{skill}: {shown_number(value, '.1f')}" for skill, value in returns.items())
     print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
     return Choice(best, rows, steps * loaded.config.action_repeat)
 
@@ -246,7 +247,7 @@ def imitate(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
     frames, seed = read_trajectory(args.imitate, loaded.config)
     table = skill_likelihoods(loaded.agent, frames, loaded.config.frame_stack)
     best = int(table["log_q_mean"].idxmax())
-    print(table.to_string(index=False, float_format="%.4f"))
+    print(table.to_string(index=False, float_format=lambda value: shown_number(value, ".4f")))
     print(f"skill {best} explains {args.imitate} best")
     if not args.no_video:
         record_imitation(loaded, frames, best, args.seed if seed is None else seed, out, args.video_size)

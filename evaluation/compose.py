@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from console.numbers import shown_number
 from envs.make import make_environment
 from evaluation.chosen_skills import Schedule, parse_schedule
 from evaluation.load import LoadedRun
@@ -47,4 +48,4 @@ def play_schedule(
                     over, total, steps = terminated or truncated, total + reward, steps + 1
                     if recorder.recording:
                         recorder.record(env.render(video_size, video_size), [f"skill {skill}  step {steps}"])
-            print(f"episode from seed {start_seed}: return {total:.2f} in {steps} agent steps")
+            print(f"episode from seed {start_seed}: return {shown_number(total, '.2f')} in {steps} agent steps")

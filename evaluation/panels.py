@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from config import Role, flags_with
+from console.numbers import shown_number
 from errors import UserError, one_line
 from evaluation.curves import (
     CONTROL_STYLES,
@@ -164,7 +165,7 @@ def draw_untrained(axes: Axes, runs: Sequence[Run]) -> None:
     returns = [row["episode_reward"] for row in begun if row["step"] == 0]
     if returns and len({str([run.flags.get(name) for name in OF_EPISODES]) for run in runs}) == 1:
         mean = sum(returns) / len(returns)
-        draw_level(axes, mean, f"untrained {mean:.3g}", ":")
+        draw_level(axes, mean, f"untrained {shown_number(mean, '.3g')}", ":")
 
 
 def draw_coverage_beside_controls(axes: Axes, groups: Sequence[Group], controls: pd.DataFrame | None) -> pd.DataFrame:
@@ -184,7 +185,7 @@ def draw_coverage_beside_controls(axes: Axes, groups: Sequence[Group], controls:
 def draw_controls(axes: Axes, controls: pd.DataFrame, column: str) -> None:
     """Draw a level for each control in which a column of summary.csv was measured."""
     for policy, level in controls.set_index("policy")[column].dropna().items():
-        draw_level(axes, level, f"{policy} {level:.3g}", CONTROL_STYLES[str(policy)])
+        draw_level(axes, level, f"{policy} {shown_number(level, '.3g')}", CONTROL_STYLES[str(policy)])
 
 
 def draw_reference(axes: Axes, table: pd.DataFrame) -> None:

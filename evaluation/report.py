@@ -265,5 +265,6 @@ def last_point(table: pd.DataFrame) -> str:
     """Return the last point of a curve in words."""
     last = table.iloc[-1]
     seeds = f"mean of {last['seeds']} seeds" if last["seeds"] > 1 else "1 seed"
-    interval = f", interval {last['low']:,.2f} to {last['high']:,.2f}" if last["low"] == last["low"] else ""
-    return f"{last['group']}: {last['mean']:,.2f} at frame {int(last['frame']):,} ({seeds}{interval})"
+    mean, low, high = (measures.number(last[name], 2) for name in ("mean", "low", "high"))
+    interval = f", interval {low} to {high}" if last["low"] == last["low"] else ""
+    return f"{last['group']}: {mean} at frame {int(last['frame']):,} ({seeds}{interval})"

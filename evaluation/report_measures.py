@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from console.numbers import shown_number
 from evaluation.curves import CONFIDENCE, SEEDS_FOR_INTERVAL
 from evaluation.report_files import EvaluationFiles, RunFiles
 
@@ -106,7 +107,7 @@ def measures(num_skills: int, rewarded: bool) -> list[Measure]:
 
 def number(value: Any, digits: int, unit: str = "") -> str:
     """Return a number as text; a hyphen if there is none."""
-    return "-" if value is None else f"{round(value, digits) + 0.0:,.{digits}f}{unit}"  # no -0.00
+    return "-" if value is None else shown_number(value, f",.{digits}f") + unit
 
 
 def figures_of(files: RunFiles) -> list[Figure]:

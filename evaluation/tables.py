@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from console.numbers import shown_number
 from evaluation.evaluate_skills import Evaluation
 from logger import Row
 from running.atomic_files import write_file
@@ -58,7 +59,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return shown_number(value, ".3f") if isinstance(value, float) else str(value)
 
 
 def decile_rows(evaluation: Evaluation) -> list[Row]:
@@ -74,13 +75,13 @@ def print_bound(evaluation: Evaluation, complete: bool) -> None:
     """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
     measures = evaluation.overall
     accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
-    text = f"means over skills: accuracy {accuracy:.3f}, bound {bound:.3f} nats"
+    text = f"means over skills: accuracy {accuracy:.3f}, bound {shown_number(bound, '.3f')} nats"
     if measures["mutual_information_bound_second_half"] is not None:
-        text += f", in the second half {measures['mutual_information_bound_second_half']:.3f}"
+        text += f", in the second half {shown_number(measures['mutual_information_bound_second_half'], '.3f')}"
     print(text)
     if complete:
         print(f"effective number of skills: {measures['effective_skills']:.2f} of {len(evaluation.rows)}")
-    bounds = " ".join("-" if bound is None else f"{bound:.2f}" for bound in evaluation.mean_by_decile)
+    bounds = " ".join("-" if bound is None else shown_number(bound, ".2f") for bound in evaluation.mean_by_decile)
     print(f"bound in each tenth: {bounds}")
 
 

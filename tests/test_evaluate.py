@@ -18,13 +18,16 @@ import pytest
 import torch
 
 import evaluate
+from diayn import DIAYNAgent
+from drq import Assessment
 from envs.cells import CellGrid, Coordinate
 from envs.pixel_env import Measurement
+from evaluation import skill_pictures
 from evaluation.command import output_name
 from tests.support.disk import no_space
 from tests.support.paths import ROOT, Mount
 from tests.support.runs import SeededEnv, rows, start_seeds_since
-from video import read_video
+from video import VideoRecorder, read_video
 
 RunEvaluate = Callable[[str], Path]
 
@@ -69,6 +72,32 @@ def test_every_skill_from_the_same_starts(
         assert picture is not None
         assert picture.std() > 10
     assert contents(pretrained) == before
+
+
+def test_figures_that_are_rounded_to_zero_have_no_minus(
+    run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In tables, on videos and pictures. The files have them as they are."""
+    assess, draw = DIAYNAgent.assess, skill_pictures.draw_confusion_matrix
+    shown: list[str] = []
+
+    def tiny(self: DIAYNAgent, obs: np.ndarray, skill: np.ndarray) -> Assessment:
+        return assess(self, obs, skill)._replace(intrinsic_reward=np.full(len(obs), -1e-6, np.float32))
+
+    def remember(matrix: np.ndarray, title: str) -> np.ndarray:
+        shown.append(title)
+        return draw(matrix, title)
+
+    monkeypatch.setattr(DIAYNAgent, "assess", tiny)
+    monkeypatch.setattr(skill_pictures, "draw_confusion_matrix", remember)
+    monkeypatch.setattr(VideoRecorder, "record", lambda self, frame, text=(): shown.extend(text))
+    out = run_evaluate("")
+    shown.append(capsys.readouterr().out)
+    text = "\n".join(shown)
+    for figure in ("r_int 0.000  sum 0.0", "bound 0.00 nats", "bound 0.000 nats, in the second half 0.000"):
+        assert figure in text
+    assert "-0.0" not in text
+    assert all(-1e-5 < float(row["mutual_information_bound"]) < 0 for row in rows(out / "skills.csv"))
 
 
 def test_a_checkpoint_gives_the_same_table_as_its_run(pretrained: Path, tmp_path: Path) -> None:

@@ -165,6 +165,12 @@ def test_a_run_with_skills(tmp_path: Path) -> None:
     assert "cartpole_swingup" in text.partition("Not measured")[0]
 
 
+def test_figures_that_are_rounded_to_zero_have_no_minus(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "drq", 0, shift=-300.0001), out=tmp_path / "page.html")
+    assert "Return 0.0 " in text_of(page)
+    assert "DrQ: 0.00 at frame 8,000" in text_of(page)
+
+
 def test_a_run_without_skills(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "drq", 0, media=True), out=tmp_path / "page.html")
     text = text_of(page)
