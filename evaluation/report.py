@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
+from console.numbers import shown_size
 from errors import UserError, one_line
 from evaluation import report_measures as measures
 from evaluation.curves import (
@@ -74,7 +75,7 @@ def write_report(places: Sequence[Path], evaluations: Sequence[Path], out: Path 
     page = make_page(runs, [read_evaluation_files(folder) for folder in evaluations])
     with output_folder(out.parent):
         write_file(out, page)
-    print(f"{out}: {len(page) / 1e6:.1f} MB")
+    print(f"{out}: {shown_size(len(page))}")
 
 
 def default_path(runs: Sequence[RunFiles]) -> Path:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from console.numbers import shown_number
+from console.numbers import shown_number, shown_size
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,11 @@ from console.numbers import shown_number
 )
 def test_only_zero_loses_its_minus(value: float, form: str, text: str) -> None:
     assert shown_number(value, form) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(1, "1 KB"), (46_800, "47 KB"), (999_499, "999 KB"), (999_500, "1.0 MB"), (1_250_000, "1.2 MB")],
+)
+def test_a_size_is_never_zero(size: int, text: str) -> None:
+    assert shown_size(size) == text
