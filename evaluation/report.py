@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,18 @@ from console.numbers import shown_size
 from errors import UserError, one_line
 from evaluation import report_measures as measures
 from evaluation.curves import (
+    COLORS,
+    STYLES,
     Group,
+    Run,
     draw_accuracies,
     draw_bounds,
     draw_returns,
     draw_skill_returns,
+    draw_training,
     make_groups,
     read_runs,
+    training_curves,
 )
 from evaluation.figures import Axes, Figure
 from evaluation.report_files import (
@@ -116,7 +122,7 @@ def make_page(runs: Sequence[RunFiles], evaluations: Sequence[EvaluationFiles]) 
         made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         runs=sections,
         common=take_common(sections),
-        curves=[(one_line(env), curves_of(found)) for env, found in groups.items() if found],
+        curves=[(one_line(env), curves_of(found)) for env, found in groups.items() if has_curves(found)],
         evaluations=[evaluation_section(files, media) for files in evaluations],
         open_over_seeds=measures.not_measured_over_seeds(seeds),
         left_out=media.left_out,
@@ -128,6 +134,11 @@ def make_page(runs: Sequence[RunFiles], evaluations: Sequence[EvaluationFiles]) 
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return page.encode(errors="backslashreplace")
+
+
+def has_curves(groups: Sequence[Group]) -> bool:
+    """Return whether any run has evaluations at two frames."""
+    return any(run.has_curves for group in groups for run in group.runs)
 
 
 def tasks(runs: Sequence[RunFiles]) -> list[str]:
@@ -154,7 +165,7 @@ def take_common(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: Media) -> dict[str, Any]:
     """Return what the template shows of a run."""
     run, record = files.run, files.record
-    resumed = record.get("resumed")
+    resumed, several = record.get("resumed"), len(files.skills) > 1
     return {
         "name": files.name,
         "folder": one_line(str(run.folder)),
@@ -176,7 +187,9 @@ def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: 
         "frame": files.frame,
         "figures": measures.figures_of(files),
         "training": training_figures(files.training),
-        "by_skill": chart(lambda axes: draw_skill_returns(axes, run)) if len(files.skills) > 1 else None,
+        "outlook": measures.outlook(files),
+        "training_curves": [] if run.has_curves else curves_of_training(run),
+        "by_skill": chart(lambda axes: draw_skill_returns(axes, run)) if several and run.has_curves else None,
         "cards": cards(files.skills, files.videos, media),
         "pictures": {name: media.embed(files.pictures.get(name)) for name in measures.PICTURES},
         "open": measures.not_measured(files, evaluations),
@@ -244,6 +257,12 @@ def curves_of(groups: Sequence[Group]) -> list[Chart]:
         charts.append(chart(lambda axes: draw_bounds(axes, with_skills), legend=True))
         charts.append(chart(lambda axes: draw_accuracies(axes, with_skills), legend=True))
     return charts
+
+
+def curves_of_training(run: Run) -> list[Chart]:
+    """Return the curves of a run's training episodes."""
+    alone = [Group(run.kind, [run], COLORS[0], STYLES[0])]
+    return [chart(partial(draw_training, groups=alone, column=column)) for column in training_curves(alone)]
 
 
 def chart(draw: Callable[[Axes], pd.DataFrame | None], *, legend: bool = False) -> Chart:

@@ -126,6 +126,17 @@ def figures_of(files: RunFiles) -> list[Figure]:
     return shown
 
 
+def outlook(files: RunFiles) -> str:
+    """Return a sentence on the only evaluation of a run, and on the next one; empty if there are none or several."""
+    if files.frame is None or files.run.has_curves:
+        return ""
+    due = files.next_evaluation
+    if due is None:
+        return f"There is one evaluation, at frame {files.frame:,}."
+    when = f"of the episode that reaches frame {due:,}" if due != files.budget else f"of training, at frame {due:,}"
+    return f"There is one evaluation so far, at frame {files.frame:,}; the next is due at the end {when}."
+
+
 def known_measures(files: RunFiles) -> list[Measure]:
     """Return the measures that a run of this version has."""
     rewarded = bool(files.run.flags.get("extrinsic_reward_coeff"))
