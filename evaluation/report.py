@@ -177,7 +177,7 @@ def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: 
         "frames": files.frames,
         "budget": files.budget,
         "time": duration(files.seconds),
-        "device": text_of(record.get("device")),
+        "device": text_of(record.get("device") or run.flags.get("device")),
         "commit": text_of(record.get("git_commit")),
         "renderer": text_of(record["renderer"].get("name")) if isinstance(record.get("renderer"), dict) else "",
         "versions": [(one_line(str(name)), text_of(value)) for name, value in mapping(record.get("versions")).items()],

@@ -30,7 +30,8 @@ from running.tables import read_table
 LARGEST_FILE = 32 << 20  # bytes of a picture or video
 LARGEST_MEDIA = 192 << 20  # bytes of all pictures and videos of a page
 PICTURES = ("contact_sheet", "confusion_matrix", "trajectories")
-SHOWN_ELSEWHERE = ("env", "seed", "notes", "work_dir", "run_name", "resume")  # flags that are not listed as settings
+# Flags that are not listed as settings. config.json has the device that was used, whether it was asked for or not.
+SHOWN_ELSEWHERE = ("env", "seed", "device", "notes", "work_dir", "run_name", "resume")
 VIDEO = re.compile(r"(?:(\d+)_)?(?:skill(\d+)|policy|(\d+))\.mp4")  # 4000_skill3, 4000; skill3, policy of evaluate.py
 PICTURE = re.compile(rf"(?:(\d+)_)?({'|'.join(PICTURES)})\.png")
 WHOLE = {"png": lambda data: data[:8] == b"\x89PNG\r\n\x1a\n", "mp4": lambda data: data[4:8] == b"ftyp"}

@@ -356,6 +356,17 @@ def test_flags_that_follow_from_others_are_no_settings(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", [None, "NVIDIA H100"])
+def test_the_device_is_a_fact_and_no_setting(tmp_path: Path, name: str | None) -> None:
+    """config.json has the device that was used; it does not tell whether it was asked for."""
+    run = write_run(tmp_path / "run", 0, device="cpu")
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**record, "device": name}))
+    text = text_of(page_of(run, out=tmp_path / "page.html"))
+    assert f" device {name or 'cpu'} " in text
+    assert "--device" not in text
+
+
 def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
     mark = "<script>alert(1)</script>"
     run = write_run(tmp_path / "a<b>&\"'", notes=mark)
