@@ -31,10 +31,14 @@ class VideoRecorder:
         folder: where the videos are written, or None. It is made when the first one is written.
         fps: playback speed, frames per second.
         size: height and width at which the caller should draw the frames, pixels.
+
+    Attributes:
+        written: the last video that was finished.
     """
 
     def __init__(self, folder: Path | None, fps: float, *, size: int = VIDEO_SIZE) -> None:
         self.folder, self.fps, self.size = folder, fps, size
+        self.written: Path | None = None
         self._path: Path | None = None
         self._writer: subprocess.Popen[bytes] | None = None
         self._shape: tuple[int, ...] = ()
@@ -77,6 +81,7 @@ class VideoRecorder:
                 raise OSError(complaint)
             os.replace(_partial(path), path)
             self._path = self._writer = None
+            self.written = path
             return path
         except FAILURES as error:
             self.give_up(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ SHORT_NAMES = {  # of columns, in a printed table
     "episodes_validation": "validation",
     "episodes_test": "test",
 }
+MEANINGS = {  # of short names that do not say enough, by the column they are printed with
+    "mutual_information_bound_second_half": "2nd half: bound in the episode's second half",
+    "displacement_x": "moved x, y: meters",
+    "state_distance_within": "within: distance between its own episodes",
+    "state_distance_between": "between: distance to other skills' states",
+}
 
 
 def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: int | None = None) -> None:
@@ -43,7 +50,8 @@ def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: 
 def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
     """Print rows without the columns that are empty, and without the last ones that the terminal is too narrow for.
 
-    Cells that are empty have a dash. Outside a terminal a line has at most as many characters as in the console.
+    Cells that are empty have a dash. Outside a terminal a line has at most as many characters as in the console. Below
+    the table, print what short names mean.
     """
     used = [name for name in columns if any(row.get(name) is not None for row in rows)]
     width = shutil.get_terminal_size((LINE_WIDTH, 0)).columns
@@ -54,6 +62,9 @@ def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
             break
         used.pop()
     print(text)
+    meanings = [MEANINGS[name] for name in used if name in MEANINGS]
+    if meanings:
+        print(textwrap.fill("; ".join(meanings), width))
 
 
 def _shown(value: Any) -> str:

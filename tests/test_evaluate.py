@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -72,6 +73,27 @@ def test_every_skill_from_the_same_starts(
         assert picture is not None
         assert picture.std() > 10
     assert contents(pretrained) == before
+
+
+def test_the_last_line_names_what_to_open(
+    run_evaluate: RunEvaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A video of all, or the only one, that this call has written; else the folder only."""
+    for line, video in (
+        ("--video_size 32 --save_trajectories", "skills.mp4"),
+        ("--video_size 32 --skills 3", "skill3.mp4"),
+        ("--video_size 32 --skills best", None),
+        ("--video_size 32 --skill_schedule 1:2,3:4 --episodes 2", "schedule.mp4"),
+        (f"--video_size 32 --imitate {tmp_path / 'out' / 'skill2_episode0.npz'}", "imitation.mp4"),
+        ("--no_video", None),
+        ("--no_video --skill_schedule 1:2", None),
+    ):
+        out = run_evaluate(line)
+        last = capsys.readouterr().out.splitlines()[-1]
+        if "best" in line:
+            assert re.fullmatch(rf"open first: {out}/skill\d.mp4", last)
+        else:
+            assert last == (f"outputs: {out}" if video is None else f"open first: {out / video}")
 
 
 def test_figures_that_are_rounded_to_zero_have_no_minus(
