@@ -21,6 +21,7 @@ import numpy as np
 VIDEO_SIZE = 256  # height and width of a recorded frame, pixels
 GRID_WIDTH, GRID_TILES = 1280, 64  # largest width in pixels, and number of skills, of the video of all skills
 CLIP_SIZE, CLIP_FRAMES = 192, 64  # TensorBoard clips: size of a tile in pixels, and largest number of frames
+SMALLEST_TEXT = 0.4  # of the size that the text has in a picture of 512 pixels
 FAILURES = (OSError, RuntimeError, ValueError, ImportError, MemoryError, cv2.error)  # of a video; they only warn
 
 
@@ -145,15 +146,22 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """Return a copy of the frame with the lines in its upper left corner, white with black edges."""
+    """Return a copy of the frame with the lines in its upper left corner, white with black edges.
+
+    Letters grow with the picture. In a small one they stay legible, unless a line would not fit then.
+    """
     image = np.ascontiguousarray(frame).copy()
-    scale = image.shape[0] / 512
+    font, height, width = cv2.FONT_HERSHEY_SIMPLEX, *image.shape[:2]
+    scale = max(height / 512, SMALLEST_TEXT)
+    widest = max(lines, key=len, default="")
+    while scale > 0.01 and cv2.getTextSize(widest, font, 0.85 * scale, 1)[0][0] > width - 16 * scale:
+        scale *= 0.9
     for number, line in enumerate(lines, start=1):
         where = (int(8 * scale), int(30 * scale * number))
         edges = [(where[0] + x, where[1] + y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
         for color, places in (((0, 0, 0), edges), ((255, 255, 255), [where])):
             for place in places:
-                cv2.putText(image, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.85 * scale, color, 1, cv2.LINE_AA)
+                cv2.putText(image, line, place, font, 0.85 * scale, color, 1, cv2.LINE_AA)
     return image
 
 

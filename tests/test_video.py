@@ -184,6 +184,15 @@ def test_overlay_writes_into_the_upper_left_of_a_copy() -> None:
     np.testing.assert_array_equal(one[:16], two[:16])  # the first line is the same
 
 
+@pytest.mark.parametrize(("size", "legible"), [(512, True), (256, True), (128, True), (96, False), (48, False)])
+def test_text_of_small_videos(size: int, legible: bool) -> None:
+    """Lines have ten pixels at least, and are never cut off."""
+    frame, line = plain(TEAL, size, size), "r_int -0.512  sum -1123.4"
+    rows, columns = np.nonzero((video.overlay(frame, [line]) != frame).any(-1))
+    assert columns.max() < size - 1
+    assert np.ptp(rows) + 1 >= (10 if legible else 6)
+
+
 def test_overlay_is_white_on_black_edges() -> None:
     """It is readable on any background: every black pixel is next to a letter."""
     text = video.overlay(plain(TEAL, 256, 256), ["skill 3  step 123", "r_int -0.512  sum -123.4"])
