@@ -20,6 +20,7 @@ import numpy as np
 
 VIDEO_SIZE = 256  # height and width of a recorded frame, pixels
 GRID_WIDTH, GRID_TILES = 1280, 64  # largest width in pixels, and number of skills, of the video of all skills
+WIDEST_GRID = 2.5  # columns for each row: up to 5 x 2
 CLIP_SIZE, CLIP_FRAMES = 192, 64  # TensorBoard clips: size of a tile in pixels, and largest number of frames
 SMALLEST_TEXT = 0.4  # of the size that the text has in a picture of 512 pixels
 FAILURES = (OSError, RuntimeError, ValueError, ImportError, MemoryError, cv2.error)  # of a video; they only warn
@@ -107,7 +108,7 @@ class VideoRecorder:
         videos = videos[:GRID_TILES]
         if self.folder is None or not videos:
             return None
-        columns = math.ceil(math.sqrt(len(videos)))
+        columns = grid_columns(len(videos))
         size = min(self.size, GRID_WIDTH // columns) // 2 * 2 or 2  # H.264 needs even sizes
         self.start(name)
         shown = [np.empty(0, np.uint8)] * len(videos)
@@ -143,6 +144,13 @@ def remove_unfinished(folder: Path) -> None:
     for path in folder.glob(".*.partial.mp4"):
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def grid_columns(count: int) -> int:
+    """Return the columns of a grid of tiles: such that none is empty if it is not too wide then, else almost square."""
+    square = math.ceil(math.sqrt(count))
+    full = (columns for columns in range(square, count + 1) if count % columns == 0)
+    return next((columns for columns in full if columns <= WIDEST_GRID * count / columns), square)
 
 
 def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
