@@ -17,10 +17,12 @@ import cv2
 import numpy as np
 import torch
 
+from console.numbers import shown_number
 from replay_buffer import NO_SKILL
 from running.atomic_files import check_file, check_folder, write_file
 from running.columns import (
     CONSOLE,
+    CONSOLE_UNITS,
     EPISODE_COLUMNS,
     EVAL_LINE,
     HEADLINE,
@@ -323,7 +325,7 @@ class Logger:
         for name in columns:
             if row.get(name) is not None:
                 label, form = CONSOLE[name]
-                parts.append(f"{label}: {form.format(row[name])}")
+                parts.append(f"{label}: {shown_number(row[name], form)}{CONSOLE_UNITS.get(name, '')}")
         while len(line := " | ".join(parts)) > LINE_WIDTH:
             parts.pop()
         print(line, flush=True)

@@ -20,7 +20,9 @@ import numpy as np
 
 VIDEO_SIZE = 256  # height and width of a recorded frame, pixels
 GRID_WIDTH, GRID_TILES = 1280, 64  # largest width in pixels, and number of skills, of the video of all skills
+WIDEST_GRID = 2.5  # columns for each row: up to 5 x 2
 CLIP_SIZE, CLIP_FRAMES = 192, 64  # TensorBoard clips: size of a tile in pixels, and largest number of frames
+SMALLEST_TEXT = 0.4  # of the size that the text has in a picture of 512 pixels
 FAILURES = (OSError, RuntimeError, ValueError, ImportError, MemoryError, cv2.error)  # of a video; they only warn
 
 
@@ -31,10 +33,14 @@ class VideoRecorder:
         folder: where the videos are written, or None. It is made when the first one is written.
         fps: playback speed, frames per second.
         size: height and width at which the caller should draw the frames, pixels.
+
+    Attributes:
+        written: the last video that was finished.
     """
 
     def __init__(self, folder: Path | None, fps: float, *, size: int = VIDEO_SIZE) -> None:
         self.folder, self.fps, self.size = folder, fps, size
+        self.written: Path | None = None
         self._path: Path | None = None
         self._writer: subprocess.Popen[bytes] | None = None
         self._shape: tuple[int, ...] = ()
@@ -77,6 +83,7 @@ class VideoRecorder:
                 raise OSError(complaint)
             os.replace(_partial(path), path)
             self._path = self._writer = None
+            self.written = path
             return path
         except FAILURES as error:
             self.give_up(error)
@@ -101,7 +108,7 @@ class VideoRecorder:
         videos = videos[:GRID_TILES]
         if self.folder is None or not videos:
             return None
-        columns = math.ceil(math.sqrt(len(videos)))
+        columns = grid_columns(len(videos))
         size = min(self.size, GRID_WIDTH // columns) // 2 * 2 or 2  # H.264 needs even sizes
         self.start(name)
         shown = [np.empty(0, np.uint8)] * len(videos)
@@ -139,16 +146,30 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def grid_columns(count: int) -> int:
+    """Return the columns of a grid of tiles: such that none is empty if it is not too wide then, else almost square."""
+    square = math.ceil(math.sqrt(count))
+    full = (columns for columns in range(square, count + 1) if count % columns == 0)
+    return next((columns for columns in full if columns <= WIDEST_GRID * count / columns), square)
+
+
 def overlay(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """Return a copy of the frame with the lines in its upper left corner, white with black edges."""
+    """Return a copy of the frame with the lines in its upper left corner, white with black edges.
+
+    Letters grow with the picture. In a small one they stay legible, unless a line would not fit then.
+    """
     image = np.ascontiguousarray(frame).copy()
-    scale = image.shape[0] / 512
+    font, height, width = cv2.FONT_HERSHEY_SIMPLEX, *image.shape[:2]
+    scale = max(height / 512, SMALLEST_TEXT)
+    widest = max(lines, key=len, default="")
+    while scale > 0.01 and cv2.getTextSize(widest, font, 0.85 * scale, 1)[0][0] > width - 16 * scale:
+        scale *= 0.9
     for number, line in enumerate(lines, start=1):
         where = (int(8 * scale), int(30 * scale * number))
         edges = [(where[0] + x, where[1] + y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
         for color, places in (((0, 0, 0), edges), ((255, 255, 255), [where])):
             for place in places:
-                cv2.putText(image, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.85 * scale, color, 1, cv2.LINE_AA)
+                cv2.putText(image, line, place, font, 0.85 * scale, color, 1, cv2.LINE_AA)
     return image
 
 

@@ -1,1 +1,1 @@
-"""The terminal: command-line flags and output streams. Standard library only."""
+"""The terminal: command-line flags, output streams and numbers as text. Standard library only."""

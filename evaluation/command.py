@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from console.numbers import shown_number
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation.chosen_skills import parse_skills
@@ -51,16 +52,17 @@ def run_evaluation(args: argparse.Namespace) -> None:
     loaded = load(args.run, args.device)
     run, moment = loaded.label, SNAPSHOT_FOLDER if every_snapshot else loaded.frame
     out = args.out or Path("evaluations", run.parent, short_name(f"{run.name}_{moment}"), output_name(args))
+    first: Path | None
     remedy = "try fewer --episodes, a smaller --video_size or another --device"
     with output_folder(out), out_of_memory_is_an_error("evaluating", remedy):
         if (out / CONFIG_FILE).exists():
             raise UserError(f"--out {out} is a run's folder, whose files would be replaced; name another")
         if every_snapshot:
-            play_snapshots(args, out)
+            first = play_snapshots(args, out)
         elif args.imitate is not None:
-            imitate(loaded, args, out)
+            first = imitate(loaded, args, out)
         elif args.skill_schedule is not None:
-            play_schedule(
+            first = play_schedule(
                 loaded,
                 args.skill_schedule,
                 episodes=args.episodes,
@@ -69,9 +71,11 @@ def run_evaluation(args: argparse.Namespace) -> None:
                 video_size=args.video_size,
             )
         else:
-            play_skills(loaded, args, out)
+            first = play_skills(loaded, args, out).video
     if out.exists():
         print(f"outputs: {out}")
+    if first is not None:
+        print(f"open first: {first}")
 
 
 def output_name(args: argparse.Namespace) -> str:
@@ -85,10 +89,18 @@ def output_name(args: argparse.Namespace) -> str:
     return folder_name(f"{played}{sample}{episodes}{seed}")
 
 
-def play_snapshots(args: argparse.Namespace, out: Path) -> None:
+class Played(NamedTuple):
+    """What `play_skills` has measured and written."""
+
+    summary: list[Row]  # of summary.csv
+    refitted: list[Row]  # of refit.csv
+    video: Path | None  # of all skills, or the only one
+
+
+def play_snapshots(args: argparse.Namespace, out: Path) -> Path:
     """Play skills of every snapshot of a run, each into a folder of its own; write and draw the measures over frames.
 
-    Untrained and random actions are played once, as they are the same for all.
+    Untrained and random actions are played once, as they are the same for all. Return the path of the drawing.
     """
     folder = args.run
     frames = snapshot_frames(folder.parent)
@@ -100,20 +112,21 @@ def play_snapshots(args: argparse.Namespace, out: Path) -> None:
         args.controls = args.controls and number == 0
         place = out / padded(frame, frames[-1])
         with made_folder(place):
-            rows, more = play_skills(load(folder / f"{frame}.pt", args.device), args, place)
-        summary += rows
-        refitted += more
+            played = play_skills(load(folder / f"{frame}.pt", args.device), args, place)
+        summary += played.summary
+        refitted += played.refitted
     write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)
     if refitted:
         write_table(out / "refit.csv", refitted, REFIT_COLUMNS)
-    write_file(out / "measures.png", draw_measures(summary, refitted))
+    drawing = out / "measures.png"
+    write_file(drawing, draw_measures(summary, refitted))
+    return drawing
 
 
-def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> tuple[list[Row], list[Row]]:
+def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> Played:
     """Play skills from the same starts: a table, a video of each, and one of all side by side.
 
-    If all skills of several are played, also write the pictures that training writes. Return the rows of summary.csv
-    and refit.csv.
+    If all skills of several are played, also write the pictures that training writes.
     """
     actions: Actions = "sampled" if args.sample else "mode"
     if args.refit:
@@ -147,7 +160,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> tuple
     if choice is not None:
         write_table(out / "choice.csv", choice.rows, CHOICE_COLUMNS, loaded.frame)
         summary[0]["frames_to_choose"] = choice.frames
-        shown = f"return {summary[0]['episode_extrinsic_reward']:.1f} on {len(seeds)} other starts"
+        shown = f"return {shown_number(summary[0]['episode_extrinsic_reward'], '.1f')} on {len(seeds)} other starts"
         print(f"best skill {choice.best}: {shown}, chosen in {choice.frames} frames")
     if args.controls:
         summary += play_controls(loaded, skills, seeds, actions)
@@ -166,7 +179,8 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> tuple
         refitted = refit_discriminators(loaded, args.refit, args.seed, actions, controls=args.controls)
         write_table(out / "refit.csv", refitted, REFIT_COLUMNS)
         print_table(refitted, [name for name in REFIT_COLUMNS if name != "step"])
-    return summary, refitted
+    videos = [evaluation.grid] if evaluation.grid is not None else list(evaluation.videos.values())
+    return Played(summary, refitted, videos[0] if len(videos) == 1 else None)
 
 
 class Choice(NamedTuple):
@@ -188,7 +202,7 @@ def choose_best(loaded: LoadedRun, seeds: Sequence[int], actions: Actions) -> Ch
         {"skill_id": skill, "episodes": len(seeds), "episode_extrinsic_reward": value}
         for skill, value in returns.items()
     ]
-    shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
+    shown = ", ".join(f"{skill}: {shown_number(value, '.1f')}" for skill, value in returns.items())
     print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
     return Choice(best, rows, steps * loaded.config.action_repeat)
 
@@ -239,15 +253,20 @@ def save_trajectory(path: Path, start: Start, env: str) -> None:
     write_file(path, memory.getvalue())
 
 
-def imitate(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> None:
-    """Print and write how well each skill explains a trajectory, and record the best one beside it."""
+def imitate(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> Path | None:
+    """Print and write how well each skill explains a trajectory, and record the best one beside it.
+
+    Return the path of the video, if there is one.
+    """
     if not isinstance(loaded.agent, DIAYNAgent):
         raise UserError(f"--imitate: {loaded.label} has no discriminator; name a run with skills")
     frames, seed = read_trajectory(args.imitate, loaded.config)
     table = skill_likelihoods(loaded.agent, frames, loaded.config.frame_stack)
     best = int(table["log_q_mean"].idxmax())
-    print(table.to_string(index=False, float_format="%.4f"))
+    print(table.to_string(index=False, float_format=lambda value: shown_number(value, ".4f")))
     print(f"skill {best} explains {args.imitate} best")
+    video = None
     if not args.no_video:
-        record_imitation(loaded, frames, best, args.seed if seed is None else seed, out, args.video_size)
+        video = record_imitation(loaded, frames, best, args.seed if seed is None else seed, out, args.video_size)
     write_file(out / "imitation.csv", table.to_csv(index=False).encode())
+    return video

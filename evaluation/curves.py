@@ -11,9 +11,9 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from scipy import stats
 from config import FIELDS, Role, flags_with
 from errors import UserError, one_line, reason_of
 from evaluation.figures import NAMED_SKILLS, Axes, skill_colors
+from running.columns import SKILL_UPDATE_METRICS, TRAIN_COLUMNS
 from running.stored_config import CONFIG_FILE, known_flags, real_run
 from running.tables import read_table
 
@@ -41,6 +42,13 @@ EVAL_MEASURES = ("mutual_information_bound", "discriminator_accuracy")  # also d
 NEWER_MEASURES = ("mutual_information_bound_second_half", "effective_skills", "cells_visited")  # not in older files
 SKILL_NUMBERS = ("step", "skill_id", "episode_extrinsic_reward")
 SKILL_MEASURES = ("mutual_information_bound", "state_distance_within", "state_distance_between")  # cells may be empty
+TRAINING_CURVES = {  # columns of train.csv that are drawn before there are curves of evaluations: title, unit
+    "episode_reward": ("return of training episodes", "return of the task"),
+    "discriminator_accuracy": ("discriminator accuracy, sampled batches", "share of observations"),
+    "discriminator_loss": ("loss of the discriminator", "nats"),
+    "critic_loss": ("loss of the critic", "squared error"),
+    "actor_loss": ("loss of the actor", "alpha log pi - min Q"),
+}
 CONTROL_STYLES = {"untrained": ":", "random": "--"}  # of the levels of other policies
 LOWEST_BOUND = -1.0  # nats, of the axis; an untrained discriminator is overconfident by far more
 
@@ -57,6 +65,7 @@ class Run:
     flags: Mapping[str, Any]
     evaluations: pd.DataFrame  # of eval.csv
     skills: pd.DataFrame  # of skills.csv; empty if the run has none
+    training: pd.DataFrame = field(default_factory=pd.DataFrame)  # of train.csv, if it is drawn
 
     @property
     def num_skills(self) -> int:
@@ -85,6 +94,17 @@ class Run:
     def last_frame(self) -> int:
         """The frame of the last evaluation."""
         return int(self.evaluations["step"].iloc[-1])
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether there are evaluations at two frames at least."""
+        return self.evaluations["step"].nunique() > 1
+
+    @property
+    def budget(self) -> int | None:
+        """The frames to train for, after those that chose a skill to fine-tune; None if there is no config.json."""
+        steps, repeat = self.flags.get("num_train_steps"), self.flags.get("action_repeat")
+        return steps * repeat if steps and repeat else None
 
 
 @dataclass
@@ -141,7 +161,14 @@ def read_run(folder: Path) -> Run:
     run = read_begun_run(folder)
     if run.evaluations.empty:
         raise UserError(f"'{folder}' has no evaluations yet")
+    if not run.has_curves:
+        run.training = read_training(folder)
     return run
+
+
+def read_training(folder: Path) -> pd.DataFrame:
+    """Read a run's train.csv. Raises UserError."""
+    return read_csv(folder / "train.csv", TRAIN_COLUMNS[:2], newer=(*TRAIN_COLUMNS[2:], *SKILL_UPDATE_METRICS))
 
 
 def read_begun_run(folder: Path) -> Run:
@@ -279,6 +306,26 @@ def draw_coverage(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
     return numbers
 
 
+def draw_training(axes: Axes, groups: Sequence[Group], column: str) -> pd.DataFrame:
+    """Draw one of TRAINING_CURVES, and return the numbers."""
+    counts, levels = {group.runs[0].num_skills for group in groups} - {0}, set()
+    if column == "discriminator_accuracy":
+        levels = {1 / count for count in counts}
+    if column == "discriminator_loss":
+        levels = {math.log(count) for count in counts}
+    name, unit = TRAINING_CURVES[column]
+    numbers = draw_curves(axes, groups, column, name, levels, "chance", unit=unit, table="training")
+    if column == "discriminator_accuracy":
+        axes.set_ylim(0.0, 1.0)
+    return numbers
+
+
+def training_curves(groups: Sequence[Group]) -> list[str]:
+    """Return those of TRAINING_CURVES that have two points at least, in any run."""
+    tables = [run.training for group in groups for run in group.runs if len(run.training)]
+    return [name for name in TRAINING_CURVES if any(table[name].count() > 1 for table in tables)]
+
+
 def measured(groups: Sequence[Group], column: str) -> bool:
     """Return whether a column of eval.csv has a number, in any run."""
     return any(column in run.evaluations and run.evaluations[column].notna().any() for g in groups for run in g.runs)
@@ -293,6 +340,7 @@ def draw_curves(
     level_name: str = "",
     *,
     unit: str,
+    table: Literal["evaluations", "training"] = "evaluations",
 ) -> pd.DataFrame:
     """Draw each group's curve over its seeds of a column of eval.csv, and return the numbers.
 
@@ -301,10 +349,11 @@ def draw_curves(
     Args:
         levels: heights of horizontal lines, which are labeled with `level_name`.
         unit: of the vertical axis.
+        table: `training` draws a column of train.csv.
     """
     drawn, most = [], 0
     for group in groups:
-        curves = [run.evaluations.groupby("step")[column].last().dropna() for run in group.runs]
+        curves = [getattr(run, table).groupby("step")[column].last().dropna() for run in group.runs]
         curves = [curve for curve in curves if len(curve)]
         if not curves:
             continue
@@ -319,7 +368,7 @@ def draw_curves(
         if len(curves) > 1:
             for single in curves:
                 axes.plot(single.index, single, **look, lw=0.8, alpha=0.5)
-        drawn.append(summary.assign(group=group.label, metric=column))
+        drawn.append(summary.assign(group=group.label, metric=f"train/{column}" if table == "training" else column))
     if most > 3:
         axes.plot([], [], color="0.3", ls=":", label="interquartile mean")
     if most >= SEEDS_FOR_INTERVAL:

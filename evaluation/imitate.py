@@ -104,11 +104,13 @@ def skill_likelihoods(agent: DIAYNAgent, frames: np.ndarray, frame_stack: int) -
     return pd.DataFrame({"skill_id": agent.skills(), "log_q_mean": log_q.mean(axis=0), "log_q_sum": log_q.sum(axis=0)})
 
 
-def record_imitation(loaded: LoadedRun, frames: np.ndarray, skill: int, seed: int, folder: Path, size: int) -> None:
+def record_imitation(
+    loaded: LoadedRun, frames: np.ndarray, skill: int, seed: int, folder: Path, size: int
+) -> Path | None:
     """Write given.mp4 of frames `(T + 1, 3, H, W)`, the skill's video, and imitation.mp4 with both side by side.
 
     The skill is played from the start with this seed. `size` is the height and width of a video in pixels.
-    If an exception is raised, no video is left behind.
+    Return the last one's path, or None if it could not be written. If an exception is raised, no video is left behind.
     """
     recorder = VideoRecorder(folder, loaded.fps, size=size)
     with recorder.recorded("given"):
@@ -120,7 +122,7 @@ def record_imitation(loaded: LoadedRun, frames: np.ndarray, skill: int, seed: in
         (folder / "given.mp4").unlink(missing_ok=True)
         raise
     videos = (folder / "given.mp4", *evaluation.videos.values())
-    recorder.tile("imitation", [video for video in videos if video.exists()])
+    return recorder.tile("imitation", [video for video in videos if video.exists()])
 
 
 def _resized(frame: np.ndarray, size: int, interpolation: int) -> np.ndarray:

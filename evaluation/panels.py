@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from config import Role, flags_with
+from console.numbers import shown_number
 from errors import UserError, one_line
 from evaluation.curves import (
     CONTROL_STYLES,
@@ -30,12 +31,14 @@ from evaluation.curves import (
     draw_level,
     draw_returns,
     draw_skill_returns,
+    draw_training,
     finish,
     make_groups,
     measured,
     read_reference,
     read_run,
     read_runs,
+    training_curves,
 )
 from evaluation.figures import Axes, Figure, skill_colors
 from running.atomic_files import output_folder, write_file
@@ -91,15 +94,22 @@ def draw_task(
     env: str, groups: Sequence[Group], reference: pd.DataFrame | None, controls: pd.DataFrame | None, out: Path
 ) -> list[Path]:
     """Write the figure and the numbers of one task, and return the paths. Raises OSError."""
-    panels: list[Panel] = [
-        partial(draw_task_returns, env, groups, reference, controls),
-        *skill_panels(groups, controls),
-    ]
+    returns: Panel = partial(draw_task_returns, env, groups, reference, controls)
+    runs, title = [run for group in groups for run in group.runs], env
+    if any(run.has_curves for run in runs):
+        panels = [returns, *skill_panels(groups, controls)]
+    else:
+        panels = [partial(draw_training, groups=groups, column=column) for column in training_curves(groups)]
+        if not panels or reference is not None or controls is not None:
+            panels.insert(0, returns)
+        panels += panels_of_last_evaluation(groups)
+        frames = ", ".join(map(str, sorted({run.last_frame for run in runs})))
+        title += f": one evaluation{' of each run' if len(runs) > 1 else ''} so far, at frame {frames}"
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(5.2 * columns, 3.8 * rows), layout="constrained")
     places = figure.subplots(rows, columns, squeeze=False).ravel()
-    figure.suptitle(one_line(env))
+    figure.suptitle(one_line(title))
     numbers = [draw(axes) for axes, draw in zip(places, panels, strict=False)]
     for axes in places[len(panels) :]:
         axes.remove()
@@ -126,7 +136,6 @@ def skill_panels(groups: Sequence[Group], controls: pd.DataFrame | None) -> list
     groups = [group for group in groups if group.runs[0].num_skills]
     if not groups:
         return []
-    longest = max((run for group in groups for run in group.runs), key=lambda run: run.last_frame)
     panels: list[Panel] = [
         partial(draw_bounds, groups=groups),
         partial(draw_accuracies, groups=groups),
@@ -136,25 +145,41 @@ def skill_panels(groups: Sequence[Group], controls: pd.DataFrame | None) -> list
         panels.insert(1, partial(draw_bounds, groups=groups, second_half=True))
     if measured(groups, "cells_visited"):
         panels.append(partial(draw_coverage_beside_controls, groups=groups, controls=controls))
-    if len(longest.skills):
-        panels += [partial(draw_skill_returns, run=longest), partial(draw_reward_against_reward, run=longest)]
+    if (longest := longest_with_skills(groups)) is not None:
+        panels += [partial(draw_skill_returns, run=longest), *panels_of_last_evaluation(groups)]
         if longest.skills["state_distance_between"].notna().any():
             panels.append(partial(draw_distances, run=longest))
     return panels
+
+
+def panels_of_last_evaluation(groups: Sequence[Group]) -> list[Panel]:
+    """Return the panel of the skills at the last evaluation of the longest run; none without skills."""
+    longest = longest_with_skills(groups)
+    return [] if longest is None else [partial(draw_reward_against_reward, run=longest)]
+
+
+def longest_with_skills(groups: Sequence[Group]) -> Run | None:
+    """Return the longest run with skills, if it has their table."""
+    runs = [run for group in groups for run in group.runs if run.num_skills]
+    longest = max(runs, key=lambda run: run.last_frame, default=None)
+    return longest if longest is not None and len(longest.skills) else None
 
 
 def draw_task_returns(
     env: str, groups: Sequence[Group], reference: pd.DataFrame | None, controls: pd.DataFrame | None, axes: Axes
 ) -> pd.DataFrame:
     """Draw the returns of all groups, published ones, and levels of controls."""
+    runs = [run for group in groups for run in group.runs]
     if reference is not None:
         draw_reference(axes, reference[reference["env"] == env])
-        axes.set_xlim(0, 1.1 * max(run.last_frame for group in groups for run in group.runs) + 1)
+    if reference is not None or not any(run.has_curves for run in runs):
+        end = max(run.last_frame for run in runs) or max(run.budget or 0 for run in runs)
+        axes.set_xlim(0, 1.1 * end + 1)
     numbers = draw_returns(axes, groups)
     if controls is not None:
         draw_controls(axes, controls, "episode_extrinsic_reward")
     else:
-        draw_untrained(axes, [run for group in groups for run in group.runs])
+        draw_untrained(axes, runs)
     return numbers
 
 
@@ -164,7 +189,7 @@ def draw_untrained(axes: Axes, runs: Sequence[Run]) -> None:
     returns = [row["episode_reward"] for row in begun if row["step"] == 0]
     if returns and len({str([run.flags.get(name) for name in OF_EPISODES]) for run in runs}) == 1:
         mean = sum(returns) / len(returns)
-        draw_level(axes, mean, f"untrained {mean:.3g}", ":")
+        draw_level(axes, mean, f"untrained {shown_number(mean, '.3g')}", ":")
 
 
 def draw_coverage_beside_controls(axes: Axes, groups: Sequence[Group], controls: pd.DataFrame | None) -> pd.DataFrame:
@@ -184,7 +209,7 @@ def draw_coverage_beside_controls(axes: Axes, groups: Sequence[Group], controls:
 def draw_controls(axes: Axes, controls: pd.DataFrame, column: str) -> None:
     """Draw a level for each control in which a column of summary.csv was measured."""
     for policy, level in controls.set_index("policy")[column].dropna().items():
-        draw_level(axes, level, f"{policy} {level:.3g}", CONTROL_STYLES[str(policy)])
+        draw_level(axes, level, f"{policy} {shown_number(level, '.3g')}", CONTROL_STYLES[str(policy)])
 
 
 def draw_reference(axes: Axes, table: pd.DataFrame) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from console.numbers import shown_number
 from drq import Assessment, DrQAgent
 from envs.parallel import EvalEnvs
 from errors import WorkerError
@@ -219,5 +220,6 @@ class _Round:
                 continue
             text = [f"skill {skill}  step {self.length[number]:.0f}"] if skill != NO_SKILL else []
             if predicted[number] != NO_SKILL:  # there is a discriminator
-                text.append(f"r_int {r_int[number]:.3f}  sum {self.intrinsic[number]:.1f}")
+                now, total = shown_number(r_int[number], ".3f"), shown_number(self.intrinsic[number], ".1f")
+                text.append(f"r_int {now}  sum {total}")
             recorder.record(picture, text)

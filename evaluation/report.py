@@ -10,22 +10,29 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
 
+from console.numbers import shown_size
 from errors import UserError, one_line
 from evaluation import report_measures as measures
 from evaluation.curves import (
+    COLORS,
+    STYLES,
     Group,
+    Run,
     draw_accuracies,
     draw_bounds,
     draw_returns,
     draw_skill_returns,
+    draw_training,
     make_groups,
     read_runs,
+    training_curves,
 )
 from evaluation.figures import Axes, Figure
 from evaluation.report_files import (
@@ -74,7 +81,7 @@ def write_report(places: Sequence[Path], evaluations: Sequence[Path], out: Path 
     page = make_page(runs, [read_evaluation_files(folder) for folder in evaluations])
     with output_folder(out.parent):
         write_file(out, page)
-    print(f"{out}: {len(page) / 1e6:.1f} MB")
+    print(f"{out}: {shown_size(len(page))}")
 
 
 def default_path(runs: Sequence[RunFiles]) -> Path:
@@ -115,7 +122,7 @@ def make_page(runs: Sequence[RunFiles], evaluations: Sequence[EvaluationFiles]) 
         made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         runs=sections,
         common=take_common(sections),
-        curves=[(one_line(env), curves_of(found)) for env, found in groups.items() if found],
+        curves=[(one_line(env), curves_of(found)) for env, found in groups.items() if has_curves(found)],
         evaluations=[evaluation_section(files, media) for files in evaluations],
         open_over_seeds=measures.not_measured_over_seeds(seeds),
         left_out=media.left_out,
@@ -127,6 +134,11 @@ def make_page(runs: Sequence[RunFiles], evaluations: Sequence[EvaluationFiles]) 
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return page.encode(errors="backslashreplace")
+
+
+def has_curves(groups: Sequence[Group]) -> bool:
+    """Return whether any run has evaluations at two frames."""
+    return any(run.has_curves for group in groups for run in group.runs)
 
 
 def tasks(runs: Sequence[RunFiles]) -> list[str]:
@@ -153,7 +165,7 @@ def take_common(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: Media) -> dict[str, Any]:
     """Return what the template shows of a run."""
     run, record = files.run, files.record
-    resumed = record.get("resumed")
+    resumed, several = record.get("resumed"), len(files.skills) > 1
     return {
         "name": files.name,
         "folder": one_line(str(run.folder)),
@@ -165,7 +177,7 @@ def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: 
         "frames": files.frames,
         "budget": files.budget,
         "time": duration(files.seconds),
-        "device": text_of(record.get("device")),
+        "device": text_of(record.get("device") or run.flags.get("device")),
         "commit": text_of(record.get("git_commit")),
         "renderer": text_of(record["renderer"].get("name")) if isinstance(record.get("renderer"), dict) else "",
         "versions": [(one_line(str(name)), text_of(value)) for name, value in mapping(record.get("versions")).items()],
@@ -175,7 +187,9 @@ def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: 
         "frame": files.frame,
         "figures": measures.figures_of(files),
         "training": training_figures(files.training),
-        "by_skill": chart(lambda axes: draw_skill_returns(axes, run)) if len(files.skills) > 1 else None,
+        "outlook": measures.outlook(files),
+        "training_curves": [] if run.has_curves else curves_of_training(run),
+        "by_skill": chart(lambda axes: draw_skill_returns(axes, run)) if several and run.has_curves else None,
         "cards": cards(files.skills, files.videos, media),
         "pictures": {name: media.embed(files.pictures.get(name)) for name in measures.PICTURES},
         "open": measures.not_measured(files, evaluations),
@@ -245,6 +259,12 @@ def curves_of(groups: Sequence[Group]) -> list[Chart]:
     return charts
 
 
+def curves_of_training(run: Run) -> list[Chart]:
+    """Return the curves of a run's training episodes."""
+    alone = [Group(run.kind, [run], COLORS[0], STYLES[0])]
+    return [chart(partial(draw_training, groups=alone, column=column)) for column in training_curves(alone)]
+
+
 def chart(draw: Callable[[Axes], pd.DataFrame | None], *, legend: bool = False) -> Chart:
     """Return what `draw` draws, as SVG, with the last point of each curve in words."""
     figure = Figure(figsize=(5.2, 3.8), layout="constrained")
@@ -265,5 +285,6 @@ def last_point(table: pd.DataFrame) -> str:
     """Return the last point of a curve in words."""
     last = table.iloc[-1]
     seeds = f"mean of {last['seeds']} seeds" if last["seeds"] > 1 else "1 seed"
-    interval = f", interval {last['low']:,.2f} to {last['high']:,.2f}" if last["low"] == last["low"] else ""
-    return f"{last['group']}: {last['mean']:,.2f} at frame {int(last['frame']):,} ({seeds}{interval})"
+    mean, low, high = (measures.number(last[name], 2) for name in ("mean", "low", "high"))
+    interval = f", interval {low} to {high}" if last["low"] == last["low"] else ""
+    return f"{last['group']}: {mean} at frame {int(last['frame']):,} ({seeds}{interval})"

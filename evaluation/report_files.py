@@ -14,7 +14,7 @@ import pandas as pd
 
 from config import FIELDS, shown_value
 from errors import UserError, one_line, reason_of
-from evaluation.curves import Run, read_begun_run, read_csv
+from evaluation.curves import MAX_COUNT, Run, read_begun_run, read_csv, read_training
 from running.atomic_files import in_use, read_file
 from running.columns import (
     EVAL_SKILL_COLUMNS,
@@ -22,7 +22,6 @@ from running.columns import (
     REQUIRED_CSV_FILES,
     SKILL_COLUMNS,
     SUMMARY_COLUMNS,
-    TRAIN_COLUMNS,
 )
 from running.derivation import make_config, preset_settings
 from running.stored_config import CONFIG_FILE, read_record
@@ -31,7 +30,8 @@ from running.tables import read_table
 LARGEST_FILE = 32 << 20  # bytes of a picture or video
 LARGEST_MEDIA = 192 << 20  # bytes of all pictures and videos of a page
 PICTURES = ("contact_sheet", "confusion_matrix", "trajectories")
-SHOWN_ELSEWHERE = ("env", "seed", "notes", "work_dir", "run_name", "resume")  # flags that are not listed as settings
+# Flags that are not listed as settings. config.json has the device that was used, whether it was asked for or not.
+SHOWN_ELSEWHERE = ("env", "seed", "device", "notes", "work_dir", "run_name", "resume")
 VIDEO = re.compile(r"(?:(\d+)_)?(?:skill(\d+)|policy|(\d+))\.mp4")  # 4000_skill3, 4000; skill3, policy of evaluate.py
 PICTURE = re.compile(rf"(?:(\d+)_)?({'|'.join(PICTURES)})\.png")
 WHOLE = {"png": lambda data: data[:8] == b"\x89PNG\r\n\x1a\n", "mp4": lambda data: data[4:8] == b"ftyp"}
@@ -108,9 +108,23 @@ class RunFiles:
 
     @property
     def budget(self) -> int | None:
-        """The frames to train for; None if there is no config.json."""
-        steps, repeat = self.run.flags.get("num_train_steps"), self.run.flags.get("action_repeat")
-        return steps * repeat if steps and repeat else None
+        """The frame at which training ends; None if there is no config.json."""
+        return None if self.run.budget is None else self.frames_before + self.run.budget
+
+    @property
+    def frames_before(self) -> int:
+        """The frames that chose the skill to fine-tune, from which the run counts on."""
+        frames = self.record.get("frames_before")
+        return frames if type(frames) is int and 0 <= frames <= MAX_COUNT else 0
+
+    @property
+    def next_evaluation(self) -> int | None:
+        """The frame from which on the next evaluation is due; None if there is none, or it is not known."""
+        every, repeat = self.run.flags.get("eval_frequency"), self.run.flags.get("action_repeat")
+        if self.frame is None or self.budget is None or not every or not repeat or self.frame >= self.budget:
+            return None
+        evaluated = (self.frame - self.frames_before) // repeat  # agent steps
+        return min(self.frames_before + (evaluated // every + 1) * every * repeat, self.budget)
 
     @property
     def state(self) -> str:
@@ -156,14 +170,14 @@ def read_run_files(folder: Path) -> RunFiles:
         needed = ("step", "skill_id")
         table = read_csv(folder / "skills.csv", needed, newer=[name for name in SKILL_COLUMNS if name not in needed])
         skills = _rows(table[table["step"] == frame])
-    training = read_csv(folder / "train.csv", ("episode", "step"), newer=TRAIN_COLUMNS[2:])
+    run.training = read_training(folder)
     episodes = read_csv(folder / "episodes.csv", (), newer=("duration",))
     return RunFiles(
         run=run,
         record=record,
         evaluations=evaluations,
         skills=skills,
-        training=_rows(training.tail(1))[0] if len(training) else {},
+        training=_rows(run.training.tail(1))[0] if len(run.training) else {},
         seconds=float(episodes["duration"].sum()),
         is_running=in_use(folder),
         has_tables=any((folder / name).exists() for name in REQUIRED_CSV_FILES),

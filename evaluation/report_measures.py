@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from console.numbers import shown_number
 from evaluation.curves import CONFIDENCE, SEEDS_FOR_INTERVAL
 from evaluation.report_files import EvaluationFiles, RunFiles
 
@@ -106,7 +107,7 @@ def measures(num_skills: int, rewarded: bool) -> list[Measure]:
 
 def number(value: Any, digits: int, unit: str = "") -> str:
     """Return a number as text; a hyphen if there is none."""
-    return "-" if value is None else f"{round(value, digits) + 0.0:,.{digits}f}{unit}"  # no -0.00
+    return "-" if value is None else shown_number(value, f",.{digits}f") + unit
 
 
 def figures_of(files: RunFiles) -> list[Figure]:
@@ -123,6 +124,17 @@ def figures_of(files: RunFiles) -> list[Figure]:
             earlier = "" if before is None else f"{when}: {number(before, measure.digits)}"
             shown.append(Figure(measure.label, number(value, measure.digits, measure.unit), earlier, measure.reading))
     return shown
+
+
+def outlook(files: RunFiles) -> str:
+    """Return a sentence on the only evaluation of a run, and on the next one; empty if there are none or several."""
+    if files.frame is None or files.run.has_curves:
+        return ""
+    due = files.next_evaluation
+    if due is None:
+        return f"There is one evaluation, at frame {files.frame:,}."
+    when = f"of the episode that reaches frame {due:,}" if due != files.budget else f"of training, at frame {due:,}"
+    return f"There is one evaluation so far, at frame {files.frame:,}; the next is due at the end {when}."
 
 
 def known_measures(files: RunFiles) -> list[Measure]:

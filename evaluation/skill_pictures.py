@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from console.numbers import shown_number
 from envs.cells import CellGrid, Coordinate
 from evaluation.figures import (
     NAMED_SKILLS,
@@ -37,7 +38,7 @@ def headline(measures: Mapping[str, Any], episodes: int, frame: int) -> str:
     """Return a summary of an evaluation with so many episodes of each skill in two lines; see `overall`."""
     accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
     skills = measures["effective_skills"]
-    text = f"% of steps, accuracy {accuracy:.2f}, bound {bound:.2f} nats = {skills:.1f} skills"
+    text = f"% of steps, accuracy {accuracy:.2f}, bound {shown_number(bound, '.2f')} nats = {skills:.1f} skills"
     return f"{caption(episodes, frame)}\n{text}"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from console.numbers import shown_number
 from evaluation.evaluate_skills import Evaluation
 from logger import Row
 from running.atomic_files import write_file
@@ -31,6 +33,12 @@ SHORT_NAMES = {  # of columns, in a printed table
     "episodes_validation": "validation",
     "episodes_test": "test",
 }
+MEANINGS = {  # of short names that do not say enough, by the column they are printed with
+    "mutual_information_bound_second_half": "2nd half: bound in the episode's second half",
+    "displacement_x": "moved x, y: meters",
+    "state_distance_within": "within: distance between its own episodes",
+    "state_distance_between": "between: distance to other skills' states",
+}
 
 
 def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: int | None = None) -> None:
@@ -42,7 +50,8 @@ def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str], frame: 
 def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
     """Print rows without the columns that are empty, and without the last ones that the terminal is too narrow for.
 
-    Cells that are empty have a dash. Outside a terminal a line has at most as many characters as in the console.
+    Cells that are empty have a dash. Outside a terminal a line has at most as many characters as in the console. Below
+    the table, print what short names mean.
     """
     used = [name for name in columns if any(row.get(name) is not None for row in rows)]
     width = shutil.get_terminal_size((LINE_WIDTH, 0)).columns
@@ -53,12 +62,15 @@ def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
             break
         used.pop()
     print(text)
+    meanings = [MEANINGS[name] for name in used if name in MEANINGS]
+    if meanings:
+        print(textwrap.fill("; ".join(meanings), width))
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return shown_number(value, ".3f") if isinstance(value, float) else str(value)
 
 
 def decile_rows(evaluation: Evaluation) -> list[Row]:
@@ -74,13 +86,13 @@ def print_bound(evaluation: Evaluation, complete: bool) -> None:
     """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
     measures = evaluation.overall
     accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
-    text = f"means over skills: accuracy {accuracy:.3f}, bound {bound:.3f} nats"
+    text = f"means over skills: accuracy {accuracy:.3f}, bound {shown_number(bound, '.3f')} nats"
     if measures["mutual_information_bound_second_half"] is not None:
-        text += f", in the second half {measures['mutual_information_bound_second_half']:.3f}"
+        text += f", in the second half {shown_number(measures['mutual_information_bound_second_half'], '.3f')}"
     print(text)
     if complete:
         print(f"effective number of skills: {measures['effective_skills']:.2f} of {len(evaluation.rows)}")
-    bounds = " ".join("-" if bound is None else f"{bound:.2f}" for bound in evaluation.mean_by_decile)
+    bounds = " ".join("-" if bound is None else shown_number(bound, ".2f") for bound in evaluation.mean_by_decile)
     print(f"bound in each tenth: {bounds}")
 
 

@@ -47,22 +47,23 @@ HEADLINE = (  # columns of eval.csv that TensorBoard shows first, under eval/
 
 LINE_WIDTH = 120  # characters that a line of the console has at most
 CONSOLE = {  # label and format of a column in such lines
-    "episode": ("E", "{}"),
-    "step": ("S", "{}"),
-    "episode_reward": ("R", "{:.4g}"),
-    "duration": ("D", "{:.1f} s"),
-    "batch_reward": ("BR", "{:.3g}"),
-    "actor_loss": ("ALOSS", "{:.3g}"),
-    "critic_loss": ("CLOSS", "{:.3g}"),
-    "alpha_value": ("TVAL", "{:.3g}"),
-    "actor_entropy": ("AENT", "{:.3g}"),
-    "skill_id": ("SKILL", "{}"),
-    "episode_intrinsic_reward_sum": ("IR", "{:.4g}"),
-    "discriminator_accuracy": ("DACC", "{:.2f}"),
-    "mutual_information_bound": ("MI", "{:.3f}"),
-    "effective_skills": ("SKILLS", "{:.1f}"),
-    "cells_visited": ("CELLS", "{}"),
+    "episode": ("E", ""),
+    "step": ("S", ""),
+    "episode_reward": ("R", ".4g"),
+    "duration": ("D", ".1f"),
+    "batch_reward": ("BR", ".3g"),
+    "actor_loss": ("ALOSS", ".3g"),
+    "critic_loss": ("CLOSS", ".3g"),
+    "alpha_value": ("TVAL", ".3g"),
+    "actor_entropy": ("AENT", ".3g"),
+    "skill_id": ("SKILL", ""),
+    "episode_intrinsic_reward_sum": ("IR", ".4g"),
+    "discriminator_accuracy": ("DACC", ".2f"),
+    "mutual_information_bound": ("MI", ".3f"),
+    "effective_skills": ("SKILLS", ".1f"),
+    "cells_visited": ("CELLS", ""),
 }
+CONSOLE_UNITS = {"duration": " s"}
 TRAIN_LINE = (  # DrQ's, as far as they fit
     *("episode", "step", "episode_reward", "duration", "batch_reward", "actor_loss", "critic_loss"),
     *("alpha_value", "actor_entropy"),

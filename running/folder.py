@@ -23,7 +23,7 @@ from envs.renderer import RendererInfo
 from errors import one_line
 from running.atomic_files import made_folder, read_file, write_file
 from running.names import folder_name
-from running.stored_config import CONFIG_FILE, LATEST
+from running.stored_config import CONFIG_FILE, LATEST, real_run
 
 RECORDED_PACKAGES = (
     *("torch", "numpy", "kornia", "dm_control", "mujoco", "gymnasium", "opencv-python", "tensorboard"),
@@ -78,13 +78,31 @@ def link_latest(folder: Path) -> None:
         if latest.is_symlink():  # of an older version
             latest.unlink()
         latest.mkdir(exist_ok=True)
-        if not all(path.is_symlink() for path in latest.iterdir()):
-            return
-        for name in PARTS:
+        _link_parts(latest, folder)
+
+
+def update_latest(folder: Path) -> None:
+    """Link the parts of the run that have appeared since `link_latest`, if `latest` still leads to the run."""
+    latest = folder.with_name(LATEST)
+    with suppress(OSError):
+        if real_run(latest) == folder.resolve():
+            _link_parts(latest, folder)
+
+
+def _link_parts(latest: Path, folder: Path) -> None:
+    """Link the parts that the run has, and remove links to others, unless `latest` has files of the user's own."""
+    if not all(path.is_symlink() for path in latest.iterdir()):
+        return
+    for name in PARTS:
+        link, target = latest / name, Path("..", folder.name, name)
+        if not (folder / name).exists():
+            link.unlink(missing_ok=True)
+        elif not link.is_symlink() or link.readlink() != target:
             aside = latest / f".{name}-{folder.name}"
-            aside.symlink_to(Path("..", folder.name, name))
+            aside.unlink(missing_ok=True)  # of a process that was killed
+            aside.symlink_to(target)
             try:
-                os.replace(aside, latest / name)
+                os.replace(aside, link)
             except OSError:
                 aside.unlink()
 

@@ -15,6 +15,7 @@ from evaluation.play import skill_name, start_seeds, steps_to_play
 from logger import Episode
 from replay_buffer import Batch
 from running.build import out_of_memory_is_an_error
+from running.folder import update_latest
 from running.names import frame_name
 from running.run import EpisodeInProgress, Run
 from running.snapshots import write_snapshot
@@ -42,6 +43,7 @@ def _train(run: Run) -> None:
                 write_snapshot(run)
             if run.checkpoint_is_due:
                 save_checkpoint(run)
+            update_latest(run.folder)
             if run.finished or run.stopped:
                 break
             train_episode(run)
@@ -49,6 +51,7 @@ def _train(run: Run) -> None:
             failure = error
     if run.saved != run.position:
         save_checkpoint(run)
+        update_latest(run.folder)
     if failure is not None:
         raise RunError(f"{failure}; saved up to frame {run.frame}, resume with: {run.resume_command}") from failure
     if run.finished and not run.stopped:

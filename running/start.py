@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from config import Config
+from console.numbers import shown_number
 from drq import DrQAgent
 from envs.parallel import EvalEnvs
 from envs.renderer import RendererInfo
@@ -110,7 +111,7 @@ def begin_fine_tuning(config: Config, agent: DrQAgent, eval_envs: EvalEnvs) -> i
         agent.skill, returns, steps = best_skill(agent, eval_envs, range(config.num_skills), seeds)
     except (RenderingError, WorkerError) as error:
         raise UserError(str(error)) from error
-    shown = ", ".join(f"{skill}: {value:.1f}" for skill, value in returns.items())
+    shown = ", ".join(f"{skill}: {shown_number(value, '.1f')}" for skill, value in returns.items())
     frames = steps * config.action_repeat
     print(f"fine-tuning skill {agent.skill}, the best of one episode each ({shown}); that took {frames} frames")
     return frames

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,13 +19,16 @@ import pytest
 import torch
 
 import evaluate
+from diayn import DIAYNAgent
+from drq import Assessment
 from envs.cells import CellGrid, Coordinate
 from envs.pixel_env import Measurement
+from evaluation import skill_pictures
 from evaluation.command import output_name
 from tests.support.disk import no_space
 from tests.support.paths import ROOT, Mount
 from tests.support.runs import SeededEnv, rows, start_seeds_since
-from video import read_video
+from video import VideoRecorder, read_video
 
 RunEvaluate = Callable[[str], Path]
 
@@ -69,6 +73,53 @@ def test_every_skill_from_the_same_starts(
         assert picture is not None
         assert picture.std() > 10
     assert contents(pretrained) == before
+
+
+def test_the_last_line_names_what_to_open(
+    run_evaluate: RunEvaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A video of all, or the only one, that this call has written; else the folder only."""
+    for line, video in (
+        ("--video_size 32 --save_trajectories", "skills.mp4"),
+        ("--video_size 32 --skills 3", "skill3.mp4"),
+        ("--video_size 32 --skills best", None),
+        ("--video_size 32 --skill_schedule 1:2,3:4 --episodes 2", "schedule.mp4"),
+        (f"--video_size 32 --imitate {tmp_path / 'out' / 'skill2_episode0.npz'}", "imitation.mp4"),
+        ("--no_video", None),
+        ("--no_video --skill_schedule 1:2", None),
+    ):
+        out = run_evaluate(line)
+        last = capsys.readouterr().out.splitlines()[-1]
+        if "best" in line:
+            assert re.fullmatch(rf"open first: {out}/skill\d.mp4", last)
+        else:
+            assert last == (f"outputs: {out}" if video is None else f"open first: {out / video}")
+
+
+def test_figures_that_are_rounded_to_zero_have_no_minus(
+    run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In tables, on videos and pictures. The files have them as they are."""
+    assess, draw = DIAYNAgent.assess, skill_pictures.draw_confusion_matrix
+    shown: list[str] = []
+
+    def tiny(self: DIAYNAgent, obs: np.ndarray, skill: np.ndarray) -> Assessment:
+        return assess(self, obs, skill)._replace(intrinsic_reward=np.full(len(obs), -1e-6, np.float32))
+
+    def remember(matrix: np.ndarray, title: str) -> np.ndarray:
+        shown.append(title)
+        return draw(matrix, title)
+
+    monkeypatch.setattr(DIAYNAgent, "assess", tiny)
+    monkeypatch.setattr(skill_pictures, "draw_confusion_matrix", remember)
+    monkeypatch.setattr(VideoRecorder, "record", lambda self, frame, text=(): shown.extend(text))
+    out = run_evaluate("")
+    shown.append(capsys.readouterr().out)
+    text = "\n".join(shown)
+    for figure in ("r_int 0.000  sum 0.0", "bound 0.00 nats", "bound 0.000 nats, in the second half 0.000"):
+        assert figure in text
+    assert "-0.0" not in text
+    assert all(-1e-5 < float(row["mutual_information_bound"]) < 0 for row in rows(out / "skills.csv"))
 
 
 def test_a_checkpoint_gives_the_same_table_as_its_run(pretrained: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ LAYERS = (
     ("running.names", "running.presets"),
     ("config",),
     ("running.derivation",),
-    ("console.streams", "console.packages", "console.arguments"),
+    ("console.streams", "console.packages", "console.arguments", "console.numbers"),
     ("running.atomic_files", "running.signals", "running.columns"),
     ("running.stored_config", "running.tables", "running.csv_files", "running.progress"),
     ("evaluation.chosen_skills",),
@@ -67,8 +67,8 @@ PACKAGES = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 
 # These import the standard library and each other only, so that bad input is answered at once.
 LIGHT = (
-    *("errors", "config", "console.streams", "console.packages", "console.arguments", "envs.renderer"),
-    *("envs.tasks", "evaluation.chosen_skills"),
+    *("errors", "config", "console.streams", "console.packages", "console.arguments", "console.numbers"),
+    *("envs.renderer", "envs.tasks", "evaluation.chosen_skills"),
     *("running.names", "running.presets", "running.derivation", "running.atomic_files", "running.signals"),
     *("running.columns", "running.csv_files", "running.stored_config", "running.tables", "sweeping.record"),
 )

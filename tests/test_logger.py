@@ -361,6 +361,15 @@ def test_eval_line(
     assert capsys.readouterr().out == f"| eval  | E: 20 | S: 20000 | R: 40{appended}\n"
 
 
+def test_a_bound_that_is_rounded_to_zero_has_no_minus(
+    make_logger: MakeLogger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = make_logger(with_skills=True)
+    logger.evaluation(0, 0, eval_results(), overall={"mutual_information_bound": -0.0002})
+    assert " | MI: 0.000\n" in capsys.readouterr().out
+    assert table(tmp_path, "eval")["mutual_information_bound"].tolist() == [-0.0002]
+
+
 @pytest.mark.parametrize("with_skills", [False, True])
 def test_lines_of_the_console_have_at_most_120_characters(
     with_skills: bool, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]

@@ -336,6 +336,43 @@ def test_no_panel_is_empty(make_run: MakeRun, tmp_path: Path, figures: list[Figu
     assert all(axes.get_lines() or axes.collections for figure in figures for axes in figure.axes)
 
 
+def test_one_evaluation_makes_no_curves(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
+    """The panels show the training episodes then, and the skills at that evaluation."""
+    for name, count in (("skills", 2), ("drq", 0)):
+        folder = make_run(name, [1.0], num_skills=count)
+        training = pd.DataFrame({"episode": [1, 2, 3], "step": [500, 1000, 1500], "episode_reward": [5.0, 6.0, 7.0]})
+        training.assign(critic_loss=[math.nan, 2.0, 3.0], discriminator_loss=[math.nan, math.nan, 0.5]).to_csv(
+            folder / "train.csv", index=False
+        )
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert figures[0].get_suptitle() == "cartpole_swingup: one evaluation of each run so far, at frame 0"
+    titles = ["return of training episodes", "loss of the critic", "skills of 'skills', last evaluation"]
+    assert [axes.get_title() for axes in figures[0].axes] == titles
+    assert [heights(line) for line in figures[0].axes[0].get_lines()] == [[5.0, 6.0, 7.0]] * 2
+    assert set(numbers(tmp_path / "out")["metric"]) == {"train/episode_reward", "train/critic_loss"}
+    make_run("longer", [1.0, 2.0], seed=2)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert figures[1].axes[0].get_title() == "return of evaluation episodes"
+    assert "train/episode_reward" not in set(numbers(tmp_path / "out")["metric"])
+
+
+def test_a_single_evaluation_is_drawn_beside_levels_and_alone(
+    make_run: MakeRun, tmp_path: Path, figures: list[Figure]
+) -> None:
+    """On an axis up to the end of training."""
+    run = make_run("a", [1.0], num_train_steps=2000)
+    controls = summary(tmp_path / "controls", ("untrained", 1, 1, 7.0, None), ("random", 1, 1, 8.0, None))
+    line = [str(run), "--out", str(tmp_path / "out")]
+    assert plot.main(line) == 0
+    assert plot.main([*line, "--evaluation", str(controls)]) == 0
+    for figure in figures:
+        (axes,) = figure.axes
+        assert axes.get_title() == "return of evaluation episodes"
+        assert axes.get_xlim()[0] == 0
+        assert 8000 <= axes.get_xlim()[1] < 9000
+    assert levels(figures[1].axes[0]) == [7.0, 8.0]
+
+
 def summary(folder: Path, *rows: tuple[str, int, int, float, int | None]) -> Path:
     """Write a summary.csv of evaluate.py: policy, skills, episodes of each, return and cells."""
     folder.mkdir()

@@ -165,6 +165,12 @@ def test_a_run_with_skills(tmp_path: Path) -> None:
     assert "cartpole_swingup" in text.partition("Not measured")[0]
 
 
+def test_figures_that_are_rounded_to_zero_have_no_minus(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "drq", 0, shift=-300.0001), out=tmp_path / "page.html")
+    assert "Return 0.0 " in text_of(page)
+    assert "DrQ: 0.00 at frame 8,000" in text_of(page)
+
+
 def test_a_run_without_skills(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "drq", 0, media=True), out=tmp_path / "page.html")
     text = text_of(page)
@@ -181,6 +187,77 @@ def test_before_the_first_evaluation(tmp_path: Path) -> None:
     assert "Last finished episode: episode 1, return 7.5" in text
     assert "there is no evaluation yet" in text
     assert "Learning curves" not in text
+
+
+def write_training(run: Path, num_skills: int = 3) -> None:
+    """Write a train.csv with two episodes before the first update and two after it."""
+    losses = {"critic_loss": 2.0, "actor_loss": -3.0, "discriminator_loss": 1.0, ACCURACY: 0.5}
+    rows = [
+        {"episode": n, "step": 500 * n, "episode_reward": 10.0 * n, **(losses if n > 2 else {})} for n in (1, 2, 3, 4)
+    ]
+    columns = csv_columns(with_skills=num_skills > 0)["train.csv"]
+    known = [{name: value for name, value in row.items() if name in columns} for row in rows]
+    write_table(run / "train.csv", columns, known)
+
+
+CURVE = 'src="data:image/svg+xml;base64,'
+
+
+@pytest.mark.parametrize(("num_skills", "curves"), [(3, 5), (0, 3)])
+@pytest.mark.parametrize("steps", [(0,), ()])
+def test_one_evaluation_makes_no_curves(tmp_path: Path, num_skills: int, curves: int, steps: Sequence[int]) -> None:
+    """Nor does none. Those of the training episodes are drawn: return, accuracy, losses."""
+    run = write_run(tmp_path / "begun", num_skills, steps)
+    page = page_of(run, out=tmp_path / "page.html")
+    assert CURVE not in page, "one episode is no curve either"
+    write_training(run, num_skills)
+    page = page_of(run, out=tmp_path / "page.html")
+    assert page.count(CURVE) == curves
+    assert "Learning curves" not in text_of(page)
+    assert "40.00 at frame 2,000 (1 seed)" in text_of(page)
+    assert ("There is one evaluation so far, at frame 0; the next is due at the end of" in text_of(page)) == bool(steps)
+
+
+def test_a_single_evaluation_beside_curves(tmp_path: Path) -> None:
+    """It is a point among the curves of other runs, and its run shows its training."""
+    write_run(tmp_path / "runs" / "long", 0)
+    write_training(write_run(tmp_path / "runs" / "short", 0, (0,), precision="bf16"), 0)
+    page = page_of(tmp_path / "runs", out=tmp_path / "page.html")
+    assert page.count(CURVE) == 1 + 3
+    assert "(precision bf16): 100.00 at frame 0 (1 seed)" in text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("step", "flags", "before", "due"),
+    [
+        (0, {"eval_frequency": 1000}, None, "the episode that reaches frame 4,000"),
+        (4400, {"eval_frequency": 1000}, None, "training, at frame 8,000"),
+        (0, {"eval_frequency": 5000}, None, "training, at frame 8,000"),
+        (1000, {"eval_frequency": 500}, 1000, "the episode that reaches frame 3,000"),
+        (8000, {"eval_frequency": 1000}, None, None),
+        (4000, {"eval_frequency": 0}, None, None),
+    ],
+)
+def test_when_the_next_evaluation_is_due(
+    tmp_path: Path, step: int, flags: dict[str, Any], before: int | None, due: str | None
+) -> None:
+    run = write_run(tmp_path / "run", 0, (step,), **flags)
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**record, "frames_before": before}))
+    text = text_of(page_of(run, out=tmp_path / "page.html"))
+    if due is None:
+        assert f"There is one evaluation, at frame {step:,}. " in text
+    else:
+        assert f"There is one evaluation so far, at frame {step:,}; the next is due at the end of {due}. " in text
+
+
+def test_the_frames_that_chose_a_skill_are_not_of_the_budget(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "tuned", 0, (9000, 12000))
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**record, "frames_before": 9000}))
+    text = text_of(page_of(run, out=tmp_path / "page.html"))
+    assert "12,000 of 17,000" in text
+    assert "What was run not running" in text
 
 
 def test_only_the_untrained_agent_was_evaluated(tmp_path: Path) -> None:
@@ -279,6 +356,17 @@ def test_flags_that_follow_from_others_are_no_settings(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", [None, "NVIDIA H100"])
+def test_the_device_is_a_fact_and_no_setting(tmp_path: Path, name: str | None) -> None:
+    """config.json has the device that was used; it does not tell whether it was asked for."""
+    run = write_run(tmp_path / "run", 0, device="cpu")
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**record, "device": name}))
+    text = text_of(page_of(run, out=tmp_path / "page.html"))
+    assert f" device {name or 'cpu'} " in text
+    assert "--device" not in text
+
+
 def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
     mark = "<script>alert(1)</script>"
     run = write_run(tmp_path / "a<b>&\"'", notes=mark)
@@ -374,7 +462,7 @@ def test_from_any_folder(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "report.py"), "runs/first"]
     child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
-    assert re.fullmatch(r"reports/cartpole_swingup_first.html: \d\.\d MB\n", child.stdout)
+    assert re.fullmatch(r"reports/cartpole_swingup_first.html: [1-9]\d* KB\n", child.stdout)
     assert (tmp_path / "reports" / "cartpole_swingup_first.html").exists()
 
 

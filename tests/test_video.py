@@ -184,6 +184,15 @@ def test_overlay_writes_into_the_upper_left_of_a_copy() -> None:
     np.testing.assert_array_equal(one[:16], two[:16])  # the first line is the same
 
 
+@pytest.mark.parametrize(("size", "legible"), [(512, True), (256, True), (128, True), (96, False), (48, False)])
+def test_text_of_small_videos(size: int, legible: bool) -> None:
+    """Lines have ten pixels at least, and are never cut off."""
+    frame, line = plain(TEAL, size, size), "r_int -0.512  sum -1123.4"
+    rows, columns = np.nonzero((video.overlay(frame, [line]) != frame).any(-1))
+    assert columns.max() < size - 1
+    assert np.ptp(rows) + 1 >= (10 if legible else 6)
+
+
 def test_overlay_is_white_on_black_edges() -> None:
     """It is readable on any background: every black pixel is next to a letter."""
     text = video.overlay(plain(TEAL, 256, 256), ["skill 3  step 123", "r_int -0.512  sum -123.4"])
@@ -351,7 +360,7 @@ def test_video_that_cannot_be_read_gives_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("number", "rows", "columns", "tile"), [(1, 1, 1, 256), (2, 1, 2, 256), (3, 2, 2, 256), (10, 3, 4, 256)]
+    ("number", "rows", "columns", "tile"), [(1, 1, 1, 256), (2, 1, 2, 256), (3, 2, 2, 256), (10, 2, 5, 256)]
 )
 def test_tile_shows_all_videos_until_the_longest_ends(
     number: int, rows: int, columns: int, tile: int, tmp_path: Path
@@ -373,6 +382,29 @@ def test_tile_shows_all_videos_until_the_longest_ends(
         wanted += [(0, 0, 0)] * (len(cells) - number)
         assert all(has_color(cell, color) for cell, color in zip(cells, wanted, strict=True))
     assert not [name for name in names(tmp_path) if "partial" in name]
+
+
+def test_a_grid_is_full_or_almost_square() -> None:
+    columns = {
+        1: 1,
+        2: 2,
+        3: 2,
+        4: 2,
+        5: 3,
+        6: 3,
+        7: 3,
+        8: 4,
+        9: 3,
+        10: 5,
+        11: 4,
+        12: 4,
+        14: 4,
+        15: 5,
+        18: 6,
+        26: 6,
+        64: 8,
+    }
+    assert {count: video.grid_columns(count) for count in columns} == columns
 
 
 def test_tile_of_many_videos_stays_within_the_width_and_even(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import train
 from config import Config
 from envs.renderer import RendererInfo
 from errors import UserError
-from running.folder import PARTS, git_commit, link_latest, new_run_folder, write_config
+from running.folder import PARTS, git_commit, link_latest, new_run_folder, update_latest, write_config
 from running.stored_config import CONFIG_FILE, real_run
 from tests.support.disk import copy_of, failing, no_space, read_json, snapshot
 from tests.support.labs import TINY, Prepare
@@ -46,7 +46,7 @@ def test_run_folder(prepare: Prepare, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fake_envs")
 def test_name_notes_and_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A name that is taken gets a number; `latest` leads to the newest run."""
-    line = f"{SMALL_RUN} --num_train_steps 5 --eval_frequency 0 --work_dir {tmp_path}"
+    line = f"{SMALL_RUN} --num_train_steps 5 --eval_frequency 0 --snapshot_frequency 3 --work_dir {tmp_path}"
     for name in ("first", "first"):
         assert train.main(shlex.split(f"{line} --run_name {name} --notes 'a thought'")) == 0
     assert capsys.readouterr().err.count("warning: --run_name first is taken; this run is first-run2\n") == 1
@@ -56,6 +56,8 @@ def test_name_notes_and_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(UserError, match="cannot be the name of a folder"):
         real_run("a\0b")
     assert read_json(folder / "latest" / CONFIG_FILE)["flags"]["notes"] == "a thought"
+    linked = {path.name for path in (folder / "latest").iterdir()}
+    assert linked == {name for name in PARTS if (folder / "first-run2" / name).exists()} >= {"checkpoint", "snapshots"}
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "x\ny"])
@@ -90,17 +92,22 @@ def test_odd_work_dir(tmp_path: Path, name: str) -> None:
 
 
 def test_latest_points_to_the_newest_run(tmp_path: Path) -> None:
-    """To its parts, which may come later. TensorBoard finds each run once."""
+    """To its parts, also those that come later. TensorBoard finds each run once."""
     (tmp_path / "latest").symlink_to("first")  # of an older version
     for name in ("first", "second"):
         (tmp_path / name / "tb").mkdir(parents=True)
         (tmp_path / name / "tb" / "events.out.tfevents.1").write_text("")
         (tmp_path / name / CONFIG_FILE).write_text(name)
         link_latest(tmp_path / name)
-        (tmp_path / name / "video").mkdir()
+        assert [path.name for path in (tmp_path / "latest").iterdir()] == [CONFIG_FILE], "no other part is there yet"
+        for part in ("video", *(["snapshots"] if name == "first" else [])):
+            (tmp_path / name / part).mkdir()
         (tmp_path / name / "video" / "0.mp4").write_text(name)
+        update_latest(tmp_path / name)
+        update_latest(tmp_path / "first")  # another run, which is still going on
         assert real_run(tmp_path / "latest") == (tmp_path / name).resolve()
         assert (tmp_path / "latest" / "video" / "0.mp4").read_text() == name
+        assert (tmp_path / "latest" / "snapshots").is_symlink() == (name == "first")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "latest", "second"]
     assert all(path.is_symlink() and path.name in PARTS for path in (tmp_path / "latest").iterdir())
     shown = {Path(folder).parent.name for folder in GetLogdirSubdirectories(str(tmp_path))}
@@ -112,9 +119,21 @@ def test_a_users_own_latest_is_kept(own: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / own).parent.mkdir(exist_ok=True)
     (tmp_path / own).write_text("mine")
+    (tmp_path / "run" / CONFIG_FILE).write_text("")
     link_latest(tmp_path / "run")
+    update_latest(tmp_path / "run")
     assert (tmp_path / own).read_text() == "mine"
-    assert len(list(tmp_path.rglob("*"))) == 2 + own.count("/")
+    assert len(list(tmp_path.rglob("*"))) == 3 + own.count("/")
+
+
+def test_a_link_to_the_run_itself_stays(tmp_path: Path) -> None:
+    """As older versions made it. Nothing is written through it."""
+    (tmp_path / "run" / "video").mkdir(parents=True)
+    (tmp_path / "run" / CONFIG_FILE).write_text("text")
+    (tmp_path / "latest").symlink_to("run")
+    update_latest(tmp_path / "run")
+    assert (tmp_path / "run" / CONFIG_FILE).read_text() == "text"
+    assert not any(path.is_symlink() for path in (tmp_path / "run").iterdir())
 
 
 @pytest.mark.usefixtures("fake_envs")

@@ -145,7 +145,9 @@ def test_a_damaged_snapshot(shipped: Path, damage: str) -> None:
         load(shipped, "cpu")
 
 
-def test_all_snapshots_are_evaluated(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_snapshots_are_evaluated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each into a folder of its own; the measures of all, and the controls once, in one table and one picture."""
     monkeypatch.setattr(refit, "UPDATES", {"pixels": 20, "states": 40})
     frames, out = snapshot_frames(run), tmp_path / "out"
@@ -160,6 +162,7 @@ def test_all_snapshots_are_evaluated(run: Path, tmp_path: Path, monkeypatch: pyt
     assert [rows(path / "summary.csv")[0] for path in folders] == trained
     assert [int(row["step"]) for row in rows(out / "refit.csv") if row["policy"] == "trained"] == sorted(2 * frames)
     assert cv2.imread(str(out / "measures.png")) is not None
+    assert capsys.readouterr().out.endswith(f"open first: {out / 'measures.png'}\n")
     alone = tmp_path / "alone"
     assert evaluate.main(shlex.split(f"{run}/snapshots/{frames[1]}.pt --device cpu --no_video --out {alone}")) == 0
     assert rows(alone / "skills.csv") == rows(folders[1] / "skills.csv")

@@ -1,0 +1,14 @@
+"""Numbers as text for people. CSV files have them unrounded."""
+
+from __future__ import annotations
+
+
+def shown_number(value: float, form: str) -> str:
+    """Return a number in a format such as ".2f". One that is rounded to zero has no minus."""
+    text = format(value, form)
+    return text if text.strip("-0.") else text.removeprefix("-")
+
+
+def shown_size(size: int) -> str:
+    """Return a size in bytes as KB or MB (1000 and 1000^2 bytes)."""
+    return f"{size / 1e6:.1f} MB" if size >= 999_500 else f"{max(size / 1e3, 1):.0f} KB"
