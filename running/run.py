@@ -156,6 +156,13 @@ class Run:
         program = str(shortest(Path(__file__).resolve().parent.parent / "train.py"))
         return shlex.join([python, program, "--resume", str(self.folder)])
 
+    @property
+    def seconds_of_steps(self) -> float:
+        """The run's time so far, without evaluations and checkpoints."""
+        return self.stopwatch.elapsed - sum(
+            self.stopwatch.seconds.get(part, 0.0) for part in ("evaluate", "checkpoint")
+        )
+
     def time_shares(self) -> dict[str, float]:
         """Return each part's share of the run's time so far, with rendering apart from the rest of the environment."""
         shares = self.stopwatch.shares()
