@@ -133,7 +133,7 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
 
     A run that was killed before its first checkpoint starts again, without logs.
     """
-    folder = resources.enter_context(locked(real_run(config.resume)))
+    folder = resources.enter_context(locked(shortest(real_run(config.resume))))
     checkpoints = Checkpoints(folder)
     try:
         state = checkpoints.read()
