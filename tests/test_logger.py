@@ -27,7 +27,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from evaluation import skill_report
 from evaluation.play import Trace
 from logger import Episode, Logger, Meters
-from running.columns import CONSOLE, HEADLINE, TRAIN_LINE, TRAIN_SKILL_LINE, update_metrics
+from running.columns import CONSOLE, EVAL_LINE, HEADLINE, TRAIN_LINE, TRAIN_SKILL_LINE, update_metrics
 from running.csv_files import CsvFile
 from tests.support.paths import ROOT
 from tests.support.terminal import open_terminal, read_terminal
@@ -352,7 +352,7 @@ def test_train_line(
 
 
 @pytest.mark.parametrize(
-    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.25 | DACC: 0.46 | MI: -0.025 | SKILLS: 1.0")]
+    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.25 | DACC: 0.46 | MI: -0.025 | EFF: 1.0")]
 )
 def test_eval_line(
     with_skills: bool, appended: str, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
@@ -377,6 +377,22 @@ def test_lines_of_the_console_have_at_most_120_characters(
     shown = TRAIN_SKILL_LINE if with_skills else TRAIN_LINE
     assert [part.partition(":")[0] for part in first.split(" | ")[1:]] == [CONSOLE[name][0] for name in shown]
     assert second.startswith("| train | E: 1000000000000 | S: 8000000000000 | R: -1.235e+30 |")
+
+
+def test_every_label_is_explained() -> None:
+    """In one table, with the lines that have it, in the order of the declaration. No two labels are equal."""
+    text = (ROOT / "docs" / "outputs.md").read_text()
+    listed = re.findall(r"^\| `([A-Z]+)` \| ([\w ,]+) \| `(\w+)` \| \S.* \|$", text, re.MULTILINE)
+    lines = {"train": {*TRAIN_LINE, *TRAIN_SKILL_LINE}, "eval": {*EVAL_LINE}}
+
+    def where(name: str) -> str:
+        kinds = [kind for kind, columns in lines.items() if name in columns]
+        return "both" if len(kinds) == 2 else kinds[0]
+
+    assert [(label, line.partition(",")[0], name) for label, line, name in listed] == [
+        (label, where(name), name) for name, (label, _) in CONSOLE.items()
+    ]
+    assert len({label for label, *_ in listed}) == len(listed)
 
 
 def test_no_progress_bar_without_a_terminal(make_logger: MakeLogger, capfd: pytest.CaptureFixture[str]) -> None:
