@@ -67,6 +67,9 @@ def contents(folder: Path) -> list[str]:
         ("evaluate", "{run} --skills 9", "--skills: the run has the skills 0 to 3; got 9"),
         ("evaluate", "{run}/checkpoint --skill_schedule 9:5", "--skill_schedule: the run has the skills 0 to 3; got 9"),
         ("evaluate", "{run} --skills x", "--skills must be all, best or numbers such as 3,7; got x"),
+        ("evaluate", "{run}/typo", "/typo; name a run's folder, its snapshots or snapshots/N.pt"),
+        ("report", "{run} {run}/typo", "/typo is not a folder; name a run's folder, or one above it"),
+        ("plot", "{run}/typo", "/typo is not a folder; name a run's folder, or one above it"),
         ("evaluate", "{run} --device gpu", "--device must be cuda, cuda:N or cpu; got gpu"),
         ("sweep", "--task=walker_wlak --seed 1 2", "--task: dm_control.suite has no task 'walker_wlak'"),
         ("sweep", "--env walker_wlak --seed 1 2", "dm_control.suite has no task 'walker_wlak'"),
@@ -76,6 +79,7 @@ def contents(folder: Path) -> list[str]:
 def test_a_mistyped_value_is_answered_at_once(program: str, line: str, words: str, tmp_path: Path) -> None:
     """In one line, before anything is imported that takes seconds, such as torch."""
     (tmp_path / "config.json").write_text('{"flags": {"num_skills": 4}}')
+    (tmp_path / "checkpoint").mkdir()
     checked = f"""
 import sys
 from {program} import main
