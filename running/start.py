@@ -43,11 +43,11 @@ def open_run(config: Config, renderer: RendererInfo) -> Run:
         if config.finetune_from is not None and logs is None:
             begin_fine_tuning(config, run.agent)
             chooses_skill = config.finetune_skill == "best"
+        if config.resume is None:
+            _make_folder(run, resources, half_made)
         if chooses_skill:  # this takes a while
             print_settings(run, renderer, wanted)
             choose_skill(run)
-        if config.resume is None:
-            _make_folder(run, resources, half_made)
         _open_outputs(run, renderer, logs, resources)
         if not chooses_skill:
             print_settings(run, renderer, wanted)

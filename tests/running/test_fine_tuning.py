@@ -15,6 +15,7 @@ import torch
 import evaluate
 import train
 from drq import DrQAgent
+from errors import UserError
 from evaluation.load import load
 from evaluation.play import best_skill
 from running.run import Run
@@ -113,6 +114,24 @@ def test_what_is_known_is_printed_before_the_choice(
         f"the choice took {run.frames_before} frames, which every step in the outputs counts",
         f"outputs: {run.folder}",
     ]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_choice(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a line before the answer. If the choice is interrupted, the folder is removed."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        assert (tmp_path / "runs").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("running.start.best_skill", interrupt)
+    with pytest.raises(UserError, match="--work_dir /proc/runs"):
+        begin("--work_dir /proc/runs")
+    assert tuple(capsys.readouterr()) == ("", "")
+    with pytest.raises(KeyboardInterrupt):
+        begin(f"--work_dir {tmp_path / 'runs'}")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_latest_run_as_the_source(begin: Begin, pretrained: Path) -> None:
