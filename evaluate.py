@@ -23,6 +23,7 @@ from envs.renderer import INSTALL_HINT, choose_renderer
 from errors import RenderingError, RunError, SimulationError, UserError, one_line, reason_of
 from evaluation.chosen_skills import parse_schedule, parse_skills, stored_skills
 from running.signals import StopRequest
+from running.stored_config import real_run
 
 LARGEST_PICTURE = 4096  # pixels, as of --image_size
 UNREAD = {  # flags that have no effect beside another
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stop:
             check_packages()
             check_device(args.device)
-            check_skills(args)
+            check_run(args)
             choose_renderer()  # before dm_control is imported
             with import_errors_reported(INSTALL_HINT):
                 from evaluation.command import run_evaluation  # imports torch
@@ -57,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check_skills(args: argparse.Namespace) -> None:
-    """Raise UserError if the flags name skills that the run does not have, as far as its config.json says."""
+def check_run(args: argparse.Namespace) -> None:
+    """Raise UserError if there is no such run, or it lacks skills that flags name, as far as its config.json says."""
+    if not os.path.exists(real_run(args.run)):
+        raise UserError(f"there is no {args.run}; name a run's folder, its snapshots or snapshots/N.pt")
     known = stored_skills(args.run)
     if known is not None and args.skill_schedule is not None:
         parse_schedule(args.skill_schedule, known)

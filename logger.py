@@ -130,6 +130,7 @@ class Logger:
         with_skills: add DIAYN's columns and tags.
         with_disdain: add those of DISDAIN's bonus.
         total_frames: the run's budget, for the progress bar, which is drawn only on a terminal.
+        frames_before: what `step` counts beside it: frames that were played before training.
         flags: numbers and texts by which TensorBoard compares runs.
         tracker: what else records numbers, pictures and videos; its owner closes it.
         logs: a `state_dict` to continue from; what was written later is cut off. None starts new files.
@@ -147,6 +148,7 @@ class Logger:
         with_disdain: bool = False,
         tensorboard: bool,
         total_frames: int,
+        frames_before: int = 0,
         flags: Mapping[str, Any] | None = None,
         tracker: Tracker | None = None,
         logs: Mapping[str, Any] | None = None,
@@ -169,7 +171,8 @@ class Logger:
         self._tracker = tracker
         self._metrics = update_metrics(with_skills, with_disdain)
         self._meters = Meters(self._metrics)
-        self._bar = ProgressBar(total_frames, step, unit="frames")
+        self._frames_before, what = frames_before, f"{frames_before} frames to choose" if frames_before else ""
+        self._bar = ProgressBar(total_frames, step - frames_before, unit="frames", what=what)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the open meters, and columns and length of each file after syncing it: tensors and plain data."""
@@ -196,9 +199,13 @@ class Logger:
         """Add the metrics of one update. Raises ValueError if one is not declared."""
         self._meters.add(metrics)
 
-    def progress(self, step: int) -> None:
-        """Move the progress bar to a frame."""
-        self._bar.move(step)
+    def progress(self, step: int, seconds: float | None = None) -> None:
+        """Move the progress bar to a frame.
+
+        Args:
+            seconds: of training so far, if an update was made for this frame: the rate is that of such frames.
+        """
+        self._bar.move(step - self._frames_before, seconds)
 
     def status(self, text: str) -> None:
         """Show beside the progress bar what the run is doing."""

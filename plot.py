@@ -14,6 +14,7 @@ from console.arguments import Parser
 from console.packages import check_packages
 from console.streams import tolerant_output
 from errors import UserError, one_line, reason_of
+from running.stored_config import check_folders
 
 PACKAGES = ("numpy", "pandas", "scipy", "matplotlib")
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         check_packages(PACKAGES)
+        check_folders(args.runs)
         from evaluation.panels import plot_runs
 
         plot_runs(args.runs, args.out, args.reference, args.evaluation)

@@ -16,6 +16,7 @@ from console.arguments import Parser
 from console.packages import check_packages
 from console.streams import tolerant_output
 from errors import UserError, one_line, reason_of
+from running.stored_config import check_folders
 
 PACKAGES = ("numpy", "pandas", "scipy", "matplotlib", "jinja2")
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         check_packages(PACKAGES)
+        check_folders(args.runs)
         from evaluation.report import write_report
 
         write_report(args.runs, args.evaluation, args.out)

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from config import Role, check_value, flags_with
-from console.arguments import UNITS, Parser, add_flags, complete, integer
+from console.arguments import UNITS, Parser, add_flags, as_typed, complete, integer
 from console.streams import tolerant_output
 from errors import UserError, one_line
 from running.names import check_name
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         run_on_ray(sweep, args.address, stop)
     except UserError as error:
-        print(f"sweep.py: error: {one_line(str(error))}", file=sys.stderr)
+        print(f"sweep.py: error: {one_line(as_typed(str(error), argv))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if stop.listening:  # Ray is shutting down

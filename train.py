@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from config import Config
-from console.arguments import UNITS, Parser, add_flags, complete
+from console.arguments import UNITS, Parser, add_flags, as_typed, complete
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if stop.number is not None:  # the interrupted import of a C extension raises ImportError
                 print("stopped before the run started", file=sys.stderr)
                 return stop.exit_code
-            return _failed(str(error), 2)
+            return _failed(as_typed(str(error), argv), 2)
         resume = f"resume with: {run.resume_command}"
         try:
             with run.resources:
@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
     try:
         return config_from(given)
     except UserError as error:
-        parser.error(str(error))
+        parser.error(as_typed(str(error), argv))
 
 
 def _failed(message: str, exit_code: int) -> int:

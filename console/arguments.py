@@ -105,6 +105,20 @@ def add_flags(parser: argparse.ArgumentParser, *, several: bool = False, without
     )
 
 
+def as_typed(message: str, words: Sequence[str] | None) -> str:
+    """Return a message in which a flag has its other name, such as --task for --env, if that was typed.
+
+    Args:
+        words: the command line; None is that of this process.
+    """
+    typed = {word.partition("=")[0] for word in (sys.argv[1:] if words is None else words)}
+    for name, field in FIELDS.items():
+        alias = field.metadata["alias"]
+        if f"--{alias}" in typed:
+            message = re.sub(rf"--{name}\b", f"--{alias}", message)
+    return message
+
+
 def complete(parser: argparse.ArgumentParser) -> None:
     """Complete flags in the shell if it asks for that through argcomplete."""
     if "_ARGCOMPLETE" in os.environ:

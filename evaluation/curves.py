@@ -23,7 +23,7 @@ from config import FIELDS, Role, flags_with
 from errors import UserError, one_line, reason_of
 from evaluation.figures import NAMED_SKILLS, Axes, skill_colors
 from running.columns import SKILL_UPDATE_METRICS, TRAIN_COLUMNS
-from running.stored_config import CONFIG_FILE, known_flags, real_run
+from running.stored_config import CONFIG_FILE, check_folders, known_flags, real_run
 from running.tables import read_table
 
 NOT_SETTINGS = flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT)
@@ -143,15 +143,14 @@ def read_runs(
     return runs, left_out
 
 
-def find_runs(places: Iterable[Path], names: Sequence[str]) -> list[Path]:
+def find_runs(places: Sequence[Path], names: Sequence[str]) -> list[Path]:
     """Return the folders of runs in `places` and below them, each once: those with one of the files `names`.
 
     Raises UserError.
     """
+    check_folders(places)
     found: list[Path] = []
     for place in places:
-        if not place.is_dir():
-            raise UserError(f"{place} is not a folder; name a run's folder, or one above it")
         found += sorted({real_run(path.parent) for name in names for path in place.rglob(name)})
     return list(dict.fromkeys(found))
 

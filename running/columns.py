@@ -60,7 +60,7 @@ CONSOLE = {  # label and format of a column in such lines
     "episode_intrinsic_reward_sum": ("IR", ".4g"),
     "discriminator_accuracy": ("DACC", ".2f"),
     "mutual_information_bound": ("MI", ".3f"),
-    "effective_skills": ("SKILLS", ".1f"),
+    "effective_skills": ("EFF", ".1f"),
     "cells_visited": ("CELLS", ""),
 }
 CONSOLE_UNITS = {"duration": " s"}

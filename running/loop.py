@@ -91,6 +91,7 @@ def take_step(run: Run, episode: EpisodeInProgress) -> None:
     next episode would not be better.
     """
     config, logger, clock = run.config, run.logger, run.stopwatch
+    makes_updates = run.update_is_due
     if episode.pending_action is None:  # else the run stopped after choosing it, because rendering failed
         episode.pending_action = act_and_update(run, episode)
     try:
@@ -107,7 +108,7 @@ def take_step(run: Run, episode: EpisodeInProgress) -> None:
     with clock("log"):
         if run.step % config.log_frequency_step == 0:
             logger.histograms(run.agent.histograms(), run.frame)
-        logger.progress(run.frame)
+        logger.progress(run.frame, run.seconds_of_steps if makes_updates else None)
         if terminated or truncated:
             log_episode(run, episode)
             run.in_progress = None

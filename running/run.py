@@ -152,9 +152,16 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        python = "python" if shutil.which("python") == sys.executable else _shortest(Path(sys.executable))
-        program = _shortest(Path(__file__).resolve().parent.parent / "train.py")
+        python = "python" if shutil.which("python") == sys.executable else str(shortest(Path(sys.executable)))
+        program = str(shortest(Path(__file__).resolve().parent.parent / "train.py"))
         return shlex.join([python, program, "--resume", str(self.folder)])
+
+    @property
+    def seconds_of_steps(self) -> float:
+        """The run's time so far, without evaluations and checkpoints."""
+        return self.stopwatch.elapsed - sum(
+            self.stopwatch.seconds.get(part, 0.0) for part in ("evaluate", "checkpoint")
+        )
 
     def time_shares(self) -> dict[str, float]:
         """Return each part's share of the run's time so far, with rendering apart from the rest of the environment."""
@@ -170,7 +177,7 @@ class Run:
         self.resources.close()
 
 
-def _shortest(path: Path) -> str:
+def shortest(path: Path) -> Path:
     """Return the path relative to the working directory if it lies below it."""
     here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return path.relative_to(here) if here in path.parents else path

@@ -10,10 +10,9 @@ from pathlib import Path
 from config import Config
 from console.numbers import shown_number
 from drq import DrQAgent
-from envs.parallel import EvalEnvs
 from envs.renderer import RendererInfo
 from errors import CheckpointError, LogError, RenderingError, RunError, UserError, WorkerError, reason_of
-from evaluation.play import best_skill
+from evaluation.play import best_skill, steps_to_play
 from logger import Logger, check_logs
 from running.atomic_files import check_file, check_folder, locked, no_room
 from running.build import build_run, choose_device, out_of_memory_is_an_error, warn_of_cpu
@@ -21,7 +20,8 @@ from running.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from running.checkpoint import Checkpoints, State
 from running.derivation import compared_flags
 from running.folder import link_latest, new_run_folder, write_config
-from running.run import Run
+from running.progress import ProgressBar
+from running.run import Run, shortest
 from running.snapshots import FOLDER as SNAPSHOT_FOLDER
 from running.snapshots import read_pretrained, snapshot_frames
 from running.state import INVALID_STATE, restore
@@ -39,19 +39,29 @@ def open_run(config: Config, renderer: RendererInfo) -> Run:
     """
     wanted, config = config.device, dataclasses.replace(config, device=choose_device(config.device))
     with ExitStack() as half_made, ExitStack() as resources:  # undone, and closed, if something fails
+        run, logs = (build_run(config, resources), None) if config.resume is None else _resume(config, resources)
+        chooses_skill = False
+        if config.finetune_from is not None and logs is None:
+            begin_fine_tuning(config, run.agent)
+            chooses_skill = config.finetune_skill == "best"
         if config.resume is None:
-            run, logs = _start(config, resources, half_made), None
-        else:
-            run, logs = _resume(config, resources)
+            _make_folder(run, resources, half_made)
+        if chooses_skill:  # this takes a while
+            print_settings(run, renderer, wanted)
+            choose_skill(run)
         _open_outputs(run, renderer, logs, resources)
-        print_start(run, renderer, wanted)
+        if not chooses_skill:
+            print_settings(run, renderer, wanted)
+        print(f"outputs: {run.folder}")
+        if config.resume is not None:
+            print(f"resumed at frame {run.frame}, in episode {run.episode + 1}")
         half_made.close()  # from here on nothing is undone
         run.resources = resources.pop_all()
     return run
 
 
-def print_start(run: Run, renderer: RendererInfo, wanted: str | None) -> None:
-    """Print what a run starts with, and warnings. Bad input has been refused by then.
+def print_settings(run: Run, renderer: RendererInfo, wanted: str | None) -> None:
+    """Print what a run will use, and warnings. Most bad input has been refused by then.
 
     Args:
         wanted: the device that was asked for, or None.
@@ -66,32 +76,23 @@ def print_start(run: Run, renderer: RendererInfo, wanted: str | None) -> None:
         flags = "--num_seed_steps, --agent_steps_per_update"
         print(f"warning: there will be no updates: {steps} ({flags})", file=sys.stderr)
     print(f"device: {config.device}; renderer: {renderer.backend}, {renderer.name}")
-    print(f"replay buffer: {run.memory}")
-    print(f"outputs: {run.folder}")
-    if config.resume is not None:
-        print(f"resumed at frame {run.frame}, in episode {run.episode + 1}")
+    print(f"replay buffer: {run.memory}", flush=True)
 
 
-def _start(config: Config, resources: ExitStack, half_made: ExitStack) -> Run:
-    """Return a new run in a new folder, which `half_made` removes."""
-    run = build_run(config, resources)
-    if config.finetune_from is not None:
-        run.frames_before = begin_fine_tuning(config, run.agent, run.eval_envs)
-        run.stopwatch = Stopwatch()
+def _make_folder(run: Run, resources: ExitStack, half_made: ExitStack) -> None:
+    """Make a new run's folder, which `half_made` removes. Raises UserError."""
     try:
-        run.folder = half_made.enter_context(new_run_folder(config))
+        run.folder = half_made.enter_context(new_run_folder(run.config))
         resources.enter_context(locked(run.folder))
     except OSError as error:
-        raise no_room(config.work_dir, error) from error
+        raise no_room(run.config.work_dir, error) from error
     run.checkpoints = Checkpoints(run.folder)
-    return run
 
 
-def begin_fine_tuning(config: Config, agent: DrQAgent, eval_envs: EvalEnvs) -> int:
-    """Give the agent the networks of `config.finetune_from` and one of its skills.
+def begin_fine_tuning(config: Config, agent: DrQAgent) -> None:
+    """Give the agent the networks of `config.finetune_from` and, unless it is to be chosen, its skill.
 
-    The best skill is the one with the highest return over one episode each, on the task of this run.
-    Returns the frames that choosing it took. Raises UserError.
+    Raises UserError.
     """
     folder = Path(config.finetune_from)
     try:
@@ -105,16 +106,27 @@ def begin_fine_tuning(config: Config, agent: DrQAgent, eval_envs: EvalEnvs) -> i
         ) from error
     if config.finetune_skill != "best":
         agent.skill = int(config.finetune_skill)
-        return 0
+
+
+def choose_skill(run: Run) -> None:
+    """Let the agent of a fine-tuned run play the skill with the highest return over one episode each, on its task.
+
+    The frames that this takes are those before training. Raises UserError.
+    """
+    config, agent, eval_envs = run.config, run.agent, run.eval_envs
+    skills, source = range(config.num_skills), shortest(Path(config.finetune_from))
+    print(f"choosing the best of {len(skills)} skills of {source}, by one episode each", flush=True)
+    seeds = seed_sequence(config.seed, "best").generate_state(1).tolist()  # not one that evaluations use
+    steps_at_most = steps_to_play(len(skills), eval_envs, run.env.max_episode_steps or 1)
     try:
-        seeds = seed_sequence(config.seed, "best").generate_state(1).tolist()  # not one that evaluations use
-        agent.skill, returns, steps = best_skill(agent, eval_envs, range(config.num_skills), seeds)
+        with ProgressBar(steps_at_most, unit="steps", what="choosing") as bar:
+            agent.skill, returns, steps = best_skill(agent, eval_envs, skills, seeds, between_steps=bar.advance)
     except (RenderingError, WorkerError) as error:
         raise UserError(str(error)) from error
+    run.frames_before, run.stopwatch = steps * config.action_repeat, Stopwatch()
     shown = ", ".join(f"{skill}: {shown_number(value, '.1f')}" for skill, value in returns.items())
-    frames = steps * config.action_repeat
-    print(f"fine-tuning skill {agent.skill}, the best of one episode each ({shown}); that took {frames} frames")
-    return frames
+    print(f"fine-tuning skill {agent.skill}, the best of one episode each ({shown})")
+    print(f"the choice took {run.frames_before} frames, which every step in the outputs counts")
 
 
 def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
@@ -122,7 +134,7 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
 
     A run that was killed before its first checkpoint starts again, without logs.
     """
-    folder = resources.enter_context(locked(real_run(config.resume)))
+    folder = resources.enter_context(locked(shortest(real_run(config.resume))))
     checkpoints = Checkpoints(folder)
     try:
         state = checkpoints.read()
@@ -138,8 +150,6 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
         if state is not None:
             with out_of_memory_is_an_error("the checkpoint", "end other programs, or name another --device"):
                 restore(run, state)
-        elif config.finetune_from is not None:
-            run.frames_before = begin_fine_tuning(config, run.agent, run.eval_envs)
     except (CheckpointError, RenderingError, RunError) as error:
         raise UserError(f"--resume {folder}: {error}") from error
     return run, state and state["logs"]
@@ -163,7 +173,8 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
             with_skills=config.learns_skills,
             with_disdain=config.learns_skills and config.disdain_coeff > 0,
             tensorboard=config.log_save_tb,
-            total_frames=run.frames_before + config.num_train_frames,
+            total_frames=config.num_train_frames,
+            frames_before=run.frames_before,
             flags=compared_flags(config),
             tracker=tracker,
             logs=logs,

@@ -9,7 +9,7 @@ import json
 import os
 import reprlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,13 @@ def real_run(folder: Path | str) -> Path:
     if real.name == LATEST and (real / CONFIG_FILE).is_symlink():
         return Path(os.path.realpath(real / CONFIG_FILE)).parent
     return real
+
+
+def check_folders(places: Iterable[Path]) -> None:
+    """Raise UserError if a place where runs are to be looked for is not a folder."""
+    for place in places:
+        if not place.is_dir():
+            raise UserError(f"{place} is not a folder; name a run's folder, or one above it")
 
 
 def name_a_run(folder: Path) -> str:

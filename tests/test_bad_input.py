@@ -57,7 +57,8 @@ def contents(folder: Path) -> list[str]:
     ("program", "line", "words"),
     [
         ("train", "--env walker_wlak", "--env: dm_control.suite has no task 'walker_wlak'; did you mean walker_walk"),
-        ("train", "--task dmc_cartpole", "--env: dm_control.suite has no task 'cartpole'; did you mean cartpole_"),
+        ("train", "--task dmc_cartpole", "--task: dm_control.suite has no task 'cartpole'; did you mean cartpole_"),
+        ("train", "--framestack 0", "--framestack must be at least 1; got 0"),
         ("train", "--env humanoid --device cpu", "did you mean humanoid_"),
         ("train", "--env gm:Ant-v5", "--env gm:Ant-v5: unknown prefix gm:; give gym: or, for a suite task, none"),
         ("train", "--floor coloured", "--env: cartpole_swingup has no walking body"),
@@ -66,7 +67,11 @@ def contents(folder: Path) -> list[str]:
         ("evaluate", "{run} --skills 9", "--skills: the run has the skills 0 to 3; got 9"),
         ("evaluate", "{run}/checkpoint --skill_schedule 9:5", "--skill_schedule: the run has the skills 0 to 3; got 9"),
         ("evaluate", "{run} --skills x", "--skills must be all, best or numbers such as 3,7; got x"),
+        ("evaluate", "{run}/typo", "/typo; name a run's folder, its snapshots or snapshots/N.pt"),
+        ("report", "{run} {run}/typo", "/typo is not a folder; name a run's folder, or one above it"),
+        ("plot", "{run}/typo", "/typo is not a folder; name a run's folder, or one above it"),
         ("evaluate", "{run} --device gpu", "--device must be cuda, cuda:N or cpu; got gpu"),
+        ("sweep", "--task=walker_wlak --seed 1 2", "--task: dm_control.suite has no task 'walker_wlak'"),
         ("sweep", "--env walker_wlak --seed 1 2", "dm_control.suite has no task 'walker_wlak'"),
         ("benchmark", "--env walker_wlak", "dm_control.suite has no task 'walker_wlak'"),
     ],
@@ -74,6 +79,7 @@ def contents(folder: Path) -> list[str]:
 def test_a_mistyped_value_is_answered_at_once(program: str, line: str, words: str, tmp_path: Path) -> None:
     """In one line, before anything is imported that takes seconds, such as torch."""
     (tmp_path / "config.json").write_text('{"flags": {"num_skills": 4}}')
+    (tmp_path / "checkpoint").mkdir()
     checked = f"""
 import sys
 from {program} import main

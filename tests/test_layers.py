@@ -175,7 +175,7 @@ def test_light_modules_need_the_standard_library_only(module: str) -> None:
     assert {top(name) for name in others} <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "sweep", "sweeping.plan"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "plot", "report", "sweep", "sweeping.plan"])
 def test_commands_are_light_until_they_have_parsed(command: str) -> None:
     others = imports_when_loaded(command) - {*LIGHT, "sweeping.plan"}
     assert {top(name) for name in others} <= set(sys.stdlib_module_names)

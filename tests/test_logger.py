@@ -27,7 +27,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from evaluation import skill_report
 from evaluation.play import Trace
 from logger import Episode, Logger, Meters
-from running.columns import CONSOLE, HEADLINE, TRAIN_LINE, TRAIN_SKILL_LINE, update_metrics
+from running.columns import CONSOLE, EVAL_LINE, HEADLINE, TRAIN_LINE, TRAIN_SKILL_LINE, update_metrics
 from running.csv_files import CsvFile
 from tests.support.paths import ROOT
 from tests.support.terminal import open_terminal, read_terminal
@@ -352,7 +352,7 @@ def test_train_line(
 
 
 @pytest.mark.parametrize(
-    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.25 | DACC: 0.46 | MI: -0.025 | SKILLS: 1.0")]
+    ("with_skills", "appended"), [(False, ""), (True, " | IR: 0.25 | DACC: 0.46 | MI: -0.025 | EFF: 1.0")]
 )
 def test_eval_line(
     with_skills: bool, appended: str, make_logger: MakeLogger, capsys: pytest.CaptureFixture[str]
@@ -388,6 +388,22 @@ def test_lines_of_the_console_have_at_most_120_characters(
     assert second.startswith("| train | E: 1000000000000 | S: 8000000000000 | R: -1.235e+30 |")
 
 
+def test_every_label_is_explained() -> None:
+    """In one table, with the lines that have it, in the order of the declaration. No two labels are equal."""
+    text = (ROOT / "docs" / "outputs.md").read_text()
+    listed = re.findall(r"^\| `([A-Z]+)` \| ([\w ,]+) \| `(\w+)` \| \S.* \|$", text, re.MULTILINE)
+    lines = {"train": {*TRAIN_LINE, *TRAIN_SKILL_LINE}, "eval": {*EVAL_LINE}}
+
+    def where(name: str) -> str:
+        kinds = [kind for kind, columns in lines.items() if name in columns]
+        return "both" if len(kinds) == 2 else kinds[0]
+
+    assert [(label, line.partition(",")[0], name) for label, line, name in listed] == [
+        (label, where(name), name) for name, (label, _) in CONSOLE.items()
+    ]
+    assert len({label for label, *_ in listed}) == len(listed)
+
+
 def test_no_progress_bar_without_a_terminal(make_logger: MakeLogger, capfd: pytest.CaptureFixture[str]) -> None:
     logger = make_logger()
     for step in (100, 200):
@@ -398,16 +414,17 @@ def test_no_progress_bar_without_a_terminal(make_logger: MakeLogger, capfd: pyte
 
 
 def test_progress_bar_on_a_terminal() -> None:
-    """It shows frames per second and time left, on stderr. Lines go to stdout, without the bar."""
+    """It shows training, without frames before it, and is on stderr. Lines go to stdout, without the bar."""
     source = """
-import pathlib, tempfile, time
+import pathlib, tempfile
 from logger import Episode, Logger
 folder = tempfile.TemporaryDirectory()
-logger = Logger(pathlib.Path(folder.name), with_skills=False, tensorboard=False, total_frames=1000)
-for step in (250, 500):
-    time.sleep(0.3)
-    logger.progress(step)
+budget = {"total_frames": 1000, "frames_before": 9000, "step": 9100}
+logger = Logger(pathlib.Path(folder.name), with_skills=False, tensorboard=False, **budget)
+for step in range(9200, 9600, 50):
+    logger.progress(step, step / 100)
 logger.status("evaluating skill7")
+logger.status("")
 logger.train_episode(1, 500, Episode(1.0, 5.0), frames=500)
 logger.close()
 """
@@ -417,11 +434,9 @@ logger.close()
     shown = read_terminal(terminal)
     printed = child.communicate()[0].decode()
     assert child.returncode == 0, shown
-    bars = re.findall(r"(\d+)%\|[^\r]*?(\d+)/1000 \[\d\d:\d\d<(\S+), +([\d.]+|\?) frames/s\]", shown)
-    assert {(percent, frames) for percent, frames, _, _ in bars} >= {("0", "0"), ("25", "250"), ("50", "500")}
-    left, speed = bars[-1][2:]
-    assert re.fullmatch(r"\d\d:\d\d", left)
-    assert 10 < float(speed) < 2000
+    bars = re.findall(r"9000 frames to choose: +(\d+)%\|[^\r]*?(\d+)/1000 \[\d\d:\d\d(.*?)\]", shown)
+    assert bars[0] == ("10", "100", "")
+    assert bars[-1] == ("55", "550", ", 100 frames/s, 00:04 left")
     assert "evaluating skill7" in shown
     assert printed.startswith("| train | E: 1 | S: 500 ")
     assert len(printed.splitlines()) == 1

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import torch
 import evaluate
 import train
 from drq import DrQAgent
+from errors import UserError
 from evaluation.load import load
+from evaluation.play import best_skill
 from running.run import Run
 from tests.support.runs import (
     SMALL_RUN,
@@ -87,6 +90,48 @@ def test_choosing_the_best_skill_costs_frames(begin: Begin, fake_envs: list[Seed
     assert (steps[0], steps[-1]) == (run.frames_before, run.frames_before + 3 * 30)
     all_starts = start_seeds_since(fake_envs, known)
     assert all_starts.count(chosen_on[0]) == len(chosen_on), "no evaluation uses that start"
+
+
+def test_what_is_known_is_printed_before_the_choice(
+    begin: Begin, pretrained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The choice takes a while. The source's path is the shortest one."""
+    monkeypatch.chdir(pretrained.parent.parent)
+    source = pretrained.relative_to(pretrained.parent.parent)
+    printed: list[str] = []
+
+    def remember(*args: Any, **settings: Any) -> Any:
+        printed.extend(capsys.readouterr().out.splitlines())
+        return best_skill(*args, **settings)
+
+    monkeypatch.setattr("running.start.best_skill", remember)
+    run = begin("")
+    assert [line.partition(":")[0] for line in printed[:-1]] == ["device", "replay buffer"]
+    assert printed[-1] == f"choosing the best of 4 skills of {source}, by one episode each"
+    later = capsys.readouterr().out.splitlines()
+    assert later[0].startswith(f"fine-tuning skill {run.agent.skill}, the best of one episode each (0: ")
+    assert later[1:] == [
+        f"the choice took {run.frames_before} frames, which every step in the outputs counts",
+        f"outputs: {run.folder}",
+    ]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_choice(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a line before the answer. If the choice is interrupted, the folder is removed."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        assert (tmp_path / "runs").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("running.start.best_skill", interrupt)
+    with pytest.raises(UserError, match="--work_dir /proc/runs"):
+        begin("--work_dir /proc/runs")
+    assert tuple(capsys.readouterr()) == ("", "")
+    with pytest.raises(KeyboardInterrupt):
+        begin(f"--work_dir {tmp_path / 'runs'}")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_latest_run_as_the_source(begin: Begin, pretrained: Path) -> None:

@@ -193,7 +193,7 @@ def test_clock_of_a_run(prepare: Prepare, capsys: pytest.CaptureFixture[str], mo
     """Durations are seconds of this run that do not overlap; shares add up to one; progress counts frames."""
     lab, began = prepare("--eval_frequency 30"), time.perf_counter()
     frames: list[int] = []
-    monkeypatch.setattr(lab.run.logger, "progress", frames.append)
+    monkeypatch.setattr(lab.run.logger, "progress", lambda frame, seconds: frames.append(frame))
     lab.env.render_seconds = 1e9
     lab.play()
     elapsed = time.perf_counter() - began
@@ -282,17 +282,25 @@ def test_number_of_updates(
 def test_steps_that_make_updates(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch, seed_steps: int, every: int, expected: Sequence[int]
 ) -> None:
-    """Multiples of `agent_steps_per_update` from `num_seed_steps` on, when there is a transition to learn from."""
+    """Multiples of `agent_steps_per_update` from `num_seed_steps` on, when there is a transition to learn from.
+
+    The progress bar times these only.
+    """
     lab = prepare(f"--num_seed_steps {seed_steps} --agent_steps_per_update {every} --num_train_iters 2")
-    update, steps = lab.run.agent.update, []
+    update, steps, timed = lab.run.agent.update, [], []
 
     def spy(batch: Batch) -> dict[str, torch.Tensor]:
         steps.append(lab.run.step)
         return update(batch)
 
+    def progress(frame: int, seconds: float | None) -> None:
+        timed.extend([] if seconds is None else [frame])
+
     monkeypatch.setattr(lab.run.agent, "update", spy)
+    monkeypatch.setattr(lab.run.logger, "progress", progress)
     lab.play()
     assert steps == [step for step in expected for _ in range(2)]
+    assert timed == [lab.run.frame_at(step + 1) for step in expected]
 
 
 @pytest.mark.parametrize("num_skills", [0, 2])

@@ -171,6 +171,22 @@ def test_a_finished_run_is_extended(start: Start) -> None:
     assert_same(state(again)["agent"], state(longer)["agent"])
 
 
+def test_the_folder_has_the_same_name(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Relative below the working folder, so that a resumed run names itself as the first one did."""
+    monkeypatch.chdir(tmp_path)
+    run = start("--num_train_steps 20 --work_dir runs --run_name first")
+    run.close()
+    again = start(resume=Path("runs/cartpole_swingup/latest"))
+    assert again.folder == run.folder == Path("runs/cartpole_swingup/first")
+    assert again.resume_command == run.resume_command
+    assert capsys.readouterr().out.count("outputs: runs/cartpole_swingup/first\n") == 2
+    monkeypatch.chdir(again.folder)
+    again.close()
+    assert start(resume=Path(".")).folder == tmp_path / again.folder, "the working folder itself would have no name"
+
+
 def test_a_finished_run_has_nothing_left_to_do(start: Start) -> None:
     run = played(start())
     before = tables(run)

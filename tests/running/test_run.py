@@ -172,6 +172,17 @@ def test_time_shares(prepare: Prepare) -> None:
     assert run.time_shares()["environment"] == 0
 
 
+def test_time_of_steps(prepare: Prepare) -> None:
+    """Evaluations and checkpoints are no part of it."""
+    run = prepare().run
+    before = run.seconds_of_steps
+    run.stopwatch.started -= 100
+    run.stopwatch.add("environment", 40)
+    run.stopwatch.add("evaluate", 30)
+    run.stopwatch.add("checkpoint", 20)
+    assert 50 <= run.seconds_of_steps - before < 70
+
+
 def test_resetting_the_environment_counts_as_environment(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the rendering of a reset is not taken from the time of the steps."""
     run = prepare().run

@@ -97,7 +97,7 @@ def test_software_rendering_beside_a_gpu(
     run.close()
     assert capsys.readouterr().err == ""
     run.config = dataclasses.replace(run.config, device="cuda")
-    start_module.print_start(run, renderer, "cuda")
+    start_module.print_settings(run, renderer, "cuda")
     assert "warning: rendering in software beside a GPU; MUJOCO_GL=egl is faster" in capsys.readouterr().err
 
 
