@@ -186,7 +186,7 @@ def test_make_train_is_a_small_run_with_skills_and_evaluations(checkout: Path) -
         ("--preset skills --lr_discriminator 0.5", {"batch_size": 16, "lr_discriminator": 0.5, "preset": "skills"}),
         ("--image_size 64 --hidden_dim 512", {"image_size": 64, "hidden_dim": 512, "batch_size": 16}),
         ("--num_skills 0", {"num_skills": 0}),
-        ("--benchmark skills --num_skills=3", {"batch_size": 32, "num_skills": 3, "preset": "skills"}),
+        ("--benchmark skills --num_skills=3", {"batch_size": 16, "num_skills": 3, "preset": "skills"}),
     ],
 )
 def test_flags_of_the_user_win(checkout: Path, arguments: str, expected: dict[str, object]) -> None:
