@@ -227,6 +227,8 @@ def log_evaluation(run: Run, evaluation: Evaluation) -> None:
         measures = {"skills": evaluation.rows, "overall": evaluation.overall}
         measures["more"] = {"mutual_information_bound_by_decile": deciles}
     logger.evaluation(run.episode, frame, evaluation.episodes, **measures)
-    for name, picture in (evaluation.pictures(frame) if config.learns_skills else {}).items():
+    pictures = evaluation.pictures(frame) if config.learns_skills else {}
+    for name, picture in pictures.items():
         logger.picture(name, picture, frame)
-    gc.collect()  # Matplotlib's figures are cycles of thousands of objects; Python collects those far less often
+    if pictures:
+        gc.collect()  # Matplotlib's figures are cycles of thousands of objects; Python collects those far less often

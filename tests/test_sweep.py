@@ -199,6 +199,12 @@ class Sweeping(ColdChild):
     PROGRAM = "sweep.py"
 
 
+@pytest.fixture(autouse=True)
+def not_nice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's processes give way to all others by default, and so would wait for the other tests."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Launch]:
     yield from launching(Sweeping, tmp_path)
