@@ -9,15 +9,11 @@ PY := $(VENV)/bin/python
 APT_INSTALL := apt-get install -y --no-install-recommends
 SYSTEM_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libglib2.0-0
 
-# A first run with something to see within minutes, on a CPU too: small batches, four skills, short evaluations, and the
-# settings of --preset skills. A default is left out if ARGS gives its flag, or names a flag or value on the left, which
-# decides or excludes it; all of them are if another run decides.
+# A first run with something to see within minutes, on a CPU too: small pictures, networks and batches, four skills, and
+# the settings of --preset skills. If ARGS names a flag or value on the left, which decides or excludes it, the default on
+# the right is left out; all of them are if another run decides.
 unless = $(if $(filter $(addsuffix %,$(1)),$(ARGS)),,$(2))
-given = $(foreach word,$(filter --%,$(subst --benchmark,--preset,$(ARGS))),$(firstword $(subst =, ,$(word))))
-space := $(subst x,,x x)
-one_word_each = $(subst :--, --,$(subst $(space),:,$(strip $(1))))
-not_given = $(subst :, ,$(filter-out $(given) $(addsuffix :%,$(given)),$(call one_word_each,$(1))))
-TRAIN_ARGS = $(call unless,--resume --finetune_from --config,$(call not_given,$(FIRST_RUN)))
+TRAIN_ARGS = $(call unless,--resume --finetune_from --config,$(FIRST_RUN))
 BENCHMARK = planet dreamer --preset=planet --preset=dreamer --benchmark=
 FIRST_RUN = --preset skills $(call unless,--env --task $(BENCHMARK),--env cartpole_swingup --action_repeat 8) \
 	$(call unless,$(BENCHMARK),--image_size 48 --batch_size 16 --hidden_dim 256) \
@@ -39,7 +35,7 @@ help:
 	@echo 'make test  [ARGS="-k replay"]          set up, then run the tests in parallel; ARGS are flags of pytest'
 	@echo 'make lint                              check style and types'
 	@echo 'make bench [ARGS="..."]                set up, then run benchmark.py'
-	@echo 'make gpu-check                         set up, then check a CUDA device in 9 minutes: yes or no, and gpu.json'
+	@echo 'make gpu-check                         set up, then check a CUDA device: yes or no, and gpu.json'
 	@echo 'make setup                             only set up: .venv, and a software renderer where none works'
 	@echo 'make clean                             remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 beside the first of these names the Python that .venv is built with.'
