@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -37,6 +38,10 @@ from tests.support.labs import FINISHED_FILES, FINISHED_STEPS, TINY, Fakes, Stri
 from tests.support.paths import Mount
 from tests.support.program import call
 from tests.support.runs import SMALL_RUN, RecordingEnv, SeededEnv, use_fake_environments
+
+EVERY_PROCESS = Path(__file__).parent / "support" / "every_process"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(EVERY_PROCESS), os.environ.get("PYTHONPATH")]))
+runpy.run_path(str(EVERY_PROCESS / "sitecustomize.py"))  # and in this process, before it imports dm_control
 
 # pytest ignores SIGINT when started in the background by a shell, and SIGHUP under nohup; so do its child processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
+from envs.renderer import RendererInfo
 from evaluation.load import load
 from running.checkpoint import load_file
 from running.snapshots import snapshot_frames
@@ -50,7 +51,19 @@ def test_it_can_be_fine_tuned(tmp_path: Path) -> None:
     assert (config.num_skills, config.image_size, config.action_repeat) == (10, 48, 8)
 
 
+@pytest.fixture
+def shadows_of_the_suite(renderer: RendererInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite's own, as in the pictures on which the agent was trained; other tests have coarser ones."""
+    from dm_control import suite
+
+    folder = Path(suite.__file__).parent
+    assets = {name: (folder / name).read_bytes() for name in suite.common.ASSETS}
+    assert assets != suite.common.ASSETS
+    monkeypatch.setattr(suite.common, "ASSETS", assets)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("shadows_of_the_suite")
 def test_its_skills_can_be_told_apart(tmp_path: Path) -> None:
     shutil.copytree(PRETRAINED, tmp_path / "agent")
     line = ["--device", "cpu", "--no_video", "--seed", "7", "--out", str(tmp_path / "out")]
