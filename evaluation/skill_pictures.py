@@ -57,7 +57,7 @@ def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
     count = len(matrix)
     readable = count <= MATRIX_NUMBERS  # with more skills, the cells have no numbers and the picture grows no further
     size = 0.42 * min(count, MATRIX_NUMBERS)
-    figure = Figure(figsize=(2.2 + size, 1.8 + size), dpi=100, layout="constrained")
+    figure = _figure(max(2.2 + size, 3.4), 1.8 + size, title, right=0.2)
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="Blues", interpolation=None if readable else "nearest")
     for (row, column), share in np.ndenumerate(matrix) if readable else ():
@@ -67,8 +67,18 @@ def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
     axes.set(xlabel="the discriminator names skill", ylabel="skill")
     if readable:
         axes.set(xticks=range(count), yticks=range(count))
-    axes.set_title(title, fontsize=8)
     return _drawn(canvas)
+
+
+def _figure(width: float, height: float, title: str, *, right: float) -> Figure:
+    """Return a figure of this size in inches with a title, and margins for the names and numbers of axes.
+
+    To have matplotlib measure the margins that are needed takes longer than to draw everything else.
+    """
+    figure = Figure(figsize=(width, height), dpi=100)
+    figure.subplots_adjust(0.9 / width, 0.5 / height, 1.0 - right / width, 1.0 - 0.5 / height, hspace=0.08)
+    figure.suptitle(title, y=1.0 - 0.08 / height, va="top", fontsize=8)
+    return figure
 
 
 def _drawn(canvas: FigureCanvasAgg) -> np.ndarray:
@@ -87,7 +97,7 @@ def draw_trajectories(played: EpisodesBySkill, cell_grid: CellGrid, title: str) 
     played = dict(islice(played.items(), MOST_LINES))
     coordinates, is_plane = cell_grid.coordinates, cell_grid.is_plane
     count = 1 if is_plane else len(coordinates)
-    figure = Figure(figsize=(7.4, 5.6 if is_plane else 1.0 + 2.6 * count), dpi=100, layout="constrained")
+    figure = _figure(7.4, 5.6 if is_plane else 1.0 + 2.6 * count, title, right=0.9)
     canvas, panels = FigureCanvasAgg(figure), list(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0])
     colors, first = skill_colors(len(played)), next(iter(played.values()))[0][1].positions[0]
     for color, (skill, episodes) in zip(colors, played.items(), strict=True):
@@ -104,12 +114,13 @@ def draw_trajectories(played: EpisodesBySkill, cell_grid: CellGrid, title: str) 
         drawn = [axes.yaxis for axes in panels]
         panels[-1].set_xlabel("agent steps")
     _name_axes(drawn, coordinates)
-    panels[0].set_title(title, fontsize=8)
     if len(played) <= NAMED_SKILLS:
         named = panels[0].get_legend_handles_labels()
-        figure.legend(*named, loc="outside right upper", title="skill", fontsize=8)
+        figure.legend(*named, loc="upper right", title="skill", fontsize=8)
     else:
-        figure.colorbar(ScalarMappable(Normalize(0, len(played) - 1), "turbo"), ax=panels, label="skill")
+        bottom, top = figure.subplotpars.bottom, figure.subplotpars.top
+        place = figure.add_axes((0.9, bottom, 0.02, top - bottom))
+        figure.colorbar(ScalarMappable(Normalize(0, len(played) - 1), "turbo"), cax=place, label="skill")
     return _drawn(canvas)
 
 

@@ -52,8 +52,8 @@ torch.set_num_threads(1)  # the tensors of the tests are too small to gain from 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """Return what `-n auto` starts: a process for each core, and one as many tests wait for programs."""
-    return (yield) + 1
+    """Return what `-n auto` starts: a process for each core, and two as many tests wait for programs."""
+    return (yield) + 2
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k

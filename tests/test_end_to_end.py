@@ -21,14 +21,14 @@ from tests.support.processes import Child, ColdChild, run_folder
 
 pytestmark = pytest.mark.slow
 
-# 200 agent steps in episodes of 10 (80 frames); updates from step 170 on, so in the last three episodes.
+# 100 agent steps in episodes of 10 (80 frames); updates from step 70 on, so in the last three episodes.
 SHORT = (
-    "--device cpu --env cartpole_swingup --action_repeat 8 --time_limit 80 --num_train_steps 200 --num_seed_steps 170 "
-    "--batch_size 8 --hidden_dim 32 --replay_buffer_capacity 1000 --eval_frequency 100 --num_eval_episodes 2 "
-    "--log_frequency_step 90"
+    "--device cpu --env cartpole_swingup --action_repeat 8 --time_limit 80 --num_train_steps 100 --num_seed_steps 70 "
+    "--batch_size 8 --hidden_dim 32 --replay_buffer_capacity 1000 --eval_frequency 50 --num_eval_episodes 2 "
+    "--log_frequency_step 45"
 )
 EPISODE_STEPS = 10
-EVALUATED = (0, 800, 1600)  # frames
+EVALUATED = (0, 400, 800)  # frames
 
 UPDATE_COLUMNS = ["batch_reward", "actor_loss", "actor_entropy", "actor_target_entropy", "critic_loss"]
 UPDATE_COLUMNS += ["alpha_loss", "alpha_value"]
@@ -98,16 +98,16 @@ def test_files(run: Finished) -> None:
 def test_train_csv(run: Finished) -> None:
     table, skills = run.table("train"), run.num_skills > 0
     assert set(table.columns) == TRAIN_COLUMNS | (SKILL_COLUMNS if skills else set())
-    assert table["episode"].tolist() == list(range(1, 21))
-    assert table["step"].tolist() == list(range(80, 1601, 80))
-    updated = table["step"] > 170 * 8
+    assert table["episode"].tolist() == list(range(1, 11))
+    assert table["step"].tolist() == list(range(80, 801, 80))
+    updated = table["step"] > 70 * 8
     for column in UPDATE_COLUMNS + SKILL_UPDATE_COLUMNS * skills:
         assert table[column].notna().tolist() == updated.tolist()
     assert np.isfinite(table[updated].to_numpy()).all()
     assert (table["duration"] > 0).all()
     np.testing.assert_allclose(table["fps"], 80 / table["duration"])
     assert table["episode_reward"].between(0, EPISODE_STEPS * 8).all()
-    assert table["episode_reward"].nunique() == 20
+    assert table["episode_reward"].nunique() == 10
 
 
 def test_eval_csv(run: Finished) -> None:
@@ -116,7 +116,7 @@ def test_eval_csv(run: Finished) -> None:
         EVAL_SKILL_COLUMNS if run.num_skills else set()
     )
     assert table["step"].tolist() == list(EVALUATED)
-    assert table["episode"].tolist() == [0, 10, 20]
+    assert table["episode"].tolist() == [0, 5, 10]
     assert np.isfinite(table.to_numpy()).all()
     np.testing.assert_allclose(table["episode_reward"], episodes.groupby("step")["episode_extrinsic_reward"].mean())
 
@@ -160,7 +160,7 @@ def test_tensorboard_histograms(run: Finished, events: EventAccumulator) -> None
         own = [tag for tag in tags if tag.startswith(f"weights_{module}/")]
         assert sum(tag.endswith("_grad") for tag in own) == len(own) / 2 > 0
     for tag in tags:
-        expected = [1440] if tag.endswith("_grad") else [720, 1440]  # there is no gradient before the first update
+        expected = [720] if tag.endswith("_grad") else [360, 720]  # there is no gradient before the first update
         assert [event.step for event in events.Histograms(tag)] == expected
 
 
@@ -201,8 +201,8 @@ def test_console(run: Finished) -> None:
     assert len(lines) == len(run.table("train")) + len(run.table("eval"))
     labels = ("ALOSS", "CLOSS", "SKILL", "IR", "DACC") if run.num_skills else ("BR", "ALOSS", "CLOSS", "TVAL", "AENT")
     updates = "".join(rf" \| {label}: {number}" for label in labels)
-    assert re.match(rf"\| train \| E: 20 \| S: 1600 \| R: {number} \| D: {number} s{updates}", lines[-2])
-    assert re.match(rf"\| eval  \| E: 20 \| S: 1600 \| R: {number}", lines[-1])
+    assert re.match(rf"\| train \| E: 10 \| S: 800 \| R: {number} \| D: {number} s{updates}", lines[-2])
+    assert re.match(rf"\| eval  \| E: 10 \| S: 800 \| R: {number}", lines[-1])
     assert "frames/s" not in run.stdout + run.stderr  # no progress bar without a terminal
 
 

@@ -92,7 +92,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 @pytest.mark.slow
 def test_twenty_kills(launch: Launch, tmp_path: Path) -> None:
     """SIGKILL at the start, in an episode, an evaluation or a checkpoint: the run still ends as the undisturbed one."""
-    line = f"{SMALL} --num_train_steps 400 --eval_frequency 40 --checkpoint_frequency 8 --replay_buffer_capacity 100"
+    line = f"{SMALL} --num_train_steps 320 --eval_frequency 40 --checkpoint_frequency 8 --replay_buffer_capacity 100"
     reference = ColdChild(f"{line} --work_dir {tmp_path / 'reference'}", tmp_path / "cold")
     rng, work_dir = random.Random(SEED), tmp_path / "killed"
     moments = ["start"] * 3 + ["checkpoint"] * 4 + ["evaluation"] * 3 + ["anywhere"] * (KILLS - 10)
@@ -116,7 +116,7 @@ def test_twenty_kills(launch: Launch, tmp_path: Path) -> None:
     reference.finish()
     assert len(hits) >= 10, context
     assert any(", 1 checkpoint" in hit for hit in hits), context
-    assert steps(folder, "train") == list(range(16, 801, 16)), context
+    assert steps(folder, "train") == list(range(16, 641, 16)), context
     assert_equal_runs(folder, run_folder(tmp_path / "reference"), context)
 
 
