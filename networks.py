@@ -20,6 +20,7 @@ from utils import load_adam_state
 
 NUM_FILTERS = 32
 STRIDES = (2, 1, 1, 1)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of --precision
 
 
 # -- building blocks ---------------------------------------------------------------------------------------------------
@@ -36,15 +37,26 @@ class Architecture(NamedTuple):
     num_skills: int  # 0: no skill
     skill_embedding_dim: int  # 0: one-hot vectors
     log_std_bounds: tuple[float, float]
-    precision: str  # of the convolutions, "fp32" or "bf16"
+    precision: str  # "fp32" or "bf16", of the convolutions and of all linear layers but the last of each network
     skill_embedding_init: str = "normal"  # or "orthogonal"
 
 
-def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int) -> nn.Sequential:
-    """Return `hidden_depth` ReLU layers of `hidden_dim` units, followed by a linear layer to `out_dim`."""
+class Linear(nn.Linear):
+    """A linear layer that computes in the dtype of `precision`. Its weights and outputs are float32."""
+
+    def __init__(self, in_dim: int, out_dim: int, precision: str) -> None:
+        super().__init__(in_dim, out_dim)
+        self.dtype = DTYPES[precision]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.to(self.dtype), self.weight.to(self.dtype), self.bias.to(self.dtype)).float()
+
+
+def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int, precision: str = "fp32") -> nn.Sequential:
+    """Return `hidden_depth` ReLU layers of `hidden_dim` units, followed by a linear layer to `out_dim` in float32."""
     layers: list[nn.Module] = []
     for _ in range(hidden_depth):
-        layers += [nn.Linear(in_dim, hidden_dim), nn.ReLU()]
+        layers += [Linear(in_dim, hidden_dim, precision), nn.ReLU()]
         in_dim = hidden_dim
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
@@ -57,9 +69,9 @@ def conv_features(obs_shape: tuple[int, ...]) -> int:
     return NUM_FILTERS * height * width
 
 
-def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
+def make_head(conv_dim: int, feature_dim: int, precision: str) -> nn.Sequential:
     """Return the bottleneck behind the convolutions: linear layer, LayerNorm, tanh. Every network has its own."""
-    return nn.Sequential(nn.Linear(conv_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
+    return nn.Sequential(Linear(conv_dim, feature_dim, precision), nn.LayerNorm(feature_dim), nn.Tanh())
 
 
 def weight_init(module: nn.Module) -> None:
@@ -117,16 +129,16 @@ def orthogonal_rows(rows: int, width: int) -> torch.Tensor:
 
 
 class Encoder(nn.Module):
-    """Four 3x3 convolutions with 32 filters: images (N, C, H, W) to flat float32 features (N, feature_dim).
+    """Four 3x3 convolutions with 32 filters: images (N, C, H, W) to flat features (N, feature_dim) in `dtype`.
 
     Images are uint8, or floating-point if `scale` has converted them. The features are flattened in their memory order
     (height, width, filter), which needs no copy; there are 39,200 of them for 84 x 84 pixels. With `precision` "bf16"
-    the convolutions compute in bfloat16; weights, features and gradients stay float32.
+    the convolutions compute in bfloat16; the weights and their gradients stay float32.
     """
 
     def __init__(self, obs_shape: tuple[int, ...], precision: str = "fp32") -> None:
         super().__init__()
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.dtype = DTYPES[precision]
         channels = obs_shape[0]
         layers: list[nn.Module] = []
         for stride in STRIDES:
@@ -145,7 +157,7 @@ class Encoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images if images.is_floating_point() else self.scale(images)
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.convs(x).permute(0, 2, 3, 1).flatten(1).float()
+            return self.convs(x).permute(0, 2, 3, 1).flatten(1)
 
 
 class Critic(nn.Module):
@@ -157,11 +169,11 @@ class Critic(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.encoder = Encoder(arch.obs_shape, arch.precision)
-        self.head = make_head(self.encoder.feature_dim, arch.encoder_feature_dim)
+        self.head = make_head(self.encoder.feature_dim, arch.encoder_feature_dim, arch.precision)
         self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim, arch.skill_embedding_init)
         width = arch.encoder_feature_dim + self.skill.width + arch.action_dim
-        self.q1 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth)
-        self.q2 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth)
+        self.q1 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth, arch.precision)
+        self.q2 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth, arch.precision)
         self.apply(weight_init)
 
     def forward(
@@ -199,10 +211,10 @@ class Actor(nn.Module):
     def __init__(self, arch: Architecture, conv_dim: int) -> None:
         super().__init__()
         self.log_std_bounds = arch.log_std_bounds
-        self.head = make_head(conv_dim, arch.encoder_feature_dim)
+        self.head = make_head(conv_dim, arch.encoder_feature_dim, arch.precision)
         self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim, arch.skill_embedding_init)
         width = arch.encoder_feature_dim + self.skill.width
-        self.policy = mlp(width, arch.hidden_dim, 2 * arch.action_dim, arch.hidden_depth)
+        self.policy = mlp(width, arch.hidden_dim, 2 * arch.action_dim, arch.hidden_depth, arch.precision)
         self.apply(weight_init)
 
     def forward(self, features: torch.Tensor, skill: torch.Tensor) -> SquashedGaussian:
