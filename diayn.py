@@ -41,9 +41,8 @@ class Discriminator(nn.Module):
     def __init__(self, arch: Architecture, conv_dim: int, *, separate: bool) -> None:
         super().__init__()
         self.encoder = Encoder(arch.obs_shape, arch.precision) if separate else None
-        self.head = make_head(conv_dim, arch.encoder_feature_dim, arch.precision)
-        width, classes = arch.encoder_feature_dim, arch.num_skills
-        self.classifier = mlp(width, arch.hidden_dim, classes, arch.hidden_depth, arch.precision)
+        self.head = make_head(conv_dim, arch.encoder_feature_dim)
+        self.classifier = mlp(arch.encoder_feature_dim, arch.hidden_dim, arch.num_skills, arch.hidden_depth)
         self.apply(weight_init)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

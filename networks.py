@@ -37,26 +37,15 @@ class Architecture(NamedTuple):
     num_skills: int  # 0: no skill
     skill_embedding_dim: int  # 0: one-hot vectors
     log_std_bounds: tuple[float, float]
-    precision: str  # "fp32" or "bf16", of the convolutions and of all linear layers but the last of each network
+    precision: str  # "fp32" or "bf16", of the convolutions and of the linear layer behind them
     skill_embedding_init: str = "normal"  # or "orthogonal"
 
 
-class Linear(nn.Linear):
-    """A linear layer that computes in the dtype of `precision`. Its weights and outputs are float32."""
-
-    def __init__(self, in_dim: int, out_dim: int, precision: str) -> None:
-        super().__init__(in_dim, out_dim)
-        self.dtype = DTYPES[precision]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.to(self.dtype), self.weight.to(self.dtype), self.bias.to(self.dtype)).float()
-
-
-def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int, precision: str = "fp32") -> nn.Sequential:
-    """Return `hidden_depth` ReLU layers of `hidden_dim` units, followed by a linear layer to `out_dim` in float32."""
+def mlp(in_dim: int, hidden_dim: int, out_dim: int, hidden_depth: int) -> nn.Sequential:
+    """Return `hidden_depth` ReLU layers of `hidden_dim` units, followed by a linear layer to `out_dim`."""
     layers: list[nn.Module] = []
     for _ in range(hidden_depth):
-        layers += [Linear(in_dim, hidden_dim, precision), nn.ReLU()]
+        layers += [nn.Linear(in_dim, hidden_dim), nn.ReLU()]
         in_dim = hidden_dim
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
@@ -69,9 +58,16 @@ def conv_features(obs_shape: tuple[int, ...]) -> int:
     return NUM_FILTERS * height * width
 
 
-def make_head(conv_dim: int, feature_dim: int, precision: str) -> nn.Sequential:
+class Projection(nn.Linear):
+    """A linear layer that computes in the dtype of its input, float32 or bfloat16, and returns float32."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return F.linear(features, self.weight.to(features.dtype), self.bias.to(features.dtype)).float()
+
+
+def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
     """Return the bottleneck behind the convolutions: linear layer, LayerNorm, tanh. Every network has its own."""
-    return nn.Sequential(Linear(conv_dim, feature_dim, precision), nn.LayerNorm(feature_dim), nn.Tanh())
+    return nn.Sequential(Projection(conv_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
 
 
 def weight_init(module: nn.Module) -> None:
@@ -133,7 +129,7 @@ class Encoder(nn.Module):
 
     Images are uint8, or floating-point if `scale` has converted them. The features are flattened in their memory order
     (height, width, filter), which needs no copy; there are 39,200 of them for 84 x 84 pixels. With `precision` "bf16"
-    the convolutions compute in bfloat16; the weights and their gradients stay float32.
+    the convolutions compute in bfloat16, and so are the features; weights and their gradients stay float32.
     """
 
     def __init__(self, obs_shape: tuple[int, ...], precision: str = "fp32") -> None:
@@ -156,8 +152,34 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images if images.is_floating_point() else self.scale(images)
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.convs(x).permute(0, 2, 3, 1).flatten(1)
+        if can_fuse_relu(x):
+            for conv in self.convs[::2]:
+                x = convolution_with_relu(x, conv)
+        else:
+            with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                x = self.convs(x)
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def can_fuse_relu(images: torch.Tensor) -> bool:
+    """Return whether `convolution_with_relu` gives what the two give one after the other: on a CPU with oneDNN.
+
+    It has no gradients. A single image is excluded, as torch computes small convolutions without oneDNN.
+    """
+    if torch.is_grad_enabled() or images.device.type != "cpu" or len(images) == 1:
+        return False
+    operators = torch.ops.mkldnn
+    return hasattr(operators, "_convolution_pointwise") and (
+        images.dtype == torch.float32 or operators._is_mkldnn_bf16_supported()
+    )
+
+
+def convolution_with_relu(images: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """Return relu(conv(images)) in one pass, by the operator that torch.compile uses on CPUs."""
+    weight, bias = conv.weight.to(images.dtype), conv.bias.to(images.dtype)
+    return torch.ops.mkldnn._convolution_pointwise(
+        images, weight, bias, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], ""
+    )
 
 
 class Critic(nn.Module):
@@ -169,11 +191,11 @@ class Critic(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.encoder = Encoder(arch.obs_shape, arch.precision)
-        self.head = make_head(self.encoder.feature_dim, arch.encoder_feature_dim, arch.precision)
+        self.head = make_head(self.encoder.feature_dim, arch.encoder_feature_dim)
         self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim, arch.skill_embedding_init)
         width = arch.encoder_feature_dim + self.skill.width + arch.action_dim
-        self.q1 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth, arch.precision)
-        self.q2 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth, arch.precision)
+        self.q1 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth)
+        self.q2 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth)
         self.apply(weight_init)
 
     def forward(
@@ -211,10 +233,10 @@ class Actor(nn.Module):
     def __init__(self, arch: Architecture, conv_dim: int) -> None:
         super().__init__()
         self.log_std_bounds = arch.log_std_bounds
-        self.head = make_head(conv_dim, arch.encoder_feature_dim, arch.precision)
+        self.head = make_head(conv_dim, arch.encoder_feature_dim)
         self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim, arch.skill_embedding_init)
         width = arch.encoder_feature_dim + self.skill.width
-        self.policy = mlp(width, arch.hidden_dim, 2 * arch.action_dim, arch.hidden_depth, arch.precision)
+        self.policy = mlp(width, arch.hidden_dim, 2 * arch.action_dim, arch.hidden_depth)
         self.apply(weight_init)
 
     def forward(self, features: torch.Tensor, skill: torch.Tensor) -> SquashedGaussian:
