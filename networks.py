@@ -59,10 +59,11 @@ def conv_features(obs_shape: tuple[int, ...]) -> int:
 
 
 class Projection(nn.Linear):
-    """A linear layer that computes in the dtype of its input, float32 or bfloat16, and returns float32."""
+    """A linear layer that computes in the dtype of its input, such as bfloat16, and returns that of its weights."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return F.linear(features, self.weight.to(features.dtype), self.bias.to(features.dtype)).float()
+        weight, bias = self.weight.to(features.dtype), self.bias.to(features.dtype)
+        return F.linear(features, weight, bias).to(self.weight.dtype)
 
 
 def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
@@ -153,8 +154,8 @@ class Encoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images if images.is_floating_point() else self.scale(images)
         if can_fuse_relu(x):
-            for conv in self.convs[::2]:
-                x = convolution_with_relu(x, conv)
+            for layer in self.convs:
+                x = convolution_with_relu(x, layer) if isinstance(layer, nn.Conv2d) else x
         else:
             with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 x = self.convs(x)
@@ -162,20 +163,21 @@ class Encoder(nn.Module):
 
 
 def can_fuse_relu(images: torch.Tensor) -> bool:
-    """Return whether `convolution_with_relu` gives what the two give one after the other: on a CPU with oneDNN.
+    """Return whether `convolution_with_relu` gives what the two give one after the other, to the bit: on CPUs, mostly.
 
     It has no gradients. A single image is excluded, as torch computes small convolutions without oneDNN.
     """
-    if torch.is_grad_enabled() or images.device.type != "cpu" or len(images) == 1:
+    if torch.is_grad_enabled() or not images.is_cpu or len(images) == 1:
         return False
-    operators = torch.ops.mkldnn
-    return hasattr(operators, "_convolution_pointwise") and (
-        images.dtype == torch.float32 or operators._is_mkldnn_bf16_supported()
-    )
+    onednn = torch.ops.mkldnn
+    if not hasattr(onednn, "_convolution_pointwise"):
+        return False
+    return images.dtype == torch.float32 or (images.dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported())
 
 
 def convolution_with_relu(images: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     """Return relu(conv(images)) in one pass, by the operator that torch.compile uses on CPUs."""
+    assert conv.bias is not None
     weight, bias = conv.weight.to(images.dtype), conv.bias.to(images.dtype)
     return torch.ops.mkldnn._convolution_pointwise(
         images, weight, bias, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], ""
