@@ -240,7 +240,7 @@ class Config:
     )
     precision: str = drq(
         "fp32",
-        "arithmetic of the convolutions; all else is fp32. On CUDA, fp32 products are computed in TF32",
+        "arithmetic of convolutions and the layer behind them; else fp32. On CUDA, fp32 products are computed in TF32",
         Role.AGENT,
         choices=("fp32", "bf16"),
     )

@@ -68,7 +68,7 @@ class DrQAgent(ActorCritic):
         learn_temperature: False keeps the temperature at `init_temperature`.
         num_skills, skill_embedding_dim: width of the skill input, 0 without DIAYN.
         skill_embedding_init: "normal" or "orthogonal", the initial learned embedding.
-        precision: "fp32" or "bf16", for the convolutions only.
+        precision: "fp32" or "bf16", for the convolutions and the linear layer behind them.
     """
 
     def __init__(

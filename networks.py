@@ -20,6 +20,7 @@ from utils import load_adam_state
 
 NUM_FILTERS = 32
 STRIDES = (2, 1, 1, 1)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of --precision
 
 
 # -- building blocks ---------------------------------------------------------------------------------------------------
@@ -36,7 +37,7 @@ class Architecture(NamedTuple):
     num_skills: int  # 0: no skill
     skill_embedding_dim: int  # 0: one-hot vectors
     log_std_bounds: tuple[float, float]
-    precision: str  # of the convolutions, "fp32" or "bf16"
+    precision: str  # "fp32" or "bf16", of the convolutions and of the linear layer behind them
     skill_embedding_init: str = "normal"  # or "orthogonal"
 
 
@@ -57,9 +58,17 @@ def conv_features(obs_shape: tuple[int, ...]) -> int:
     return NUM_FILTERS * height * width
 
 
+class Projection(nn.Linear):
+    """A linear layer that computes in the dtype of its input, such as bfloat16, and returns that of its weights."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.weight.to(features.dtype), self.bias.to(features.dtype)
+        return F.linear(features, weight, bias).to(self.weight.dtype)
+
+
 def make_head(conv_dim: int, feature_dim: int) -> nn.Sequential:
     """Return the bottleneck behind the convolutions: linear layer, LayerNorm, tanh. Every network has its own."""
-    return nn.Sequential(nn.Linear(conv_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
+    return nn.Sequential(Projection(conv_dim, feature_dim), nn.LayerNorm(feature_dim), nn.Tanh())
 
 
 def weight_init(module: nn.Module) -> None:
@@ -117,16 +126,16 @@ def orthogonal_rows(rows: int, width: int) -> torch.Tensor:
 
 
 class Encoder(nn.Module):
-    """Four 3x3 convolutions with 32 filters: images (N, C, H, W) to flat float32 features (N, feature_dim).
+    """Four 3x3 convolutions with 32 filters: images (N, C, H, W) to flat features (N, feature_dim) in `dtype`.
 
     Images are uint8, or floating-point if `scale` has converted them. The features are flattened in their memory order
     (height, width, filter), which needs no copy; there are 39,200 of them for 84 x 84 pixels. With `precision` "bf16"
-    the convolutions compute in bfloat16; weights, features and gradients stay float32.
+    the convolutions compute in bfloat16, and so are the features; weights and their gradients stay float32.
     """
 
     def __init__(self, obs_shape: tuple[int, ...], precision: str = "fp32") -> None:
         super().__init__()
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.dtype = DTYPES[precision]
         channels = obs_shape[0]
         layers: list[nn.Module] = []
         for stride in STRIDES:
@@ -144,8 +153,35 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images if images.is_floating_point() else self.scale(images)
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.convs(x).permute(0, 2, 3, 1).flatten(1).float()
+        if can_fuse_relu(x):
+            for layer in self.convs:
+                x = convolution_with_relu(x, layer) if isinstance(layer, nn.Conv2d) else x
+        else:
+            with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                x = self.convs(x)
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def can_fuse_relu(images: torch.Tensor) -> bool:
+    """Return whether `convolution_with_relu` gives what the two give one after the other, to the bit: on CPUs, mostly.
+
+    It has no gradients. A single image is excluded, as torch computes small convolutions without oneDNN.
+    """
+    if torch.is_grad_enabled() or not images.is_cpu or len(images) == 1:
+        return False
+    onednn = torch.ops.mkldnn
+    if not hasattr(onednn, "_convolution_pointwise"):
+        return False
+    return images.dtype == torch.float32 or (images.dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported())
+
+
+def convolution_with_relu(images: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """Return relu(conv(images)) in one pass, by the operator that torch.compile uses on CPUs."""
+    assert conv.bias is not None
+    weight, bias = conv.weight.to(images.dtype), conv.bias.to(images.dtype)
+    return torch.ops.mkldnn._convolution_pointwise(
+        images, weight, bias, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], ""
+    )
 
 
 class Critic(nn.Module):

@@ -14,7 +14,7 @@ from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
 from drq import DrQAgent
-from networks import Encoder, SkillEmbedding, SquashedGaussian, mlp, soft_update
+from networks import Encoder, SkillEmbedding, SquashedGaussian, mlp, soft_update, weight_init
 from tests.support.oracle import ACTION_DIM, random_batch, small_diayn, small_drq
 
 # -- building blocks ---------------------------------------------------------------------------------------------------
@@ -130,20 +130,40 @@ def test_images_are_scaled_once_and_not_modified(name: str, precision: str) -> N
         assert torch.equal(one_kernel, scaled)
 
 
-def test_bf16_encoder_is_float32_outside_of_the_convolutions() -> None:
-    """Features and gradients are float32; features are close to those of the float32 encoder with the same weights."""
+def test_what_bf16_computes() -> None:
+    """Convolutions and the layer behind them; its output, weights and gradients are float32. Close to float32."""
     images = random_batch().obs
+    agent, exact = small_drq(precision="bf16").critic, small_drq().critic
+    features, expected = agent.encoder(images), exact.encoder(images)
+    assert (features.dtype, expected.dtype) == (torch.bfloat16, torch.float32)
+    product = agent.head[0](features)
+    assert product.dtype == torch.float32
+    assert torch.equal(product, product.bfloat16().float())
+    assert not torch.equal(product, agent.head[0](features.float()))
+    for ours, theirs in ((features.float(), expected), (product, exact.head[0](expected))):
+        assert 0 < (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_bf16_leaves_weights_and_gradients_in_float32() -> None:
     agent = small_drq(precision="bf16")
-    exact = small_drq().critic.encoder
-    features = agent.critic.encoder(images)
-    assert features.dtype == torch.float32
-    expected = exact(images)
-    assert not torch.equal(features, expected)
-    assert (features - expected).norm() < 0.02 * expected.norm()
     agent.update(random_batch())
     for value in agent.critic.parameters():
         assert value.grad is not None
         assert value.dtype == value.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("size", [24, 48, 84])
+@pytest.mark.parametrize("count", [1, 2, 4, 33])
+def test_without_gradients_features_are_the_same(count: int, size: int, precision: str) -> None:
+    """There ReLUs are computed together with the convolutions."""
+    encoder = Encoder((9, size, size), precision)
+    encoder.apply(weight_init)
+    images = torch.randint(0, 256, (count, 9, size, size), dtype=torch.uint8)
+    with torch.no_grad():
+        features = encoder(images)
+    assert torch.equal(features, encoder(images))
+    assert features.count_nonzero() < features.numel()
 
 
 def test_without_skills_networks_have_no_skill_input() -> None:

@@ -17,7 +17,6 @@ from tests.support.oracle import (
     OBS_SHAPE,
     SMALL,
     SMALL_DIAYN,
-    Encoder,
     FullStackReplay,
     OracleAgent,
     random_batch,
@@ -69,17 +68,14 @@ def agent_and_oracle(settings: dict[str, Any]) -> tuple[DrQAgent, OracleAgent]:
 
 
 def make_double(agent: DrQAgent, oracle: OracleAgent) -> None:
-    """Convert both to float64, except what the encoder does in float32: dividing by 255 and rounding the features."""
+    """Convert both to float64, except that images are divided by 255 in float32."""
     for module in (*agent.modules().values(), agent.critic_target):
         module.double()
         encoder = getattr(module, "encoder", None)
         if encoder is not None:
-            encoder.convs.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
-            encoder.register_forward_hook(lambda _, inputs, features: features.double())
+            encoder.scale = lambda images, scale=encoder.scale: scale(images).double()
     agent.log_alpha.data = agent.log_alpha.data.double()
-    for module in oracle.double().modules():
-        if isinstance(module, Encoder):
-            module.register_forward_hook(lambda _, inputs, features: features.float().double())
+    oracle.double()
 
 
 def double(views: Views) -> Views:
