@@ -188,7 +188,7 @@ def test_stop_in_training(number: signal.Signals, launch: Launch, tmp_path: Path
     child.until_episode(4)
     os.kill(child.pid, number)
     folder = run_folder(tmp_path)
-    assert 4 * EPISODE_STEPS <= assert_stopped(child, number, folder) < 84
+    assert 4 * EPISODE_STEPS <= assert_stopped(child, number, folder) < 68
     launch(f"--resume {folder}").finish()
     assert_equal_runs(folder, undisturbed(""))
 
@@ -214,11 +214,11 @@ def test_stop_in_evaluation(number: signal.Signals, launch: Launch, tmp_path: Pa
 def test_stop_in_the_last_evaluation(launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
     """It is all that is left to do after a resume; then the run is finished."""
     child = launch(f"{SMALL} {NO_EVALUATION} --save_video true --work_dir {tmp_path}")
-    in_evaluation(child, tmp_path, 168)
+    in_evaluation(child, tmp_path, 136)
     os.kill(child.pid, signal.SIGINT)
     child.go_on()
     folder = run_folder(tmp_path)
-    assert assert_stopped(child, signal.SIGINT, folder) == 84
+    assert assert_stopped(child, signal.SIGINT, folder) == 68
     launch(f"--resume {folder} --save_video false").finish()
     assert tables(folder) == tables(undisturbed(NO_EVALUATION))
     assert_equal_runs(folder, undisturbed(NO_EVALUATION))
@@ -519,7 +519,7 @@ def test_an_unstable_simulation(
         return step(env, action)
 
     monkeypatch.setattr(DMCEnv, "step", break_physics)
-    arguments = f"{SMALL} {NO_EVALUATION} --num_seed_steps 84 --checkpoint_frequency 16 --work_dir {tmp_path}"
+    arguments = f"{SMALL} {NO_EVALUATION} --num_seed_steps 68 --checkpoint_frequency 16 --work_dir {tmp_path}"
 
     def skip_evaluation(run: Run) -> None:
         run.evaluations.done(run.step, run.episode_start)
@@ -543,8 +543,8 @@ def test_an_unstable_simulation(
             printed[-1],
         ), printed
     else:
-        assert ends == [16, 32, 48, *range(58, 169, 16)]
-    assert frame == (32 if for_good else 168)
+        assert ends == [16, 32, 48, *range(58, 137, 16)]
+    assert frame == (32 if for_good else 136)
 
 
 # -- a resume that changes something -------------------------------------------------------------------------------
@@ -553,7 +553,7 @@ def test_an_unstable_simulation(
 @pytest.mark.slow
 def test_without_the_replay_buffer(launch: Launch, tmp_path: Path) -> None:
     """The resumed run prints what changes, and fills a new buffer before it updates again."""
-    child = launch(f"{SMALL} --save_replay_buffer false --work_dir {tmp_path}")
+    child = launch(f"{SMALL} --num_train_steps 84 --save_replay_buffer false --work_dir {tmp_path}")
     child.until_episode(4)
     os.kill(child.pid, signal.SIGINT)
     folder = run_folder(tmp_path)
@@ -575,7 +575,7 @@ def test_without_the_replay_buffer(launch: Launch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def extended(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 84 agent steps, which end within an episode, resumed with that budget and then with 120 steps."""
+    """A run of 68 agent steps, which end within an episode, resumed with that budget and then with 120 steps."""
     place = tmp_path_factory.mktemp("extended")
     folder = Path(shutil.copytree(undisturbed(""), place / "run"))
     Child(f"--resume {folder}", place / "same").finish()
@@ -600,7 +600,7 @@ def test_larger_budget(extended: Path, undisturbed: Undisturbed) -> None:
 def test_larger_budget_evaluations(extended: Path, undisturbed: Undisturbed) -> None:
     """They are those of the larger budget, and one at the end of the smaller budget."""
     longer = undisturbed("--num_train_steps 120")
-    end = str(84 * ACTION_REPEAT)
+    end = str(68 * ACTION_REPEAT)
     rows = table(extended / "eval.csv")
     assert [row for row in rows if row[1] != end] == table(longer / "eval.csv")
     assert sum(row[1] == end for row in rows) == 1

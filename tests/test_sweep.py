@@ -28,7 +28,7 @@ from tests.support.processes import PATIENCE, SMALL, Child, ColdChild, Launch, l
 
 # Long enough to be interrupted, with an early checkpoint and more of them soon.
 LONG = f"{SMALL} --num_train_steps 200 --eval_frequency 100 --checkpoint_frequency 20"
-SHORT = SMALL.replace("--num_train_steps 84", "--num_train_steps 44")  # 24 updates
+SHORT = SMALL.replace("--num_train_steps 68", "--num_train_steps 44")  # 24 updates
 
 
 def python(code: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

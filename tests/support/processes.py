@@ -14,12 +14,12 @@ from pathlib import Path
 from tests.support.fork_server import ForkedProcess, fork_server
 from tests.support.paths import ROOT
 
-# Ten and a half episodes of 8 agent steps, updates from step 20 on, a replay buffer that is full after four episodes.
-# Evaluations after steps 0, 24, 48, 64 and 84; checkpoints after 0, 24, 40, 64, 80 and 84.
+# Eight and a half episodes of 8 agent steps, updates from step 20 on, a replay buffer that is full after four episodes.
+# Evaluations after steps 0, 24, 48 and 68; checkpoints after 0, 24, 40, 64 and 68.
 SMALL = (
-    "--device cpu --env cartpole_swingup --image_size 24 --time_limit 16 --action_repeat 2 --num_train_steps 84 "
+    "--device cpu --env cartpole_swingup --image_size 24 --time_limit 16 --action_repeat 2 --num_train_steps 68 "
     "--num_seed_steps 20 --num_skills 2 --batch_size 4 --hidden_dim 8 --encoder_feature_dim 4 --num_eval_episodes 1 "
-    "--replay_buffer_capacity 30 --log_frequency_step 50 --eval_frequency 21 --checkpoint_frequency 20 "
+    "--replay_buffer_capacity 30 --log_frequency_step 50 --eval_frequency 24 --checkpoint_frequency 20 "
     "--save_video false"
 )
 EPISODE_STEPS, ACTION_REPEAT = 8, 2  # of SMALL
