@@ -163,9 +163,10 @@ class Encoder(nn.Module):
 
 
 def can_fuse_relu(images: torch.Tensor) -> bool:
-    """Return whether `convolution_with_relu` gives what the two give one after the other, to the bit: on CPUs, mostly.
+    """Return whether `convolution_with_relu` can be used: without gradients, on a CPU, if torch has oneDNN.
 
-    It has no gradients. A single image is excluded, as torch computes small convolutions without oneDNN.
+    The numbers are then those of the two one after the other, to the bit. They would not be for a single image, as
+    torch computes small convolutions without oneDNN.
     """
     if torch.is_grad_enabled() or not images.is_cpu or len(images) == 1:
         return False
