@@ -45,7 +45,7 @@ def fast_and_slow(examples: int = 300, slowly: int = 3000) -> pytest.MarkDecorat
 
 
 def check_all(examples: int, check: Callable[..., None], **strategies: SearchStrategy[Any]) -> None:
-    """Call `check` with that many examples of the strategies, a quarter of which are repetitions and left out."""
+    """Draw that many examples of the strategies, and call `check` with each that is not a repetition."""
     seen = set()
 
     def check_once(**example: Any) -> None:
