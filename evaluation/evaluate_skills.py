@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +73,7 @@ class Evaluation:
         if self.cell_grid is not None:
             title = f"{skill_pictures.caption(episodes, frame)}\ncells visited: {self.overall['cells_visited']}"
             pictures["trajectories"] = skill_pictures.draw_trajectories(self.by_skill, self.cell_grid, title)
+        gc.collect()  # Matplotlib's figures are cycles of thousands of objects; Python collects those far less often
         return pictures
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from typing import Any
@@ -230,5 +229,3 @@ def log_evaluation(run: Run, evaluation: Evaluation) -> None:
     pictures = evaluation.pictures(frame) if config.learns_skills else {}
     for name, picture in pictures.items():
         logger.picture(name, picture, frame)
-    if pictures:
-        gc.collect()  # Matplotlib's figures are cycles of thousands of objects; Python collects those far less often

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as with --deterministic; read once per process
 
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:  # the other cores run other tests
-    os.environ.update(OMP_NUM_THREADS="1", LP_NUM_THREADS="1")
+    os.environ.update(OMP_NUM_THREADS="1", LP_NUM_THREADS="0")  # 0: llvmpipe draws without threads of its own
 
 import crc32c
 import numpy as np
@@ -52,8 +52,8 @@ torch.set_num_threads(1)  # the tensors of the tests are too small to gain from 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """Return what `-n auto` starts: a process for each core, and two as many tests wait for programs."""
-    return (yield) + 2
+    """Return what `-n auto` starts: a process for each core, and one as many tests wait for programs."""
+    return (yield) + 1
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k

@@ -228,7 +228,7 @@ def test_stop_in_the_last_evaluation(launch: Launch, tmp_path: Path, undisturbed
 @pytest.mark.slow
 def test_second_signal(number: signal.Signals, launch: Launch, tmp_path: Path, undisturbed: Undisturbed) -> None:
     """It ends the process in the middle of a long step. The last checkpoint is resumed."""
-    line = "--num_train_steps 17 --num_seed_steps 16 --checkpoint_frequency 8 --num_train_iters 400"
+    line = "--num_train_steps 17 --num_seed_steps 16 --checkpoint_frequency 8 --num_train_iters 150"
     child = launch(f"{SMALL} {line} --work_dir {tmp_path}")
     child.until_episode(2)
     folder = run_folder(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import shlex
 from collections.abc import Iterator
@@ -60,6 +62,8 @@ def programs(renderer: object) -> Iterator[None]:
         patch.setattr(refit, "CHECKS", 1)
         patch.setattr(os, "fsync", lambda handle: None)
         patch.setattr(checkpoint, "READ_AGAIN", 0)
+        unpacked = functools.lru_cache(8)(checkpoint._unpacked)  # of files that a test has not damaged
+        patch.setattr(checkpoint, "_unpacked", lambda data: copy.deepcopy(unpacked(data)))
         for module in (utils, checkpoint, build):  # to ask the system takes a millisecond
             patch.setattr(module, "free_memory", lambda: 10**10)
         yield

@@ -1,8 +1,8 @@
 """Start the programs by forking a process that has imported their packages, which takes longer than what most tests do.
 
 What is forked is a process like any other: own session, files, environment and signals, and Python ends it as usual.
-Only the imports of other packages have happened before. The hash seed is the server's: a test of the equality of runs
-starts one as a `ColdChild` if it is to see that nothing depends on the seed.
+Only the imports of other packages have happened before, and the search for a renderer that works. The hash seed is the
+server's: a test of the equality of runs starts one as a `ColdChild` if it is to see that nothing depends on the seed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from envs import renderer
+from envs.renderer import RendererInfo
+from errors import RenderingError
 from tests.support.paths import ROOT
 
 # What the programs import, but for dm_control and mujoco: they read MUJOCO_GL as they are imported.
@@ -84,7 +88,7 @@ class ForkedProcess:
         while self.poll() is None:
             if time.monotonic() > end:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout)
-            time.sleep(0.005)
+            time.sleep(0.02)
         assert self.returncode is not None
         return self.returncode
 
@@ -120,6 +124,25 @@ def _serve() -> dict[str, Any]:
     os._exit(0)
 
 
+def _find_renderers() -> None:
+    """Try the renderers now. Forked processes then know them, unless they have other variables for renderers."""
+
+    def variables() -> dict[str, str | None]:
+        return {name: os.environ.get(name) for name in renderer.VARIABLES if name != "MUJOCO_GL"}
+
+    def probe_or_recall(backend: str) -> RendererInfo:
+        return (recall if variables() == known else probe)(backend)
+
+    known, probe = variables(), renderer.probe
+    recall = functools.cache(probe)
+    renderer.probe = probe_or_recall
+    before = os.environ.get("MUJOCO_GL")
+    with suppress(RenderingError):
+        renderer.choose_renderer()
+    if before is None:
+        os.environ.pop("MUJOCO_GL", None)
+
+
 def _become(words: list[str], environment: dict[str, str], streams: list[str], folder: str) -> None:
     """Give this process what a new one would have."""
     os.setsid()
@@ -136,6 +159,7 @@ def _become(words: list[str], environment: dict[str, str], streams: list[str], f
 if __name__ == "__main__":
     for package in PACKAGES.split():
         __import__(package)
+    _find_renderers()
     gc.freeze()  # or each collection in a forked process copies all this memory
     assert psutil.Process().num_threads() == 1, "threads do not survive a fork"
     _become(**_serve())

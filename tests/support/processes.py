@@ -82,7 +82,7 @@ class Child:
         while not condition():
             if not self.running or time.monotonic() > end:
                 return bool(condition())
-            time.sleep(0.01)
+            time.sleep(0.02)
         return True
 
     def until_says(self, text: str) -> None:
