@@ -7,12 +7,13 @@ parameter and no random number belongs to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from cuda_graphs import CudaGraphs, Outputs
 from replay_buffer import NO_SKILL
@@ -154,8 +155,13 @@ class Encoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images if images.is_floating_point() else self.scale(images)
         if can_fuse_relu(x):
-            for layer in self.convs:
-                x = convolution_with_relu(x, layer) if isinstance(layer, nn.Conv2d) else x
+            layers = [layer for layer in self.convs if isinstance(layer, nn.Conv2d)]
+            if torch.is_grad_enabled():
+                parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+                x = ConvolutionsWithReLU.apply(x, layers, *parameters)
+            else:
+                for layer in layers:
+                    x = convolution_with_relu(x, layer)
         else:
             with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 x = self.convs(x)
@@ -163,12 +169,12 @@ class Encoder(nn.Module):
 
 
 def can_fuse_relu(images: torch.Tensor) -> bool:
-    """Return whether `convolution_with_relu` can be used: without gradients, on a CPU, if torch has oneDNN.
+    """Return whether `convolution_with_relu` can be used: on a CPU, if torch has oneDNN.
 
     The numbers are then those of the two one after the other, to the bit. They would not be for a single image, as
     torch computes small convolutions without oneDNN.
     """
-    if torch.is_grad_enabled() or not images.is_cpu or len(images) == 1:
+    if not images.is_cpu or len(images) == 1:
         return False
     onednn = torch.ops.mkldnn
     if not hasattr(onednn, "_convolution_pointwise"):
@@ -177,12 +183,48 @@ def can_fuse_relu(images: torch.Tensor) -> bool:
 
 
 def convolution_with_relu(images: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
-    """Return relu(conv(images)) in one pass, by the operator that torch.compile uses on CPUs."""
+    """Return relu(conv(images)) in one pass, without gradients, by the operator that torch.compile uses on CPUs."""
     assert conv.bias is not None
     weight, bias = conv.weight.to(images.dtype), conv.bias.to(images.dtype)
     return torch.ops.mkldnn._convolution_pointwise(
         images, weight, bias, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], ""
     )
+
+
+class ConvolutionsWithReLU(torch.autograd.Function):
+    """Several `convolution_with_relu` with gradients, which are those of separate layers to the bit.
+
+    `apply(images, layers, weight, bias, weight, bias, ...)` takes the parameters of the layers too, so that they get
+    their gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, layers: Sequence[nn.Conv2d], *parameters: torch.Tensor) -> torch.Tensor:
+        outputs = [images]
+        for layer in layers:
+            outputs.append(convolution_with_relu(outputs[-1], layer))
+        ctx.layers = layers
+        ctx.save_for_backward(*outputs, *parameters[::2])
+        return outputs[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        outputs, weights = ctx.saved_tensors[: len(ctx.layers) + 1], ctx.saved_tensors[len(ctx.layers) + 1 :]
+        grads: list[torch.Tensor] = []
+        for index, layer in reversed(list(enumerate(ctx.layers))):
+            output, weight = outputs[index + 1], weights[index]
+            if grads:  # then `grad` is a tensor of our own, and ReLU's gradient can take its place
+                torch.ops.aten.threshold_backward.grad_input(grad, output, 0, grad_input=grad)
+            else:
+                grad = torch.ops.aten.threshold_backward(grad, output, 0)
+            wanted = [index > 0 or ctx.needs_input_grad[0], True, True]
+            shape = [layer.out_channels], layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups
+            grad, *own = torch.ops.aten.convolution_backward(
+                grad, outputs[index], weight.to(grad.dtype), *shape, wanted
+            )
+            grads = [part.to(weight.dtype) for part in own] + grads
+        return grad, None, *grads
 
 
 class Critic(nn.Module):

@@ -155,15 +155,28 @@ def test_bf16_leaves_weights_and_gradients_in_float32() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("size", [24, 48, 84])
 @pytest.mark.parametrize("count", [1, 2, 4, 33])
-def test_without_gradients_features_are_the_same(count: int, size: int, precision: str) -> None:
-    """There ReLUs are computed together with the convolutions."""
+def test_relus_of_convolutions_change_nothing(
+    count: int, size: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are computed together with the convolutions: features and gradients are those of separate layers."""
     encoder = Encoder((9, size, size), precision)
     encoder.apply(weight_init)
     images = torch.randint(0, 256, (count, 9, size, size), dtype=torch.uint8)
-    with torch.no_grad():
+    weights = torch.randn(count, encoder.feature_dim).to(encoder.dtype)
+
+    def features_and_gradients() -> list[torch.Tensor]:
         features = encoder(images)
-    assert torch.equal(features, encoder(images))
-    assert features.count_nonzero() < features.numel()
+        gradients = torch.autograd.grad((features * weights).sum(), list(encoder.parameters()))
+        with torch.no_grad():
+            return [features, encoder(images), *gradients]
+
+    together = features_and_gradients()
+    monkeypatch.setattr("networks.can_fuse_relu", lambda images: False)
+    for first, second in zip(together, features_and_gradients(), strict=True):
+        assert first.dtype == second.dtype
+        assert torch.equal(first, second)
+        assert first.count_nonzero() > 0
+    assert together[0].count_nonzero() < together[0].numel()
 
 
 def test_without_skills_networks_have_no_skill_input() -> None:
