@@ -122,12 +122,14 @@ def test_work_dir_is_a_file(run_train: RunTrain, tmp_path: Path) -> None:
     assert contents(tmp_path) == ["file"]
 
 
+@pytest.mark.slow
 def test_work_dir_unwritable(run_train: RunTrain) -> None:
     """The worker processes for evaluation have already been started then."""
     assert_refused(run_train("--eval_workers 2", "/proc/runs"), "--work_dir /proc/runs")
 
 
 @pytest.mark.parametrize("options", ["ro", "size=4k"])
+@pytest.mark.slow
 def test_workers_without_shared_memory(options: str, tmp_path: Path) -> None:
     """/dev/shm is replaced for this process alone; only root can do that."""
     mounted = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$@"'

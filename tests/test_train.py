@@ -102,6 +102,7 @@ def test_a_signal_before_the_run_starts(
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.slow
 def test_a_pipe_whose_reader_exits(stream: str, tmp_path: Path) -> None:
     """The run continues to its end."""
     flags = words("--env pendulum_swingup --time_limit 40", tmp_path / "runs")

@@ -25,6 +25,7 @@ AXES = {"walker": (1,), "hopper": (0,), "cheetah": (0,)}  # of the body's place 
 
 @pytest.mark.usefixtures("renderer")
 @pytest.mark.parametrize("domain", WALKING)
+@pytest.mark.slow
 def test_places_look_different(domain: str) -> None:
     """A step of four meters, two periods of the suite's floor, shows with the colored floor only."""
     name = next(name for name, (of, _) in suite_tasks().items() if of == domain and name != "quadruped_escape")

@@ -14,6 +14,7 @@ from tests.support.paths import ROOT
 RUN = ROOT / "results" / "skills" / "cartpole_swingup" / "full_episodes_preset"
 
 
+@pytest.mark.slow
 def test_the_backend_of_a_notebook_has_no_effect(tmp_path: Path) -> None:
     """A notebook's `!python plot.py` inherits a backend that this Python does not have."""
     environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}

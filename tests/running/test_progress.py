@@ -52,6 +52,7 @@ def test_the_screen() -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.slow
 def test_bar_and_lines_do_not_mix(columns: int, tmp_path: Path) -> None:
     """Every line stands alone, from the start to a stop, after a resume, of evaluate.py, and of a fine-tuned run."""
     code, written = run_on_terminal(["-c", PROGRAM, str(tmp_path)], columns)

@@ -45,6 +45,7 @@ def test_stopped_in_an_evaluation(start: Start, at: int) -> None:
     assert_same_run(interrupted(start, "", [lambda run: stop_in_evaluation(run, at)]), undisturbed)
 
 
+@pytest.mark.slow
 def test_stopped_at_every_step(start: Start) -> None:
     line = "--num_train_steps 36 --eval_frequency 10 --num_seed_steps 4"
     undisturbed = played(start(line))
@@ -53,6 +54,7 @@ def test_stopped_at_every_step(start: Start) -> None:
 
 
 @pytest.mark.parametrize("frequency", [0, 7, 25, 1000])
+@pytest.mark.slow
 def test_killed_and_resumed_from_the_last_checkpoint(start: Start, frequency: int) -> None:
     """What was written after the checkpoint is cut off and written again; without one the run starts again."""
 
@@ -155,6 +157,7 @@ def test_the_clocks_continue(start: Start) -> None:
     assert 0.8 < again.stopwatch.shares()["update"] < 0.95
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended(start: Start) -> None:
     """Its unfinished episode continues. The evaluation at the end of the smaller budget is the only extra row."""
     longer = played(start("--num_train_steps 90"))

@@ -145,6 +145,7 @@ def test_a_damaged_snapshot(shipped: Path, damage: str) -> None:
         load(shipped, "cpu")
 
 
+@pytest.mark.slow
 def test_all_snapshots_are_evaluated(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,7 @@ def buffer(capacity: int) -> Config:
     return make_config({"env": "cartpole_swingup", "time_limit": 400, "replay_buffer_capacity": capacity})
 
 
+@pytest.mark.slow
 def test_memory_follows_the_largest_replay_buffer(tmp_path: Path) -> None:
     expected = ReplayBuffer.bytes_needed(1_000_000, (3, 84, 84), 3, action_dim=1)
     assert check_environments([buffer(1000), buffer(1_000_000)]) == expected

@@ -148,6 +148,7 @@ def a_trial(steps: int) -> Trial:
     return Trial("x", "cartpole_swingup", {}, shlex.split(f"{SMALL} --num_train_steps {steps}"), frames=steps)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_config_starts_again_and_one_with_it_is_resumed(tmp_path: Path) -> None:
     trial = a_trial(steps=30)
     folder, log = trial.folder(tmp_path), trial.log(tmp_path)
