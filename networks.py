@@ -219,10 +219,9 @@ class ConvolutionsWithReLU(torch.autograd.Function):
             else:
                 grad = torch.ops.aten.threshold_backward(grad, output, 0)
             wanted = [index > 0 or ctx.needs_input_grad[0], True, True]
-            shape = [layer.out_channels], layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups
-            grad, *own = torch.ops.aten.convolution_backward(
-                grad, outputs[index], weight.to(grad.dtype), *shape, wanted
-            )
+            tensors = grad, outputs[index], weight.to(grad.dtype)
+            settings = [layer.out_channels], layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups
+            grad, *own = torch.ops.aten.convolution_backward(*tensors, *settings, wanted)
             grads = [part.to(weight.dtype) for part in own] + grads
         return grad, None, *grads
 

@@ -125,7 +125,7 @@ def _serve() -> dict[str, Any]:
 
 
 def _find_renderers() -> None:
-    """Try the renderers now. Forked processes then know them, unless they have other variables for renderers."""
+    """Try the renderers once. Forked processes know the result, unless their variables for renderers are others."""
 
     def variables() -> dict[str, str | None]:
         return {name: os.environ.get(name) for name in renderer.VARIABLES if name != "MUJOCO_GL"}
