@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_packages()
             check_device(args.device)
             check_run(args)
-            choose_renderer()  # before dm_control is imported
+            renderer = choose_renderer()  # before dm_control is imported
             with import_errors_reported(INSTALL_HINT):
                 from evaluation.command import run_evaluation  # imports torch
-            run_evaluation(args)
+            run_evaluation(args, renderer)
     except KeyboardInterrupt:
         print("evaluate.py: stopped", file=sys.stderr)
         return stop.exit_code
@@ -81,6 +81,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=1,
         metavar="N",
         help="episodes of each skill (default: 1)",
+    )
+    add(
+        "--time_limit",
+        type=_positive,
+        metavar="N",
+        help="frames per episode, also other than in training (default: the run's)",
     )
     add("--seed", type=_seed, default=0, metavar="N", help="random seed of the starts (default: 0)")
     add(
@@ -119,6 +125,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         for flag in unread:
             if getattr(args, mode) is not None and getattr(args, flag) != parser.get_default(flag):
                 parser.error(f"--{flag} has no effect with --{mode}; leave it out")
+    given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
+    args.given = {name: value for name, value in given.items() if name not in ("run", "out")}
     return args
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from console.numbers import shown_number
 from diayn import DIAYNAgent
+from envs.renderer import RendererInfo
 from errors import UserError
 from evaluation.chosen_skills import parse_skills
 from evaluation.compose import play_schedule
@@ -19,6 +21,7 @@ from evaluation.imitate import read_trajectory, record_imitation, skill_likeliho
 from evaluation.load import LoadedRun, load
 from evaluation.over_snapshots import draw_measures
 from evaluation.play import Actions, Start, best_skill, skill_name, start_seeds
+from evaluation.record import RECORD_FILE, evaluation_json
 from evaluation.refit import check_memory, refit
 from evaluation.tables import decile_rows, print_bound, print_coverage, print_table, summary_row, write_table
 from logger import Row, encode_png
@@ -32,6 +35,7 @@ from running.columns import (
     SKILL_COLUMNS,
     SUMMARY_COLUMNS,
 )
+from running.folder import recorded_environment
 from running.names import folder_name, padded, short_name
 from running.snapshots import FOLDER as SNAPSHOT_FOLDER
 from running.snapshots import snapshot_frames
@@ -41,15 +45,18 @@ from utils import seed_sequence
 OF_SKILLS = frozenset(EVAL_SKILL_COLUMNS) - {"cells_visited"}  # measures that episodes without skills do not have
 
 
-def run_evaluation(args: argparse.Namespace) -> None:
+def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
     """Evaluate a run as the flags of evaluate.py say.
 
     Raises UserError, OSError, RenderingError, RunError, SimulationError.
+
+    Args:
+        renderer: for the record.
     """
     every_snapshot = args.run.name == SNAPSHOT_FOLDER and args.run.is_dir()
     if every_snapshot and (args.imitate is not None or args.skill_schedule is not None):
         raise UserError(f"--imitate and --skill_schedule play one agent; name one of the snapshots in {args.run}")
-    loaded = load(args.run, args.device)
+    loaded = load(args.run, args.device, time_limit=args.time_limit)
     run, moment = loaded.label, SNAPSHOT_FOLDER if every_snapshot else loaded.frame
     out = args.out or Path("evaluations", run.parent, short_name(f"{run.name}_{moment}"), output_name(args))
     first: Path | None
@@ -72,10 +79,17 @@ def run_evaluation(args: argparse.Namespace) -> None:
             )
         else:
             first = play_skills(loaded, args, out).video
-    if out.exists():
-        print(f"outputs: {out}")
+        write_file(out / RECORD_FILE, record_of(loaded, args, renderer))
+    print(f"outputs: {out}")
     if first is not None:
         print(f"open first: {first}")
+
+
+def record_of(loaded: LoadedRun, args: argparse.Namespace, renderer: RendererInfo) -> bytes:
+    """Return the contents of evaluation.json."""
+    given = {name: value.name if isinstance(value, Path) else value for name, value in args.given.items()}
+    more = {"step": loaded.frame, **recorded_environment(loaded.config, renderer)}
+    return evaluation_json(loaded.label, given, dataclasses.asdict(loaded.config), more)
 
 
 def output_name(args: argparse.Namespace) -> str:
@@ -86,7 +100,8 @@ def output_name(args: argparse.Namespace) -> str:
     episodes = f"_episodes_{args.episodes}" if args.episodes != 1 else ""
     seed = f"_seed_{args.seed}" if args.seed else ""
     sample = "_sampled" if args.sample else ""
-    return folder_name(f"{played}{sample}{episodes}{seed}")
+    length = f"_time_limit_{args.time_limit}" if args.time_limit else ""
+    return folder_name(f"{played}{sample}{episodes}{length}{seed}")
 
 
 class Played(NamedTuple):
@@ -112,7 +127,8 @@ def play_snapshots(args: argparse.Namespace, out: Path) -> Path:
         args.controls = args.controls and number == 0
         place = out / padded(frame, frames[-1])
         with made_folder(place):
-            played = play_skills(load(folder / f"{frame}.pt", args.device), args, place)
+            loaded = load(folder / f"{frame}.pt", args.device, time_limit=args.time_limit)
+            played = play_skills(loaded, args, place)
         summary += played.summary
         refitted += played.refitted
     write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)

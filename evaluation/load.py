@@ -70,10 +70,15 @@ class LoadedRun:
         return agent
 
 
-def load(place: Path, device: str | None) -> LoadedRun:
-    """Load an agent from a run's folder, its checkpoint folder, a checkpoint's state or a snapshot, to cuda[:N] or cpu.
+def load(place: Path, device: str | None, *, time_limit: int | None = None) -> LoadedRun:
+    """Load an agent from a run's folder, its checkpoint folder, a checkpoint's state or a snapshot.
 
-    With None as the device, one is chosen. Raises UserError if there is no checkpoint, or if it cannot be used.
+    Raises UserError if there is no checkpoint, or if it cannot be used.
+
+    Args:
+        place: the file or folder.
+        device: cuda[:N] or cpu; None chooses one.
+        time_limit: frames of an episode that is played; None keeps the run's.
     """
     place = real_run(place)
     folder = place.parent if place.is_file() else place
@@ -86,6 +91,9 @@ def load(place: Path, device: str | None) -> LoadedRun:
             raise UserError(f"{run} has no checkpoint; {name_a_run(run)}, or wait for its first evaluation")
         config = checked_config(state["flags"], f"{place}: the checkpoint")
         config = dataclasses.replace(config, device=choose_device(device), cuda_graphs=False)
+        if time_limit is not None:  # the replay buffer, which must hold an episode, is not made here
+            capacity = max(config.replay_buffer_capacity, time_limit)
+            config = dataclasses.replace(config, time_limit=time_limit, replay_buffer_capacity=capacity)
         _check_sizes(config, state["agent"])
         env = make_environment(config)
         with closing(env), out_of_memory_is_an_error("the networks", "end other programs, or name another --device"):

@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 
-from config import Role, flags_with
 from console.numbers import shown_number
 from errors import UserError, one_line
 from evaluation.curves import (
@@ -41,6 +40,7 @@ from evaluation.curves import (
     training_curves,
 )
 from evaluation.figures import Axes, Figure, skill_colors
+from evaluation.record import OF_EPISODES, check_episodes_alike, read_evaluation_record
 from running.atomic_files import output_folder, write_file
 from running.names import folder_name
 from running.tables import read_table
@@ -49,7 +49,6 @@ Panel = Callable[[Axes], Any]  # draws; returns the numbers of curves over seeds
 CONTROL_NUMBERS = ("skills", "episodes", "episode_extrinsic_reward")  # of summary.csv
 COLUMNS = 3  # panels in a row
 LABEL_WIDTH = 70  # characters of a line of the legend, for each column of panels
-OF_EPISODES = ("floor", *flags_with(Role.ENVIRONMENT))  # what a return depends on beside the policy
 
 
 def plot_runs(places: Sequence[Path], out: Path, published: Path | None, evaluation: Path | None = None) -> None:
@@ -69,6 +68,8 @@ def plot_runs(places: Sequence[Path], out: Path, published: Path | None, evaluat
     tasks = sorted({run.env for run in runs})
     if controls is not None and len(tasks) > 1:
         raise UserError(f"--evaluation has levels of one task, the runs are of {', '.join(tasks)}; name runs of one")
+    if evaluation is not None:
+        check_episodes_alike(evaluation, read_evaluation_record(evaluation), {run.shown: run.flags for run in runs})
     with output_folder(out):
         for env in tasks:
             groups = make_groups([run for run in runs if run.env == env])

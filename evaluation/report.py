@@ -78,7 +78,11 @@ def write_report(places: Sequence[Path], evaluations: Sequence[Path], out: Path 
         print(f"left out: {one_line(reason)}", file=sys.stderr)
     out = out or default_path(runs)
     check_out(out)
-    page = make_page(runs, [read_evaluation_files(folder) for folder in evaluations])
+    evaluated = [read_evaluation_files(folder) for folder in evaluations]
+    for files in evaluated:
+        if files.env not in (None, *tasks(runs)):
+            raise UserError(f"--evaluation {files.folder} is of {files.env}, the runs are of {', '.join(tasks(runs))}")
+    page = make_page(runs, evaluated)
     with output_folder(out.parent):
         write_file(out, page)
     print(f"{out}: {shown_size(len(page))}")
@@ -192,7 +196,7 @@ def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: 
         "by_skill": chart(lambda axes: draw_skill_returns(axes, run)) if several and run.has_curves else None,
         "cards": cards(files.skills, files.videos, media),
         "pictures": {name: media.embed(files.pictures.get(name)) for name in measures.PICTURES},
-        "open": measures.not_measured(files, evaluations),
+        "open": measures.not_measured(files, [one for one in evaluations if one.env in (None, files.run.env)]),
     }
 
 
@@ -200,6 +204,7 @@ def evaluation_section(files: EvaluationFiles, media: Media) -> dict[str, Any]:
     """Return what the template shows of a folder that evaluate.py wrote."""
     return {
         "name": one_line(str(files.folder)),
+        "command": files.record.command if files.record is not None else "",
         "frame": next((int(row["step"]) for row in files.skills if row["step"] is not None), None),
         "summary": files.summary,
         "refit": files.refit,

@@ -15,6 +15,7 @@ import pandas as pd
 from config import FIELDS, shown_value
 from errors import UserError, one_line, reason_of
 from evaluation.curves import MAX_COUNT, Run, read_begun_run, read_csv, read_training
+from evaluation.record import EvaluationRecord, read_evaluation_record
 from running.atomic_files import in_use, read_file
 from running.columns import (
     EVAL_SKILL_COLUMNS,
@@ -140,11 +141,17 @@ class EvaluationFiles:
     """A folder that evaluate.py wrote."""
 
     folder: Path
+    record: EvaluationRecord | None
     skills: Sequence[Row]
     summary: Sequence[Row]  # a row for each policy
     refit: Sequence[Row]
     videos: Mapping[int | None, Path]
     pictures: Mapping[str, Path]
+
+    @property
+    def env(self) -> str | None:
+        """The task; None if an older version wrote the folder."""
+        return None if self.record is None else self.record.flags.get("env")
 
     @property
     def policies(self) -> set[str]:
@@ -197,6 +204,7 @@ def read_evaluation_files(folder: Path) -> EvaluationFiles:
     refit = ("policy", "discriminator")
     return EvaluationFiles(
         folder=folder,
+        record=read_evaluation_record(folder),
         skills=_rows(read_csv(folder / "skills.csv", ("skill_id",), newer=_but(SKILL_COLUMNS, "skill_id"))),
         summary=_texts_and_numbers(folder / "summary.csv", ("policy",), SUMMARY_COLUMNS),
         refit=_texts_and_numbers(folder / "refit.csv", refit, REFIT_COLUMNS),

@@ -118,7 +118,7 @@ def write_config(
     """
     path = folder / CONFIG_FILE
     flags = {**dataclasses.asdict(config), "resume": None}
-    environment = _recorded_environment(config, renderer)
+    environment = recorded_environment(config, renderer)
     record: dict[str, Any] = {"flags": flags, **environment, **more}
     if resumed_at is not None:
         before = json.loads(read_file(path))
@@ -134,7 +134,7 @@ def write_config(
     write_file(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _recorded_environment(config: Config, renderer: RendererInfo) -> dict[str, Any]:
+def recorded_environment(config: Config, renderer: RendererInfo) -> dict[str, Any]:
     """Return the versions, renderer, device, threads and commit that the run uses."""
     versions = {"python": sys.version.split()[0]}
     for package in RECORDED_PACKAGES:

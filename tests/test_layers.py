@@ -45,7 +45,7 @@ LAYERS = (
     ("running.start", "running.loop"),
     ("evaluation.load",),
     ("evaluation.agent", "evaluation.compose", "evaluation.imitate", "evaluation.tables", "evaluation.refit"),
-    ("evaluation.curves",),
+    ("evaluation.curves", "evaluation.record"),
     ("evaluation.over_snapshots",),
     ("evaluation.command",),
     ("evaluation.panels",),

@@ -420,6 +420,17 @@ def test_controls_that_cannot_be_drawn(
     assert not (tmp_path / "out").exists()
 
 
+def test_controls_of_other_episodes_are_no_levels(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = summary(tmp_path / "evaluated", ("random", 1, 2, 7.0, 12))
+    (place / "evaluation.json").write_text('{"run": "a", "arguments": {}, "flags": {"time_limit": 500}}')
+    line = [str(make_run("a", [1.0, 2.0])), "--out", str(tmp_path / "out"), "--evaluation", str(place)]
+    assert plot.main(line) == 2
+    assert f"--evaluation {place}: its episodes have --time_limit 500" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_reference_is_the_tasks_range_and_mean(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
     make_run("a", [1.0, 2.0])
     make_run("b", [1.0, 2.0], env="walker_walk")

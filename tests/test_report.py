@@ -336,6 +336,20 @@ def test_beside_the_controls(tmp_path: Path) -> None:
     assert page.count("<video ") == 3
     assert "--controls plays them" not in text
     assert "--refit 10" not in text
+    assert "The folder does not record of which run it is." in text
+
+
+def test_what_was_evaluated_is_named(tmp_path: Path) -> None:
+    """Where the folder records it. One of another task does not fit."""
+    run, evaluation = write_run(tmp_path / "run"), write_evaluation(tmp_path / "evaluation")
+    record = {"run": "runs/cartpole_swingup/<run>", "arguments": {"time_limit": 400, "controls": True}}
+    for env in ("cartpole_swingup", "walker_walk"):
+        (evaluation / "evaluation.json").write_text(json.dumps({**record, "flags": {"env": env}}))
+        answer = make(run, "--evaluation", evaluation, "--out", tmp_path / "page.html")
+        if env == "walker_walk":
+            refused(answer, f"--evaluation {evaluation} is of walker_walk, the runs are of cartpole_swingup")
+    text = text_of((tmp_path / "page.html").read_text())
+    assert "Written by evaluate.py runs/cartpole_swingup/<run> --time_limit 400 --controls ." in text
 
 
 def test_flags_that_follow_from_others_are_no_settings(tmp_path: Path) -> None:

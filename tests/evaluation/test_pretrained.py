@@ -6,6 +6,7 @@ import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import evaluate
@@ -44,6 +45,15 @@ def test_it_is_loaded_like_any_run() -> None:
     assert loaded.config.env == "cartpole_swingup"
     assert loaded.agent.skills() == list(range(10))
     assert loaded.frame == snapshot_frames(PRETRAINED)[-1]
+
+
+def test_episodes_of_another_length(tmp_path: Path) -> None:
+    """Also one that the run's replay buffer could not hold."""
+    assert load(PRETRAINED, "cpu", time_limit=1_000_000).max_episode_steps == 125_000
+    words = [str(PRETRAINED), "--skills", "3", "--time_limit", "17", "--no_video", "--save_trajectories"]
+    assert evaluate.main([*words, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    with np.load(tmp_path / "out" / "skill3_episode0.npz") as data:
+        assert data["actions"].shape == (3, 1), "of eight frames each, the last of one"
 
 
 def test_it_can_be_fine_tuned(tmp_path: Path) -> None:

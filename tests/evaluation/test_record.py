@@ -1,0 +1,73 @@
+"""evaluation.json: what evaluate.py played, and what plot.py and report.py make of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import UserError
+from evaluation.record import RECORD_FILE, EvaluationRecord, check_episodes_alike, read_evaluation_record
+
+
+def test_what_is_recorded(run_evaluate: Callable[[str], Path], pretrained: Path) -> None:
+    """The run, what was asked for, the run's flags with the length that was played, and the environment."""
+    out = run_evaluate("--no_video --episodes 2 --time_limit 30 --skills 1,3")
+    text = (out / RECORD_FILE).read_text()
+    stored = json.loads(text)
+    assert str(pretrained.parent) not in text.replace("work_dir", ""), "no path of this machine"
+    assert stored["step"] == 120
+    assert {"versions", "renderer", "device", "threads", "git_commit"} <= stored.keys()
+    record = read_evaluation_record(out)
+    assert record is not None
+    assert record.run == "/".join(pretrained.parts[-3:])
+    assert record.command.startswith(f"evaluate.py {record.run} --")
+    assert {word for word in record.command.split() if word.startswith("--")} == {
+        *("--no_video", "--episodes", "--time_limit", "--skills", "--device")
+    }
+    assert (record.flags["num_skills"], record.flags["time_limit"]) == (4, 30)
+
+
+@pytest.mark.parametrize("line", ["--skill_schedule 1:2", "--imitate {npz}"])
+def test_other_kinds_are_recorded_too(run_evaluate: Callable[[str], Path], tmp_path: Path, line: str) -> None:
+    npz = tmp_path / "given.npz"
+    (run_evaluate("--no_video --skills 2 --save_trajectories") / "skill2_episode0.npz").rename(npz)
+    record = read_evaluation_record(run_evaluate(f"--no_video {line.format(npz=npz)}"))
+    assert record is not None
+    assert line.format(npz=npz.name) in record.command
+
+
+def test_folders_of_older_versions_have_no_record(tmp_path: Path) -> None:
+    assert read_evaluation_record(tmp_path) is None
+    check_episodes_alike(tmp_path, None, {"a": {"time_limit": 1}})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{}", '{"flags": 1}', '{"flags": {"lr": "x"}}', '{"flags": {}}', '{"flags": {}, "run": "a"}']
+)
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / RECORD_FILE).write_text(text)
+    with pytest.raises(UserError, match=rf"--evaluation: {tmp_path / RECORD_FILE} is damaged.*run evaluate\.py again"):
+        read_evaluation_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "other"),
+    [
+        ({"env": "walker_walk", "time_limit": 200}, "--env cartpole_swingup, those of 'a' walker_walk"),
+        ({"env": "cartpole_swingup", "time_limit": 200}, "--time_limit 400, those of 'a' 200"),
+        ({"env": "cartpole_swingup", "time_limit": None}, "--time_limit 400, those of 'a' the task's own"),
+        ({"env": "cartpole_swingup", "time_limit": 400, "lr": 1.0}, None),
+        ({}, None),
+    ],
+)
+def test_episodes_of_another_kind(tmp_path: Path, flags: dict[str, Any], other: str | None) -> None:
+    record = EvaluationRecord("runs/x/y", {}, {"env": "cartpole_swingup", "time_limit": 400, "lr": 0.001})
+    if other is None:
+        check_episodes_alike(tmp_path, record, {"'a'": flags})
+        return
+    with pytest.raises(UserError, match=f"--evaluation {tmp_path}: its episodes have {other}; name a folder"):
+        check_episodes_alike(tmp_path, record, {"'a'": flags})
