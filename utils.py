@@ -230,5 +230,6 @@ def keep_freed_memory(up_to: int = 1 << 30) -> None:
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, up_to)
-        ctypes.CDLL(None).mallopt(m_trim_threshold, 2 * up_to - 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        if mallopt(m_mmap_threshold, up_to):  # older versions refuse more than 32 MB; their defaults serve better then
+            mallopt(m_trim_threshold, 2 * up_to - 1)

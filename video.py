@@ -121,6 +121,9 @@ class VideoRecorder:
                 self.record(np.concatenate(rows))
         except FAILURES as error:
             self.give_up(error)
+        except BaseException:
+            self.drop()
+            raise
         return self.stop()
 
     def give_up(self, error: BaseException | str) -> None:

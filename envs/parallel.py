@@ -95,8 +95,8 @@ def open_eval_envs(factory: Factory, episodes: int, workers: int = 0) -> Iterato
 
 
 def _make_in_worker(factory: Factory, main_process: int) -> HoldAfterEnd:
-    """Make an environment; in a worker process, ignore SIGINT and SIGTERM, which the main process handles."""
+    """Make an environment; in a worker process, ignore the signals that the main process handles."""
     if os.getpid() != main_process:  # AsyncVectorEnv also makes one environment in the main process
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     return HoldAfterEnd(factory())

@@ -60,6 +60,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
             raise TaskError(f"an episode has {frame_limit:.0f} frames; give an --action_repeat of at most that")
         self._low, self._high = low, high
         self._image_size, self._action_repeat = image_size, action_repeat
+        self.frame_limit = frame_limit
         self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
         self.render_seconds = 0.0  # spent drawing since the environment was made
         # agent steps, or None for no limit

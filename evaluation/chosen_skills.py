@@ -13,7 +13,7 @@ from running.stored_config import CONFIG_FILE, known_flags
 Schedule = Sequence[tuple[int | None, int]]  # a skill, or None for a random one, and its agent steps
 
 
-def stored_skills(place: Path) -> list[int] | None:
+def stored_skills(place: Path) -> Sequence[int] | None:
     """Return the skills of a run as its config.json has them: [-1] without skills. None if that cannot be read.
 
     Args:
@@ -26,7 +26,7 @@ def stored_skills(place: Path) -> list[int] | None:
             continue
         if flags.get("finetune_from") is not None:  # it has one skill, which config.json may not say
             return None
-        return list(range(flags.get("num_skills", FIELDS["num_skills"].default))) or [-1]
+        return range(flags.get("num_skills", FIELDS["num_skills"].default)) or [-1]
     return None
 
 
@@ -38,7 +38,7 @@ def check_skill(flag: str, skill: int, known: Sequence[int]) -> None:
         raise UserError(f"--{flag}: the run has {skills}; got {skill}")
 
 
-def parse_skills(text: str, known: list[int]) -> list[int]:
+def parse_skills(text: str, known: Sequence[int]) -> Sequence[int]:
     """Return the skills that --skills names, of those that the run has; all for "best". Raises UserError."""
     if text in ("all", "best"):
         return known

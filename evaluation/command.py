@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,9 +39,13 @@ from running.folder import recorded_environment
 from running.names import folder_name, padded, short_name
 from running.snapshots import FOLDER as SNAPSHOT_FOLDER
 from running.snapshots import snapshot_frames
-from running.stored_config import CONFIG_FILE
+from running.stored_config import CONFIG_FILE, real_run
 from utils import seed_sequence
 
+WRITTEN = re.compile(  # by an evaluation, beside evaluation.json and trajectories, which may be what a user keeps
+    r"(skills|deciles|summary|choice|refit|imitation)\.csv|(confusion_matrix|contact_sheet|trajectories|measures)\.png|"
+    r"(skill\d+|skills|policy|schedule|imitation|given)\.mp4"
+)
 OF_SKILLS = frozenset(EVAL_SKILL_COLUMNS) - {"cells_visited"}  # measures that episodes without skills do not have
 
 
@@ -53,10 +57,16 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
     Args:
         renderer: for the record.
     """
-    every_snapshot = args.run.name == SNAPSHOT_FOLDER and args.run.is_dir()
+    place = real_run(args.run)
+    every_snapshot = place.name == SNAPSHOT_FOLDER and place.is_dir()
     if every_snapshot and (args.imitate is not None or args.skill_schedule is not None):
         raise UserError(f"--imitate and --skill_schedule play one agent; name one of the snapshots in {args.run}")
-    loaded = load(args.run, args.device, time_limit=args.time_limit)
+    if every_snapshot:
+        frames = snapshot_frames(place.parent)
+        if not frames:
+            raise UserError(f"{args.run} has no snapshots; train with --snapshot_frequency")
+        place /= f"{frames[-1]}.pt"
+    loaded = load(place, args.device, time_limit=args.time_limit)
     run, moment = loaded.label, SNAPSHOT_FOLDER if every_snapshot else loaded.frame
     out = args.out or Path("evaluations", run.parent, short_name(f"{run.name}_{moment}"), output_name(args))
     first: Path | None
@@ -64,8 +74,9 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
     with output_folder(out), out_of_memory_is_an_error("evaluating", remedy):
         if (out / CONFIG_FILE).exists():
             raise UserError(f"--out {out} is a run's folder, whose files would be replaced; name another")
+        before = times_of_files(out) if (out / RECORD_FILE).exists() else {}  # of an earlier evaluation, and no other
         if every_snapshot:
-            first = play_snapshots(args, out)
+            first = play_snapshots(place.parent, args, out, renderer)
         elif args.imitate is not None:
             first = imitate(loaded, args, out)
         elif args.skill_schedule is not None:
@@ -79,17 +90,35 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
             )
         else:
             first = play_skills(loaded, args, out).video
-        write_file(out / RECORD_FILE, record_of(loaded, args, renderer))
+        remove_other_files(out, before)
+        source = loaded.label / SNAPSHOT_FOLDER if every_snapshot else loaded.source
+        write_file(out / RECORD_FILE, record_of(loaded, source, args, renderer))
     print(f"outputs: {out}")
     if first is not None:
         print(f"open first: {first}")
 
 
-def record_of(loaded: LoadedRun, args: argparse.Namespace, renderer: RendererInfo) -> bytes:
-    """Return the contents of evaluation.json."""
+def times_of_files(out: Path) -> dict[Path, int]:
+    """Return when each file that an evaluation may have written into the folder was last written, in nanoseconds."""
+    return {path: path.stat().st_mtime_ns for path in out.iterdir() if WRITTEN.fullmatch(path.name) and path.is_file()}
+
+
+def remove_other_files(out: Path, before: Mapping[Path, int]) -> None:
+    """Delete the files of an earlier evaluation that this one has not replaced: they show something else."""
+    for path, time in times_of_files(out).items():
+        if before.get(path) == time:
+            path.unlink()
+
+
+def record_of(loaded: LoadedRun, source: Path, args: argparse.Namespace, renderer: RendererInfo) -> bytes:
+    """Return the contents of evaluation.json.
+
+    Args:
+        source: what was played.
+    """
     given = {name: value.name if isinstance(value, Path) else value for name, value in args.given.items()}
     more = {"step": loaded.frame, **recorded_environment(loaded.config, renderer)}
-    return evaluation_json(loaded.label, given, dataclasses.asdict(loaded.config), more)
+    return evaluation_json(source, given, loaded.flags, more)
 
 
 def output_name(args: argparse.Namespace) -> str:
@@ -112,15 +141,12 @@ class Played(NamedTuple):
     video: Path | None  # of all skills, or the only one
 
 
-def play_snapshots(args: argparse.Namespace, out: Path) -> Path:
+def play_snapshots(folder: Path, args: argparse.Namespace, out: Path, renderer: RendererInfo) -> Path:
     """Play skills of every snapshot of a run, each into a folder of its own; write and draw the measures over frames.
 
     Untrained and random actions are played once, as they are the same for all. Return the path of the drawing.
     """
-    folder = args.run
     frames = snapshot_frames(folder.parent)
-    if not frames:
-        raise UserError(f"{folder} has no snapshots; train with --snapshot_frequency")
     summary, refitted = [], []
     for number, frame in enumerate(frames):
         print(f"snapshot {number + 1} of {len(frames)}: frame {frame}")
@@ -129,6 +155,7 @@ def play_snapshots(args: argparse.Namespace, out: Path) -> Path:
         with made_folder(place):
             loaded = load(folder / f"{frame}.pt", args.device, time_limit=args.time_limit)
             played = play_skills(loaded, args, place)
+            write_file(place / RECORD_FILE, record_of(loaded, loaded.source, args, renderer))
         summary += played.summary
         refitted += played.refitted
     write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)

@@ -187,18 +187,24 @@ def read_begun_run(folder: Path) -> Run:
 
 
 def read_csv(
-    path: Path, numbers: Sequence[str], optional: Sequence[str] = (), newer: Sequence[str] = ()
+    path: Path,
+    numbers: Sequence[str],
+    optional: Sequence[str] = (),
+    newer: Sequence[str] = (),
+    *,
+    lowest_skill: int = 0,
 ) -> pd.DataFrame:
     """Return columns of a CSV file of a run, without rows if there is no file or nothing in it; see `read_table`.
 
-    Raises UserError.
+    Raises UserError. A `skill_id` below `lowest_skill` is damage.
     """
     if not os.path.lexists(path) or (path.is_file() and not path.stat().st_size):
         return pd.DataFrame(columns=[*numbers, *optional, *newer], dtype=float)
     table = pd.DataFrame(read_table(path, numbers, optional=optional, newer=newer), dtype=float)
     for name in {"step", "skill_id"} & set(numbers):
-        if not table[name].between(0, MAX_COUNT).all():
-            raise UserError(f"{path} is damaged: {name} must be from 0 to {MAX_COUNT}")
+        lowest = lowest_skill if name == "skill_id" else 0
+        if not table[name].between(lowest, MAX_COUNT).all():
+            raise UserError(f"{path} is damaged: {name} must be from {lowest} to {MAX_COUNT}")
     return table
 
 

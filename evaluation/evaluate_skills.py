@@ -116,16 +116,16 @@ def evaluate_skills(
     for start in starts[: len(names)]:  # the first episode of each skill
         start.recorder = recorders[start.skill]
         start.recorder.start(names[start.skill])
+    grid = None
     try:
         episodes = play(agent, eval_envs, starts, actions=actions, between_steps=between_steps)
+        videos = {start.skill: start.video for start in starts if start.video is not None}
+        if len(names) > 1:
+            grid = VideoRecorder(video_folder, fps, size=video_size).tile(grid_name, list(videos.values()))
     except BaseException:
         for start in starts[: len(names)]:
             recorders[start.skill].drop()
             if start.video is not None:
                 start.video.unlink(missing_ok=True)
         raise
-    videos = {start.skill: start.video for start in starts if start.video is not None}
-    grid = None
-    if len(names) > 1:
-        grid = VideoRecorder(video_folder, fps, size=video_size).tile(grid_name, list(videos.values()))
     return Evaluation(starts, episodes, videos, grid, cell_grid)

@@ -33,10 +33,12 @@ from utils import check_memory, seed_everything
 class LoadedRun:
     """A run as its checkpoint has it, without what only training needs."""
 
-    config: Config  # on the device that was asked for
+    config: Config  # on the device that was asked for, with the time limit that was asked for
     agent: DrQAgent
     frame: int  # frames of training
     label: Path  # the last parts of the run's path, <work_dir>/<task>/<run>
+    source: Path  # the same, and within it the file that was named
+    flags: Mapping[str, Any]  # of the run, with the time limit that was asked for
     fps: float  # frames per second of a video that plays in the task's time
     max_episode_steps: int  # agent steps
     cell_grid: CellGrid | None  # in which coverage is counted
@@ -90,24 +92,29 @@ def load(place: Path, device: str | None, *, time_limit: int | None = None) -> L
         if state is None:
             raise UserError(f"{run} has no checkpoint; {name_a_run(run)}, or wait for its first evaluation")
         config = checked_config(state["flags"], f"{place}: the checkpoint")
+        flags = dataclasses.asdict(config)
         config = dataclasses.replace(config, device=choose_device(device), cuda_graphs=False)
-        if time_limit is not None:  # the replay buffer, which must hold an episode, is not made here
-            capacity = max(config.replay_buffer_capacity, time_limit)
-            config = dataclasses.replace(config, time_limit=time_limit, replay_buffer_capacity=capacity)
         _check_sizes(config, state["agent"])
         env = make_environment(config)
+        if time_limit not in (None, env.frame_limit):
+            env.close()
+            flags["time_limit"] = time_limit
+            config = _with_time_limit(config, time_limit)
+            env = make_environment(config)
         with closing(env), out_of_memory_is_an_error("the networks", "end other programs, or name another --device"):
             agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
             agent.load_weights(state["agent"])
             if not agent.is_finite():
                 raise UserError(f"{place}: the checkpoint has weights that are not finite; name another one")
-        counters = read_counters(state)
+        counters, label = read_counters(state), Path(*run.relative_to(run.anchor).parts[-3:])
         warn_of_cpu(device, config.device)
         return LoadedRun(
             config=config,
             agent=agent,
             frame=counters["frames_before"] + counters["step"] * config.action_repeat,
-            label=Path(*run.relative_to(run.anchor).parts[-3:]),
+            label=label,
+            source=label / place.relative_to(run) if place.is_file() else label,
+            flags=flags,
             fps=env.metadata["render_fps"],
             max_episode_steps=env.max_episode_steps or 1,
             cell_grid=env.cell_grid,
@@ -119,6 +126,15 @@ def load(place: Path, device: str | None, *, time_limit: int | None = None) -> L
         raise
     except INVALID_STATE as error:
         raise UserError(f"{place}: the checkpoint does not fit this version of the program") from error
+
+
+def _with_time_limit(config: Config, time_limit: int) -> Config:
+    """Return the config with another time limit. No replay buffer is made, so its capacity is no limit."""
+    if time_limit < config.action_repeat:
+        least = f"{config.action_repeat}, the run's action repeat"
+        raise UserError(f"--time_limit must be at least {least}; got {time_limit}")
+    capacity = max(config.replay_buffer_capacity, time_limit)
+    return dataclasses.replace(config, time_limit=time_limit, replay_buffer_capacity=capacity)
 
 
 def _check_sizes(config: Config, agent: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ def plot_runs(places: Sequence[Path], out: Path, published: Path | None, evaluat
     if controls is not None and len(tasks) > 1:
         raise UserError(f"--evaluation has levels of one task, the runs are of {', '.join(tasks)}; name runs of one")
     if evaluation is not None:
-        check_episodes_alike(evaluation, read_evaluation_record(evaluation), {run.shown: run.flags for run in runs})
+        check_episodes_alike(evaluation, read_evaluation_record(evaluation), [(run.shown, run.flags) for run in runs])
     with output_folder(out):
         for env in tasks:
             groups = make_groups([run for run in runs if run.env == env])
@@ -186,7 +186,7 @@ def draw_task_returns(
 
 def draw_untrained(axes: Axes, runs: Sequence[Run]) -> None:
     """Draw the mean return of the evaluations before training, if the runs have equal episodes."""
-    begun = [run.evaluations.iloc[0] for run in runs]
+    begun = [run.evaluations.iloc[0] for run in runs if not run.flags.get("finetune_from")]
     returns = [row["episode_reward"] for row in begun if row["step"] == 0]
     if returns and len({str([run.flags.get(name) for name in OF_EPISODES]) for run in runs}) == 1:
         mean = sum(returns) / len(returns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ OF_EPISODES = ("env", "floor", *flags_with(Role.ENVIRONMENT))  # what a return d
 class EvaluationRecord(NamedTuple):
     """What evaluate.py played into a folder."""
 
-    run: str  # the last parts of the run's path, <work_dir>/<task>/<run>
+    run: str  # what was played: the last parts of the run's path, <work_dir>/<task>/<run>, and those within it
     arguments: Mapping[str, Any]  # flags of evaluate.py that were given
     flags: Mapping[str, Any]  # of the run, with the time limit that was played
 
@@ -45,15 +45,17 @@ def read_evaluation_record(folder: Path) -> EvaluationRecord | None:
     return EvaluationRecord(run, arguments, flags)
 
 
-def check_episodes_alike(folder: Path, record: EvaluationRecord | None, runs: Mapping[str, Mapping[str, Any]]) -> None:
+def check_episodes_alike(
+    folder: Path, record: EvaluationRecord | None, runs: Iterable[tuple[str, Mapping[str, Any]]]
+) -> None:
     """Raise UserError if the episodes in a folder of evaluate.py are not like those of runs.
 
     Args:
-        runs: flags by the name of the run; flags that are not known are not compared.
+        runs: the name and the flags of each run; flags that are not known are not compared.
     """
     if record is None:
         return
-    for name, flags in runs.items():
+    for name, flags in runs:
         for flag in OF_EPISODES:
             if flag in flags and flag in record.flags and flags[flag] != record.flags[flag]:
                 own, other = (

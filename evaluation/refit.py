@@ -185,8 +185,8 @@ class PixelDiscriminator(nn.Module):
         self.encoder.apply(weight_init)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits (N, K)."""
-        return self.discriminator(self.encoder(images))
+        """Return logits (N, K). Images have values from 0 to 255, whatever their dtype."""
+        return self.discriminator(self.encoder(self.encoder.scale(images)))
 
 
 def fit(model: nn.Module, examples: Split, augment: Augmentation, kind: str, rng: np.random.Generator) -> int:

@@ -36,6 +36,7 @@ from evaluation.curves import (
 )
 from evaluation.figures import Axes, Figure
 from evaluation.report_files import (
+    NO_SKILL,
     EvaluationFiles,
     Media,
     Row,
@@ -196,7 +197,7 @@ def run_section(files: RunFiles, evaluations: Sequence[EvaluationFiles], media: 
         "by_skill": chart(lambda axes: draw_skill_returns(axes, run)) if several and run.has_curves else None,
         "cards": cards(files.skills, files.videos, media),
         "pictures": {name: media.embed(files.pictures.get(name)) for name in measures.PICTURES},
-        "open": measures.not_measured(files, [one for one in evaluations if one.env in (None, files.run.env)]),
+        "open": measures.not_measured(files, [one for one in evaluations if one.may_be_of(files.run)]),
     }
 
 
@@ -215,14 +216,15 @@ def evaluation_section(files: EvaluationFiles, media: Media) -> dict[str, Any]:
 
 def cards(skills: Sequence[Row], videos: Mapping[int | None, Path], media: Media) -> list[dict[str, Any]]:
     """Return a card for each skill, and for a policy without skills: its name, figures and video."""
-    rows = {int(row["skill_id"]): row for row in skills if row["skill_id"] is not None and row["skill_id"] >= 0}
+    rows = {int(row["skill_id"]): row for row in skills if row["skill_id"] is not None}
+    found = {NO_SKILL if skill is None else skill: video for skill, video in videos.items()}
     return [
         {
-            "name": "policy" if skill is None else f"skill {skill}",
-            "figures": measures.skill_figures(rows.get(-1 if skill is None else skill, {})),
-            "video": media.embed(videos.get(skill)),
+            "name": "policy" if skill == NO_SKILL else f"skill {skill}",
+            "figures": measures.skill_figures(rows.get(skill, {})),
+            "video": media.embed(found.get(skill)),
         }
-        for skill in [*([None] if None in videos else []), *sorted({*rows, *(k for k in videos if k is not None)})]
+        for skill in sorted({*rows, *found})
     ]
 
 

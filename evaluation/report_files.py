@@ -28,6 +28,7 @@ from running.derivation import make_config, preset_settings
 from running.stored_config import CONFIG_FILE, read_record
 from running.tables import read_table
 
+NO_SKILL = -1  # the skill_id of a policy without skills, in tables of evaluate.py
 LARGEST_FILE = 32 << 20  # bytes of a picture or video
 LARGEST_MEDIA = 192 << 20  # bytes of all pictures and videos of a page
 PICTURES = ("contact_sheet", "confusion_matrix", "trajectories")
@@ -153,6 +154,10 @@ class EvaluationFiles:
         """The task; None if an older version wrote the folder."""
         return None if self.record is None else self.record.flags.get("env")
 
+    def may_be_of(self, run: Run) -> bool:
+        """Return whether the folder is of the run, as far as it says; the run's folder may have been moved since."""
+        return self.record is None or (self.env == run.env and run.folder.name in Path(self.record.run).parts)
+
     @property
     def policies(self) -> set[str]:
         return {row["policy"] for row in self.summary}
@@ -201,11 +206,13 @@ def read_evaluation_files(folder: Path) -> EvaluationFiles:
         raise UserError(
             f"--evaluation {folder} is a run's folder; name one that evaluate.py wrote, or leave out the flag"
         )
+    newer = _but(SKILL_COLUMNS, "skill_id")
+    table = read_csv(folder / "skills.csv", ("skill_id",), newer=newer, lowest_skill=NO_SKILL)
     refit = ("policy", "discriminator")
     return EvaluationFiles(
         folder=folder,
         record=read_evaluation_record(folder),
-        skills=_rows(read_csv(folder / "skills.csv", ("skill_id",), newer=_but(SKILL_COLUMNS, "skill_id"))),
+        skills=_rows(table),
         summary=_texts_and_numbers(folder / "summary.csv", ("policy",), SUMMARY_COLUMNS),
         refit=_texts_and_numbers(folder / "refit.csv", refit, REFIT_COLUMNS),
         videos=find_videos(folder, None),

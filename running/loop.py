@@ -36,10 +36,10 @@ def _train(run: Run) -> None:
     failure: RenderingError | WorkerError | None = None
     while failure is None:
         try:
+            if run.snapshot_is_due:  # before the evaluation, which may fail
+                write_snapshot(run)
             if run.evaluation_is_due:
                 evaluate(run)
-            if run.snapshot_is_due:
-                write_snapshot(run)
             if run.checkpoint_is_due:
                 save_checkpoint(run)
             update_latest(run.folder)

@@ -102,11 +102,16 @@ def inherited_flags(given: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--finetune_from {folder}: that run has no skills; name one with --num_skills above 0")
     inherited = {name: stored[name] for name in flags_with(Role.INHERITED | Role.NETWORK) if name in stored}
     for name in flags_with(Role.NETWORK):
-        if name in given and given[name] != inherited.get(name, given[name]):
+        if name in given and _plain(given[name]) != _plain(inherited.get(name, given[name])):
             raise UserError(
                 f"--{name}: the networks of {folder} have {shown_value(inherited[name])}; leave the flag out"
             )
     return inherited
+
+
+def _plain(value: Any) -> Any:
+    """Return a pair of numbers as a tuple, also if the command line or JSON made it a list."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def with_template(given: Mapping[str, Any]) -> dict[str, Any]:

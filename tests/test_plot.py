@@ -431,6 +431,29 @@ def test_controls_of_other_episodes_are_no_levels(
     assert not (tmp_path / "out").exists()
 
 
+def test_every_run_is_compared_with_the_controls(make_run: MakeRun, tmp_path: Path) -> None:
+    """Also those whose folders have equal names, as in sweeps."""
+    places = []
+    for number, limit in enumerate((400, 500)):
+        place = tmp_path / f"sweep{number}" / "seed=1"
+        place.parent.mkdir()
+        places.append(make_run(f"run{number}", [1.0, 2.0], time_limit=limit, seed=number).rename(place))
+    controls = summary(tmp_path / "evaluated", ("random", 1, 2, 7.0, 12))
+    (controls / "evaluation.json").write_text('{"run": "a", "arguments": {}, "flags": {"time_limit": 500}}')
+    line = ["--out", str(tmp_path / "out"), "--evaluation", str(controls)]
+    assert plot.main([*map(str, places), *line]) == 2
+    assert plot.main([str(places[1]), *line]) == 0
+
+
+def test_the_untrained_level_is_of_untrained_agents(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
+    """A fine-tuned run begins with a trained one."""
+    make_run("scratch", [20.0, 30.0])
+    make_run("tuned", [120.0, 130.0], num_skills=2, finetune_from="somewhere", finetune_skill="1")
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert 20.0 in levels(figures[0].axes[0])
+    assert 70.0 not in levels(figures[0].axes[0])
+
+
 def test_the_reference_is_the_tasks_range_and_mean(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
     make_run("a", [1.0, 2.0])
     make_run("b", [1.0, 2.0], env="walker_walk")

@@ -339,6 +339,27 @@ def test_beside_the_controls(tmp_path: Path) -> None:
     assert "The folder does not record of which run it is." in text
 
 
+def test_an_evaluation_without_skills(tmp_path: Path) -> None:
+    """evaluate.py writes the number -1 for the skill."""
+    run, folder = write_run(tmp_path / "run", 0), tmp_path / "evaluation"
+    write_table(
+        folder / "skills.csv", SKILL_COLUMNS, [{"step": 8000, "skill_id": -1, "episode_extrinsic_reward": 71.5}]
+    )
+    write_video(folder, "policy")
+    page = page_of("--evaluation", folder, run, out=tmp_path / "page.html")
+    assert page.count("<video ") == 1
+    assert re.search(r"policy .*?71\.5", text_of(page))
+
+
+def test_an_evaluation_answers_for_its_own_run(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, seed=number) for number, name in enumerate(("a", "b"))]
+    evaluation = write_evaluation(tmp_path / "evaluation")
+    record = {"run": "runs/cartpole_swingup/a", "arguments": {}, "flags": {"env": "cartpole_swingup"}}
+    (evaluation / "evaluation.json").write_text(json.dumps(record))
+    text = text_of(page_of("--evaluation", evaluation, *runs, out=tmp_path / "page.html"))
+    assert text.count("--refit 10") == 1, "of the other one"
+
+
 def test_what_was_evaluated_is_named(tmp_path: Path) -> None:
     """Where the folder records it. One of another task does not fit."""
     run, evaluation = write_run(tmp_path / "run"), write_evaluation(tmp_path / "evaluation")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import Stopwatch, free_memory, load_adam_state, make_adam, minimize, pack, split, upload
+from utils import Stopwatch, free_memory, keep_freed_memory, load_adam_state, make_adam, minimize, pack, split, upload
 
 # -- stopwatch ---------------------------------------------------------------------------------------------------------
 
@@ -125,6 +125,25 @@ def test_an_adam_state_of_other_parameters_is_refused(change: Any) -> None:
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("accepted", "calls"), [(1, [(-3, 1 << 30), (-1, (2 << 30) - 1)]), (0, [(-3, 1 << 30)])])
+def test_an_allocator_that_refuses_the_limit_keeps_its_defaults(
+    accepted: int, calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second setting alone would make glibc map every larger block anew."""
+    made = []
+
+    class Glibc:
+        @staticmethod
+        def mallopt(parameter: int, value: int) -> int:
+            made.append((parameter, value))
+            return accepted
+
+    monkeypatch.setattr("utils.sys.platform", "linux")
+    monkeypatch.setattr("utils.ctypes.CDLL", lambda name: Glibc)
+    keep_freed_memory()
+    assert made == calls
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,19 @@ def test_the_next_video_is_recorded_after_a_failure(tmp_path: Path, monkeypatch:
     assert names(tmp_path) == ["b.mp4"]
 
 
+def test_a_grid_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = write(tmp_path, "good", clip(3))
+    before = names(tmp_path)
+
+    def interrupted(self: VideoRecorder, frame: np.ndarray, text: object = ()) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoRecorder, "record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        VideoRecorder(tmp_path, FPS).tile("grid", [good])
+    assert names(tmp_path) == before
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no video"])
 def test_video_that_cannot_be_read_gives_a_warning(
     content: bytes | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -30,10 +30,10 @@ class BrokenEnv(FakePixelEnv):
 
 
 class SignalEnv(FakePixelEnv):
-    """Sends SIGINT and SIGTERM to its own process in the first step."""
+    """Sends its own process, in each step, the signals that stop training."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
         return super().step(action)
 

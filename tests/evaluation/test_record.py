@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+import evaluate
 from errors import UserError
 from evaluation.record import RECORD_FILE, EvaluationRecord, check_episodes_alike, read_evaluation_record
 
 
 def test_what_is_recorded(run_evaluate: Callable[[str], Path], pretrained: Path) -> None:
     """The run, what was asked for, the run's flags with the length that was played, and the environment."""
-    out = run_evaluate("--no_video --episodes 2 --time_limit 30 --skills 1,3")
+    out = run_evaluate("--no_video --episodes 2 --time_limit 60 --skills 1,3")
     text = (out / RECORD_FILE).read_text()
     stored = json.loads(text)
     assert str(pretrained.parent) not in text.replace("work_dir", ""), "no path of this machine"
@@ -28,7 +29,7 @@ def test_what_is_recorded(run_evaluate: Callable[[str], Path], pretrained: Path)
     assert {word for word in record.command.split() if word.startswith("--")} == {
         *("--no_video", "--episodes", "--time_limit", "--skills", "--device")
     }
-    assert (record.flags["num_skills"], record.flags["time_limit"]) == (4, 30)
+    assert (record.flags["num_skills"], record.flags["time_limit"]) == (4, 60)
 
 
 @pytest.mark.parametrize("line", ["--skill_schedule 1:2", "--imitate {npz}"])
@@ -40,9 +41,38 @@ def test_other_kinds_are_recorded_too(run_evaluate: Callable[[str], Path], tmp_p
     assert line.format(npz=npz.name) in record.command
 
 
+def test_files_of_an_earlier_evaluation_do_not_stay(run_evaluate: Callable[[str], Path]) -> None:
+    """They would be taken for those of the new one. Trajectories, and what others wrote, stay."""
+    first = run_evaluate("--video_size 32 --skills best --save_trajectories")
+    (first / "notes.txt").write_text("mine")
+    (npz,) = first.glob("*.npz")
+    out = run_evaluate("--no_video --skills 1,2")
+    assert {path.name for path in out.iterdir()} == {
+        *("skills.csv", "deciles.csv", "summary.csv", RECORD_FILE, "notes.txt", npz.name)
+    }
+
+
+def test_files_of_other_programs_stay(run_evaluate: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "refit.csv").write_text("mine")
+    assert (run_evaluate("--no_video --skills 1") / "refit.csv").read_text() == "mine"
+
+
+def test_the_runs_own_length_is_no_other_length(run_evaluate: Callable[[str], Path]) -> None:
+    """An episode of the fake environment has 30 frames."""
+    limits = [read_evaluation_record(run_evaluate(f"--no_video --time_limit {frames}")) for frames in (30, 60)]
+    assert [record and record.flags["time_limit"] for record in limits] == [None, 60]
+
+
+def test_a_length_below_the_action_repeat(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(pretrained), "--time_limit", "2", "--out", str(tmp_path / "out")]) == 2
+    assert "--time_limit must be at least 3, the run's action repeat; got 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_folders_of_older_versions_have_no_record(tmp_path: Path) -> None:
     assert read_evaluation_record(tmp_path) is None
-    check_episodes_alike(tmp_path, None, {"a": {"time_limit": 1}})
+    check_episodes_alike(tmp_path, None, [("a", {"time_limit": 1})])
 
 
 @pytest.mark.parametrize(
@@ -67,7 +97,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
 def test_episodes_of_another_kind(tmp_path: Path, flags: dict[str, Any], other: str | None) -> None:
     record = EvaluationRecord("runs/x/y", {}, {"env": "cartpole_swingup", "time_limit": 400, "lr": 0.001})
     if other is None:
-        check_episodes_alike(tmp_path, record, {"'a'": flags})
+        check_episodes_alike(tmp_path, record, [("'a'", flags)])
         return
     with pytest.raises(UserError, match=f"--evaluation {tmp_path}: its episodes have {other}; name a folder"):
-        check_episodes_alike(tmp_path, record, {"'a'": flags})
+        check_episodes_alike(tmp_path, record, [("'a'", flags)])

@@ -14,6 +14,7 @@ from torch import nn
 
 import evaluate
 from augmentations import make_augmentation
+from config import FIELDS
 from diayn import DIAYNAgent
 from envs.pixel_env import Measurement
 from errors import UserError
@@ -160,6 +161,20 @@ def test_the_pixel_discriminator_is_built_like_the_agents(pretrained: Path) -> N
     own = {name: value.shape for name, value in agent.discriminator.state_dict().items()}
     new = {name.removeprefix("discriminator."): v.shape for name, v in PixelDiscriminator(agent).state_dict().items()}
     assert new == own
+
+
+@pytest.mark.parametrize("augmentation", FIELDS["augmentation"].metadata["choices"])
+def test_augmented_pictures_are_scaled_as_others(pretrained: Path, augmentation: str) -> None:
+    """Some augmentations return float32, in the range of the pictures."""
+    agent = load(pretrained, "cpu").agent
+    assert isinstance(agent, DIAYNAgent)
+    model, seen = PixelDiscriminator(agent), []
+    model.encoder.convs[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().float()))
+    images = torch.full((4, *agent.arch.obs_shape), 200, dtype=torch.uint8)
+    with torch.enable_grad(), pytest.MonkeyPatch.context() as patches:
+        patches.setattr("networks.can_fuse_relu", lambda x: False)
+        model(make_augmentation(augmentation, 1, torch.Generator().manual_seed(0))(images))
+    assert 0.4 < seen[0].max() < 1.2
 
 
 # -- evaluate.py -------------------------------------------------------------------------------------------------------

@@ -14,11 +14,14 @@ import torch
 
 import evaluate
 import train
-from errors import RunError, UserError
+from errors import RenderingError, RunError, UserError
 from evaluation import over_snapshots, refit
 from evaluation.figures import Figure
 from evaluation.load import load
 from evaluation.over_snapshots import draw_measures
+from evaluation.record import read_evaluation_record
+from running import loop
+from running.run import Run
 from running.snapshots import snapshot_frames
 from tests.support.labs import Prepare
 from tests.support.runs import SMALL_RUN, SeededEnv, assert_same, rows
@@ -87,6 +90,37 @@ def test_a_resumed_run_has_the_same_snapshots(prepare: Prepare) -> None:
         assert_same(ours.weights(), theirs.weights())
 
 
+def test_a_failed_evaluation_does_not_lose_the_snapshot(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "--snapshot_frequency 10 --num_train_steps 40 --eval_frequency 10"
+    whole = prepare(flags, episode_length=7).play()
+    failing = prepare(flags, episode_length=7)
+
+    def fail(run: Run) -> None:
+        if run.step == 14:
+            raise RenderingError("the renderer is gone")
+        evaluate_run(run)
+
+    evaluate_run = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", fail)
+    with pytest.raises(RunError, match="the renderer is gone"):
+        failing.play()
+    failing.run.close()
+    monkeypatch.undo()
+    resumed = prepare(f"--resume {failing.folder} {flags}", episode_length=7).play()
+    assert (
+        snapshot_frames(resumed.folder) == snapshot_frames(whole.folder) == [step * 4 for step in (0, 14, 21, 35, 40)]
+    )
+
+
+def test_snapshots_beyond_the_checkpoint_are_of_another_history(prepare: Prepare) -> None:
+    lab = prepare("--snapshot_frequency 10 --num_train_steps 24", episode_length=7).play()
+    lab.run.close()
+    frames = snapshot_frames(lab.folder)
+    shutil.copy(lab.folder / "snapshots" / f"{frames[-1]}.pt", lab.folder / "snapshots" / "1000.pt")
+    prepare(f"--resume {lab.folder} --num_train_steps 25", episode_length=7)
+    assert snapshot_frames(lab.folder) == frames
+
+
 def test_weights_that_are_not_finite_are_not_kept(prepare: Prepare) -> None:
     lab = prepare("--snapshot_frequency 10")
     with torch.no_grad():
@@ -109,6 +143,17 @@ def test_a_folder_with_a_snapshot_only_is_fine_tuned(shipped: Path, tmp_path: Pa
     line = f"{SMALL_RUN} --finetune_from {shipped} --finetune_skill 1 --work_dir {tmp_path} --run_name tuned"
     assert train.main(shlex.split(line)) == 0
     assert rows(tmp_path / "cartpole_swingup" / "tuned" / "eval.csv")
+
+
+def test_all_snapshots_without_the_checkpoint(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not played, so it need not be whole; nor need the folder be named."""
+    (shipped / "checkpoint").mkdir()
+    (shipped / "checkpoint" / "manifest.json").write_text("damaged")
+    monkeypatch.chdir(shipped / "snapshots")
+    assert evaluate.main(shlex.split(f". --device cpu --no_video --out {tmp_path / 'out'}")) == 0
+    assert (tmp_path / "out" / "measures.png").exists()
 
 
 def test_fine_tuning_from_one_of_several(run: Path, tmp_path: Path) -> None:
@@ -161,6 +206,9 @@ def test_all_snapshots_are_evaluated(
     folders = sorted(path for path in out.iterdir() if path.is_dir())
     assert [int(path.name) for path in folders] == frames
     assert [rows(path / "summary.csv")[0] for path in folders] == trained
+    records = [read_evaluation_record(path) for path in (out, *folders)]
+    sources = ["snapshots", *(f"snapshots/{frame}.pt" for frame in frames)]
+    assert [record and record.run.partition("skills/")[2] for record in records] == sources
     assert [int(row["step"]) for row in rows(out / "refit.csv") if row["policy"] == "trained"] == sorted(2 * frames)
     assert cv2.imread(str(out / "measures.png")) is not None
     assert capsys.readouterr().out.endswith(f"open first: {out / 'measures.png'}\n")

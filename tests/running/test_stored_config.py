@@ -194,7 +194,7 @@ def test_any_command_line_beside_resume(finished: Path, words: list[str]) -> Non
 def test_a_fine_tuned_run_inherits_its_source(tmp_path: Path) -> None:
     """Episodes, actions and policy are the source's, also beside a benchmark."""
     run = store(tmp_path / "run", parse("--num_skills 4 --time_limit 400 --action_repeat 8 --log_std_bounds -5 1"))
-    for more in ("", "--benchmark dreamer"):
+    for more in ("", "--log_std_bounds -5 1", "--benchmark dreamer"):
         tuned = parse(f"--finetune_from {run} {more}")
         assert (tuned.time_limit, tuned.action_repeat, tuned.log_std_bounds) == (400, 8, (-5.0, 1.0))
     assert tuned.batch_size == 512

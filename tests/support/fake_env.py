@@ -40,6 +40,7 @@ class FakePixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.observation_space = gymnasium.spaces.Box(0, 255, (3 * frame_stack, image_size, image_size), np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
         self.max_episode_steps = episode_length
+        self.frame_limit = float(episode_length * 3)  # as in runs with an action repeat of 3
         self.terminate_at = terminate_at
         self.image_size = image_size
         self.frames: deque[np.ndarray] = deque(maxlen=frame_stack)
