@@ -20,7 +20,6 @@ from errors import UserError
 from running.presets import COMBINATIONS, PRESETS
 
 MAX_SEED = 2**64 - 1  # the largest seed that torch accepts
-MOST_SKILLS = 1_000_000
 MAX_INTEGER = 2**63 - 1  # of every other integer flag
 
 
@@ -138,11 +137,7 @@ class Config:
     )
 
     num_skills: int = diayn(
-        10,
-        "number of skills; 0 is plain DrQ",
-        Role.DIAYN | Role.NETWORK | Role.FOLLOWS_SKILLS,
-        low=0,
-        high=MOST_SKILLS,
+        10, "number of skills; 0 is plain DrQ", Role.DIAYN | Role.NETWORK | Role.FOLLOWS_SKILLS, low=0
     )
     skill_embedding_dim: int = diayn(
         10, "width of the learned skill embedding; 0 feeds the one-hot", Role.DIAYN | Role.NETWORK, low=0

@@ -64,7 +64,7 @@ FLAGS_OF: dict[str, Flags] = {
         **{"skills": ["all", "best", "1", "1,0"], "episodes": ["1", "2"], "seed": ["7"], "video_size": ["32"]},
         **{"no_video": [], "save_trajectories": [], "skill_schedule": ["0:3,1:2", "random:2"], "device": ["cpu"]},
         **{"imitate": ["trajectory.npz", "good/config.json"], "out": ["out"], "controls": [], "sample": []},
-        **{"refit": ["3"]},
+        **{"refit": ["3"], "time_limit": ["5", "40"]},
     },
     "plot": {"out": ["out"], "reference": ["reference.csv", "good/eval.csv"], "evaluation": ["good", "out"]},
     "report": {"out": ["out.html", "out"], "evaluation": ["good", "out"]},
@@ -117,7 +117,7 @@ def is_soon_over(words: Sequence[str]) -> bool:
         args = evaluate.parse_args(words)
     except SystemExit:
         return True
-    return bool(max(args.episodes, args.refit or 0) <= 3 and args.video_size <= SMALL)
+    return max(args.episodes, args.refit) <= 3 and max(args.video_size, args.time_limit or 0) <= SMALL
 
 
 @fast_and_slow()
