@@ -76,7 +76,6 @@ class DMCEnv(PixelEnv):
         check_floor(name, domain, floor)
         if floor == "coloured":
             color_floor(self.physics.model)
-        self._frame_limit = self._env._step_limit if time_limit is None else time_limit  # may be infinity
         self._camera_id = (2 if domain == "quadruped" else 0) if camera is None else camera
         self.cell_grid = GRIDS.get(domain)
         model = self._env.physics.model
@@ -88,7 +87,7 @@ class DMCEnv(PixelEnv):
         super().__init__(
             np.where(bounded, spec.minimum, -1.0),
             np.where(bounded, spec.maximum, 1.0),
-            frame_limit=self._frame_limit,
+            frame_limit=self._env._step_limit if time_limit is None else time_limit,  # may be infinity
             frame_rate=1 / self._env.control_timestep(),
             **pixels,
         )
@@ -127,7 +126,7 @@ class DMCEnv(PixelEnv):
         except PhysicsError as error:
             raise SimulationError(f"the physics became unstable ({str(error).splitlines()[0]})") from error
         over = time_step.last()
-        limit = over or self._env._step_count >= self._frame_limit
+        limit = over or self._env._step_count >= self.frame_limit
         return time_step.reward or 0.0, over and time_step.discount == 0.0, limit
 
     def _draw(self, height: int, width: int) -> np.ndarray:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from augmentations import make_augmentation
 from networks import Actor, ActorCritic, Architecture, Critic, soft_update
-from replay_buffer import NO_SKILL, Batch
+from replay_buffer import Batch
+from running.columns import NO_SKILL
 from utils import make_adam, minimize, upload
 
 Metrics = dict[str, torch.Tensor]  # detached scalars on the agent's device; reading one synchronizes

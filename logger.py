@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from console.numbers import shown_number
-from replay_buffer import NO_SKILL
 from running.atomic_files import check_file, check_folder, write_file
 from running.columns import (
     CONSOLE,
@@ -27,6 +26,7 @@ from running.columns import (
     EVAL_LINE,
     HEADLINE,
     LINE_WIDTH,
+    NO_SKILL,
     REQUIRED_CSV_FILES,
     TRAIN_LINE,
     TRAIN_SKILL_LINE,

@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from cuda_graphs import CudaGraphs, Outputs
-from replay_buffer import NO_SKILL
+from running.columns import NO_SKILL
 from utils import load_adam_state
 
 NUM_FILTERS = 32

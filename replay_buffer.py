@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from running.columns import NO_SKILL
 from utils import host_memory, to_device, upload
 
 PACKED_TOGETHER = 256  # frames that a checkpoint compresses as one block
-NO_SKILL = -1  # the skill id of runs without DIAYN, in memory and in every file
 
 
 class Batch(NamedTuple):

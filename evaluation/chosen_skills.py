@@ -8,6 +8,7 @@ from pathlib import Path
 
 from config import FIELDS
 from errors import UserError
+from running.columns import NO_SKILL
 from running.stored_config import CONFIG_FILE, known_flags
 
 Schedule = Sequence[tuple[int | None, int]]  # a skill, or None for a random one, and its agent steps
@@ -26,7 +27,7 @@ def stored_skills(place: Path) -> Sequence[int] | None:
             continue
         if flags.get("finetune_from") is not None:  # it has one skill, which config.json may not say
             return None
-        return range(flags.get("num_skills", FIELDS["num_skills"].default)) or [-1]
+        return range(flags.get("num_skills", FIELDS["num_skills"].default)) or [NO_SKILL]
     return None
 
 

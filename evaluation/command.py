@@ -61,12 +61,10 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
     every_snapshot = place.name == SNAPSHOT_FOLDER and place.is_dir()
     if every_snapshot and (args.imitate is not None or args.skill_schedule is not None):
         raise UserError(f"--imitate and --skill_schedule play one agent; name one of the snapshots in {args.run}")
-    if every_snapshot:
-        frames = snapshot_frames(place.parent)
-        if not frames:
-            raise UserError(f"{args.run} has no snapshots; train with --snapshot_frequency")
-        place /= f"{frames[-1]}.pt"
-    loaded = load(place, args.device, time_limit=args.time_limit)
+    frames = snapshot_frames(place.parent) if every_snapshot else []
+    if every_snapshot and not frames:
+        raise UserError(f"{args.run} has no snapshots; train with --snapshot_frequency")
+    loaded = load(place / f"{frames[-1]}.pt" if frames else place, args.device, time_limit=args.time_limit)
     run, moment = loaded.label, SNAPSHOT_FOLDER if every_snapshot else loaded.frame
     out = args.out or Path("evaluations", run.parent, short_name(f"{run.name}_{moment}"), output_name(args))
     first: Path | None
@@ -76,7 +74,7 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
             raise UserError(f"--out {out} is a run's folder, whose files would be replaced; name another")
         before = times_of_files(out) if (out / RECORD_FILE).exists() else {}  # of an earlier evaluation, and no other
         if every_snapshot:
-            first = play_snapshots(place.parent, args, out, renderer)
+            first = play_snapshots(place, args, out, renderer)
         elif args.imitate is not None:
             first = imitate(loaded, args, out)
         elif args.skill_schedule is not None:

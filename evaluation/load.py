@@ -18,10 +18,10 @@ from envs.parallel import MAX_EVAL_ENVS, EvalEnvs, open_eval_envs
 from errors import CheckpointError, RenderingError, UserError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import bytes_of_traces, skill_name
-from replay_buffer import NO_SKILL
 from running import checkpoint, snapshots
 from running.build import choose_device, make_agent, out_of_memory_is_an_error, warn_of_cpu
 from running.checkpoint import load_file
+from running.columns import NO_SKILL
 from running.progress import ProgressBar
 from running.snapshots import read_networks
 from running.state import INVALID_STATE, read_counters

@@ -16,7 +16,7 @@ from drq import Assessment, DrQAgent
 from envs.parallel import EvalEnvs
 from errors import WorkerError
 from logger import Episode
-from replay_buffer import NO_SKILL
+from running.columns import NO_SKILL
 from running.names import padded
 from video import VideoRecorder
 

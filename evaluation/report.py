@@ -36,7 +36,6 @@ from evaluation.curves import (
 )
 from evaluation.figures import Axes, Figure
 from evaluation.report_files import (
-    NO_SKILL,
     EvaluationFiles,
     Media,
     Row,
@@ -46,6 +45,7 @@ from evaluation.report_files import (
     settings_of,
 )
 from running.atomic_files import output_folder, read_file, write_file
+from running.columns import NO_SKILL
 from running.names import folder_name
 from running.stored_config import CONFIG_FILE
 

@@ -19,6 +19,7 @@ from evaluation.record import EvaluationRecord, read_evaluation_record
 from running.atomic_files import in_use, read_file
 from running.columns import (
     EVAL_SKILL_COLUMNS,
+    NO_SKILL,
     REFIT_COLUMNS,
     REQUIRED_CSV_FILES,
     SKILL_COLUMNS,
@@ -28,7 +29,6 @@ from running.derivation import make_config, preset_settings
 from running.stored_config import CONFIG_FILE, read_record
 from running.tables import read_table
 
-NO_SKILL = -1  # the skill_id of a policy without skills, in tables of evaluate.py
 LARGEST_FILE = 32 << 20  # bytes of a picture or video
 LARGEST_MEDIA = 192 << 20  # bytes of all pictures and videos of a page
 PICTURES = ("contact_sheet", "confusion_matrix", "trajectories")

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 from envs.cells import CellGrid
 from evaluation.play import Trace
 from logger import Episode, Row
-from replay_buffer import NO_SKILL
+from running.columns import NO_SKILL
 
 STATES_COMPARED = 100  # states of each skill that distances are measured between, spread evenly over its episodes
 MOST_STATES = 3000  # of all skills together

@@ -5,6 +5,8 @@ To add a metric of the update, add its name here: the logger refuses a metric or
 
 from __future__ import annotations
 
+NO_SKILL = -1  # the skill_id of runs without DIAYN, in memory and in every file
+
 UPDATE_METRICS = (
     *("batch_reward", "actor_loss", "actor_entropy", "actor_target_entropy", "critic_loss"),
     *("alpha_loss", "alpha_value"),

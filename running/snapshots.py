@@ -44,13 +44,6 @@ def snapshot_frames(run: Path) -> list[int]:
     return sorted(int(path.stem) for path in (run / FOLDER).glob("*.pt") if path.stem.isdecimal())
 
 
-def remove_snapshots_after(run: Path, frame: int) -> None:
-    """Delete the snapshots of frames beyond `frame`, from which a run is resumed: it writes them again, or others."""
-    for later in snapshot_frames(run):
-        if later > frame:
-            (run / FOLDER / f"{later}.pt").unlink(missing_ok=True)
-
-
 def read_networks(run: Path) -> State | None:
     """Return the newest networks of a run: of its checkpoint or, if it has none, of its last snapshot; None if neither.
 

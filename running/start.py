@@ -23,7 +23,7 @@ from running.folder import link_latest, new_run_folder, write_config
 from running.progress import ProgressBar
 from running.run import Run, shortest
 from running.snapshots import FOLDER as SNAPSHOT_FOLDER
-from running.snapshots import read_pretrained, remove_snapshots_after, snapshot_frames
+from running.snapshots import read_pretrained, snapshot_frames
 from running.state import INVALID_STATE, restore
 from running.stored_config import real_run, refuse_changes
 from running.tracker import Tracker
@@ -192,7 +192,6 @@ def _open_outputs(run: Run, renderer: RendererInfo, logs: State | None, resource
     if logs is not None:
         run.logger.load_meters(logs, run.agent.device)
     remove_unfinished(folder / "video")
-    remove_snapshots_after(folder, run.frame)
 
 
 def start_tracker(config: Config, folder: Path, logs: State | None, resources: ExitStack) -> Tracker | None:

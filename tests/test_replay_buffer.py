@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import replay_buffer
-from replay_buffer import NO_SKILL, Batch, ReplayBuffer, _pack, _unpack
+from replay_buffer import Batch, ReplayBuffer, _pack, _unpack
+from running.columns import NO_SKILL
 from utils import upload
 
 FRAME_SHAPE = (2, 2, 3)

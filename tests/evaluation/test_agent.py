@@ -17,7 +17,7 @@ from envs.renderer import RendererInfo
 from errors import RenderingError, UserError
 from evaluation.agent import LoadedAgent, load_agent, make_env
 from evaluation.load import load
-from replay_buffer import NO_SKILL
+from running.columns import NO_SKILL
 from tests.support.fake_env import IMAGE_SIZE
 from tests.support.runs import RENDERER, SMALL_RUN
 

@@ -24,7 +24,7 @@ from errors import RenderingError, SimulationError, WorkerError
 from evaluation.evaluate_skills import evaluate_skills
 from evaluation.play import Actions, Start, best_skill, play, start_seeds
 from logger import Episode
-from replay_buffer import NO_SKILL
+from running.columns import NO_SKILL
 from tests.support.fake_env import IMAGE_SIZE, UnevenEnv
 from video import VideoRecorder, read_video
 

@@ -112,15 +112,6 @@ def test_a_failed_evaluation_does_not_lose_the_snapshot(prepare: Prepare, monkey
     )
 
 
-def test_snapshots_beyond_the_checkpoint_are_of_another_history(prepare: Prepare) -> None:
-    lab = prepare("--snapshot_frequency 10 --num_train_steps 24", episode_length=7).play()
-    lab.run.close()
-    frames = snapshot_frames(lab.folder)
-    shutil.copy(lab.folder / "snapshots" / f"{frames[-1]}.pt", lab.folder / "snapshots" / "1000.pt")
-    prepare(f"--resume {lab.folder} --num_train_steps 25", episode_length=7)
-    assert snapshot_frames(lab.folder) == frames
-
-
 def test_weights_that_are_not_finite_are_not_kept(prepare: Prepare) -> None:
     lab = prepare("--snapshot_frequency 10")
     with torch.no_grad():

@@ -23,7 +23,8 @@ from torch.distributions.transforms import TanhTransform
 
 from diayn import DIAYNAgent
 from drq import DrQAgent, Views
-from replay_buffer import NO_SKILL, Batch
+from replay_buffer import Batch
+from running.columns import NO_SKILL
 
 
 class Encoder(nn.Module):
