@@ -341,15 +341,21 @@ def test_the_next_video_is_recorded_after_a_failure(tmp_path: Path, monkeypatch:
 
 
 def test_a_grid_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = write(tmp_path, "good", clip(3))
+    """Neither a file nor the process that writes it."""
+    good, record, frames = write(tmp_path, "good", clip(3)), VideoRecorder.record, []
     before = names(tmp_path)
 
-    def interrupted(self: VideoRecorder, frame: np.ndarray, text: object = ()) -> None:
-        raise KeyboardInterrupt
+    def interrupted(self: VideoRecorder, frame: np.ndarray) -> None:
+        if frames:
+            raise KeyboardInterrupt
+        frames.append(frame)
+        record(self, frame)
 
     monkeypatch.setattr(VideoRecorder, "record", interrupted)
+    recorder = VideoRecorder(tmp_path, FPS)
     with pytest.raises(KeyboardInterrupt):
-        VideoRecorder(tmp_path, FPS).tile("grid", [good])
+        recorder.tile("grid", [good])
+    assert not recorder.recording
     assert names(tmp_path) == before
 
 
