@@ -342,8 +342,9 @@ def test_the_next_video_is_recorded_after_a_failure(tmp_path: Path, monkeypatch:
 
 def test_a_grid_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a file nor the process that writes it."""
-    good, record, frames = write(tmp_path, "good", clip(3)), VideoRecorder.record, []
+    good, record = write(tmp_path, "good", clip(3)), VideoRecorder.record
     before = names(tmp_path)
+    frames: list[np.ndarray] = []
 
     def interrupted(self: VideoRecorder, frame: np.ndarray) -> None:
         if frames:
