@@ -21,7 +21,7 @@ from scipy import stats
 
 from config import FIELDS, Role, flags_with
 from errors import UserError, one_line, reason_of
-from evaluation.figures import NAMED_SKILLS, Axes, skill_colors
+from evaluation.figures import NAMED_SKILLS, Axes, skill_color
 from running.columns import SKILL_UPDATE_METRICS, TRAIN_COLUMNS
 from running.stored_config import CONFIG_FILE, check_folders, known_flags, real_run
 from running.tables import read_table
@@ -393,9 +393,8 @@ def draw_level(axes: Axes, height: float, text: str, style: str = "-") -> None:
 
 def draw_skill_returns(axes: Axes, run: Run) -> None:
     """Draw the return of each skill of one run, in the color that the skill has in every picture."""
-    colors = skill_colors(run.num_skills)
     for skill, table in run.skills.groupby("skill_id"):
-        look: dict[str, Any] = {"color": colors[skill % len(colors)], "ms": 2, "lw": 1}
+        look: dict[str, Any] = {"color": skill_color(skill, run.num_skills), "ms": 2, "lw": 1}
         axes.plot(table["step"], table["episode_extrinsic_reward"], "o-", label=f"{skill}", **look)
         if run.num_skills > NAMED_SKILLS:  # too many for a legend
             end = table["step"].iloc[-1], table["episode_extrinsic_reward"].iloc[-1]

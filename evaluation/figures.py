@@ -9,7 +9,6 @@ if "IPython" not in sys.modules:  # a program started by a notebook gets its bac
     os.environ["MPLBACKEND"] = "agg"
 
 import matplotlib
-import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -31,12 +30,12 @@ __all__ = [
     "Normalize",
     "ScalarMappable",
     "colormaps",
-    "skill_colors",
+    "skill_color",
 ]
 
 
-def skill_colors(count: int) -> list[tuple[float, ...]]:
-    """Return a color for each skill, which are easy to tell apart up to NAMED_SKILLS."""
+def skill_color(skill: int, count: int) -> tuple[float, ...]:
+    """Return the color of a skill of `count`. Up to NAMED_SKILLS they are easy to tell apart."""
     if count <= NAMED_SKILLS:
-        return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])  # type: ignore[attr-defined]
-    return list(map(tuple, colormaps["turbo"](np.linspace(0.0, 1.0, count))))
+        return tuple(colormaps["tab10" if count <= 10 else "tab20"](skill % count))
+    return tuple(colormaps["turbo"](skill % count / (count - 1)))

@@ -39,7 +39,7 @@ from evaluation.curves import (
     read_runs,
     training_curves,
 )
-from evaluation.figures import Axes, Figure, skill_colors
+from evaluation.figures import Axes, Figure, skill_color
 from evaluation.record import OF_EPISODES, check_episodes_alike, read_evaluation_record
 from running.atomic_files import output_folder, write_file
 from running.names import folder_name
@@ -225,10 +225,10 @@ def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
 
 def draw_reward_against_reward(axes: Axes, run: Run) -> None:
     """Draw the return of each skill of one run against its intrinsic reward, at the last evaluation."""
-    last, colors = run.skills[run.skills["step"] == run.skills["step"].max()], skill_colors(run.num_skills)
+    last = run.skills[run.skills["step"] == run.skills["step"].max()]
     for _, row in last.iterrows():
         skill, place = int(row["skill_id"]), (row["mutual_information_bound"], row["episode_extrinsic_reward"])
-        look: dict[str, Any] = {"color": colors[skill % len(colors)]}
+        look: dict[str, Any] = {"color": skill_color(skill, run.num_skills)}
         axes.scatter(*place, s=14, **look)
         axes.annotate(f"{skill}", place, xytext=(3, 3), textcoords="offset points", fontsize=7, **look)
     axes.margins(0.08)

@@ -20,7 +20,7 @@ from evaluation.figures import (
     FigureCanvasAgg,
     Normalize,
     ScalarMappable,
-    skill_colors,
+    skill_color,
 )
 from evaluation.play import Trace
 from evaluation.skill_report import EpisodesBySkill
@@ -99,8 +99,9 @@ def draw_trajectories(played: EpisodesBySkill, cell_grid: CellGrid, title: str) 
     count = 1 if is_plane else len(coordinates)
     figure = _figure(7.4, 5.6 if is_plane else 1.0 + 2.6 * count, title, right=0.9)
     canvas, panels = FigureCanvasAgg(figure), list(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0])
-    colors, first = skill_colors(len(played)), next(iter(played.values()))[0][1].positions[0]
-    for color, (skill, episodes) in zip(colors, played.items(), strict=True):
+    first = next(iter(played.values()))[0][1].positions[0]
+    for index, (skill, episodes) in enumerate(played.items()):
+        color = skill_color(index, len(played))
         for number, (_, trace) in enumerate(episodes[: max(MOST_LINES // len(played), 1)]):
             look: dict[str, Any] = {"color": color, "lw": 1.2, "alpha": 0.8, "label": None if number else f"{skill}"}
             if is_plane:

@@ -172,6 +172,7 @@ TOLERATED: dict[str, tuple[str, bytes | None]] = {
     "empty skills": ("skills.csv", b""),
     "a flag of another version": ("config.json", with_flags(xyzzy=[{}])),
     "flags are missing": ("config.json", b'{"flags": {"num_skills": 2, "env": "cartpole_swingup"}}'),
+    "more skills than memory": ("config.json", with_flags(num_skills=10**12)),
     "the same step twice": ("eval.csv", whole_run()["eval.csv"] + last_row("eval.csv")),
     "steps out of order": ("eval.csv", whole_run()["eval.csv"] + last_row("eval.csv").replace(b"1000", b"500")),
     "a byte order mark": ("eval.csv", b"\xef\xbb\xbf" + whole_run()["eval.csv"]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from envs.cells import CellGrid, Coordinate
-from evaluation.figures import NAMED_SKILLS, Axes, skill_colors
+from evaluation.figures import NAMED_SKILLS, Axes, skill_color
 from evaluation.play import Trace
 from evaluation.skill_pictures import (
     MATRIX_NUMBERS,
@@ -124,7 +124,7 @@ def moving(ends: Any, episodes: int = 1, steps: int = 50) -> Any:
 
 def places(picture: np.ndarray, skill: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and columns of the pixels in a skill's color, left of the legend and right of the names."""
-    color = 255 * np.array(skill_colors(count)[skill][:3])
+    color = 255 * np.array(skill_color(skill, count)[:3])
     shown = np.abs(picture[:, 60:620] - (0.8 * color + 0.2 * 255)).max(axis=2) < 40
     rows, columns = np.nonzero(shown)
     return rows, columns
