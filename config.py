@@ -255,6 +255,7 @@ class Config:
         "largest random shift in each direction, pixels",
         Role.AGENT,
         low=0,
+        high=4096,
         derived="round(4 image_size / 84): 4 at 84 pixels",
     )
     temperature: str = drq(
@@ -272,7 +273,11 @@ class Config:
     hidden_dim: int = drq(1024, "units in a hidden layer", Role.AGENT | Role.NETWORK, low=1)
     hidden_depth: int = drq(2, "hidden layers", Role.AGENT | Role.NETWORK, low=1, high=1000)
     log_std_bounds: tuple[float, float] = drq(
-        (-10.0, 2.0), "range of the policy's log standard deviation", Role.AGENT | Role.NETWORK
+        (-10.0, 2.0),
+        "range of the policy's log standard deviation",
+        Role.AGENT | Role.NETWORK,
+        low=-80,
+        high=80,  # exp(88.8) is infinite in float32
     )
 
     eval_frequency: int = outputs(

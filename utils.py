@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -221,6 +222,13 @@ def check_memory(needs: Mapping[str, int]) -> None:
         if needed > free:
             figures = f"needs at least {needed / 1e9:,.2f} GB, {free / 1e9:.2f} GB are free"
             raise UserError(f"{what} {figures}; choose a smaller value")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation failed, on the host or the device; torch has no exception of its own for the CPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search("out of memory|allocate memory", str(error)) is not None
+    )
 
 
 def keep_freed_memory(up_to: int = 1 << 30) -> None:

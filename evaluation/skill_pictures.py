@@ -37,6 +37,8 @@ MOST_BORDERS = 60  # borders of cells along an axis, above which none is drawn
 def headline(measures: Mapping[str, Any], episodes: int, frame: int) -> str:
     """Return a summary of an evaluation with so many episodes of each skill in two lines; see `overall`."""
     accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
+    if bound is None:  # no episode had a step
+        return caption(episodes, frame)
     skills = measures["effective_skills"]
     text = f"% of steps, accuracy {accuracy:.2f}, bound {shown_number(bound, '.2f')} nats = {skills:.1f} skills"
     return f"{caption(episodes, frame)}\n{text}"

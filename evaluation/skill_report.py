@@ -44,14 +44,14 @@ def skill_rows(played: EpisodesBySkill, cell_grid: CellGrid | None = None) -> li
 
 def _row(skill: int, played: Sequence[tuple[Episode, Trace]]) -> Row:
     episodes, traces = [episode for episode, _ in played], [trace for _, trace in played]
-    steps = max(sum(episode.length for episode in episodes), 1)
+    steps = sum(episode.length for episode in episodes)
     row: Row = {
         "skill_id": skill,
         "episodes": len(episodes),
         "episode_extrinsic_reward": np.mean([episode.extrinsic_reward for episode in episodes]),
         "episode_intrinsic_reward_sum": np.mean([episode.intrinsic_reward_sum for episode in episodes]),
     }
-    if traces[0].predicted[0] != NO_SKILL:  # there is a discriminator
+    if steps and traces[0].predicted[0] != NO_SKILL:  # there is a discriminator
         recognized = sum(episode.discriminator_accuracy * episode.length for episode in episodes)
         row["discriminator_accuracy"] = recognized / steps
         row["mutual_information_bound"] = sum(episode.intrinsic_reward_sum for episode in episodes) / steps

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -25,7 +24,15 @@ from evaluation.play import bytes_of_traces
 from networks import conv_features
 from replay_buffer import ReplayBuffer
 from running.run import Run
-from utils import Stopwatch, check_memory, free_memory, keep_freed_memory, seed_everything, seed_sequence
+from utils import (
+    Stopwatch,
+    check_memory,
+    free_memory,
+    is_out_of_memory,
+    keep_freed_memory,
+    seed_everything,
+    seed_sequence,
+)
 
 BYTES_PER_WEIGHT = 4 * (4 + 1 + 4)  # at least: of a critic and an actor with gradients and Adam's moments, and a target
 BYTES_OF_A_TRAINED_WEIGHT = 4 * 4  # with its gradient and Adam's moments
@@ -86,11 +93,12 @@ def memory_needed(config: Config, obs_shape: tuple[int, ...], steps: int) -> dic
     skills = config.num_skills if config.learns_skills else 1
     episodes = skills * config.num_eval_episodes
     members = config.discriminator_ensemble if config.learns_skills else 0
-    head = conv_features(obs_shape) * config.encoder_feature_dim  # most of a discriminator's weights
+    head = conv_features(obs_shape) * config.encoder_feature_dim  # most weights of a wide encoder or discriminator
     needs = {}
     if config.device == "cpu":  # a CUDA device reports that its memory is too small
         needs = {
             f"--hidden_dim {width}": max(config.hidden_depth - 1, 0) * width**2 * BYTES_PER_WEIGHT,
+            f"--encoder_feature_dim {config.encoder_feature_dim}": head * BYTES_PER_WEIGHT,
             f"--num_skills {config.num_skills}": config.num_skills * config.skill_embedding_dim * BYTES_PER_WEIGHT,
             f"--discriminator_ensemble {members}": members * head * BYTES_OF_A_TRAINED_WEIGHT,
             f"--batch_size {config.batch_size}": config.batch_size * pixels * BYTES_PER_PIXEL,
@@ -215,7 +223,6 @@ def out_of_memory_is_an_error(purpose: str, remedy: str = "choose a smaller size
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has no exception of its own for the CPU
-        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+        if not is_out_of_memory(error):
             raise
         raise RunError(f"there is not enough memory for {purpose}; {remedy}") from error

@@ -18,7 +18,7 @@ from running.folder import update_latest
 from running.names import frame_name
 from running.run import EpisodeInProgress, Run
 from running.snapshots import write_snapshot
-from running.state import check_losses, last_good_checkpoint, not_finite, save_checkpoint
+from running.state import check_finite, check_losses, last_good_checkpoint, not_finite, save_checkpoint
 
 
 def train(run: Run) -> None:
@@ -106,6 +106,7 @@ def take_step(run: Run, episode: EpisodeInProgress) -> None:
     run.step += 1
     with clock("log"):
         if run.step % config.log_frequency_step == 0:
+            check_finite(run)
             logger.histograms(run.agent.histograms(), run.frame)
         logger.progress(run.frame, run.seconds_of_steps if makes_updates else None)
         if terminated or truncated:

@@ -27,7 +27,7 @@ from running.snapshots import read_pretrained, snapshot_frames
 from running.state import INVALID_STATE, restore
 from running.stored_config import real_run, refuse_changes
 from running.tracker import Tracker
-from utils import Stopwatch, seed_sequence
+from utils import Stopwatch, is_out_of_memory, seed_sequence
 from video import remove_unfinished
 
 
@@ -37,6 +37,14 @@ def open_run(config: Config, renderer: RendererInfo) -> Run:
     What can fail comes first, cheap checks before expensive ones; only then is a folder made or changed.
     Raises UserError.
     """
+    try:
+        with out_of_memory_is_an_error("the run", "end other programs, or name another --device"):
+            return _open_run(config, renderer)
+    except RunError as error:
+        raise UserError(str(error)) from error
+
+
+def _open_run(config: Config, renderer: RendererInfo) -> Run:
     wanted, config = config.device, dataclasses.replace(config, device=choose_device(config.device))
     with ExitStack() as half_made, ExitStack() as resources:  # undone, and closed, if something fails
         run, logs = (build_run(config, resources), None) if config.resume is None else _resume(config, resources)
@@ -101,6 +109,8 @@ def begin_fine_tuning(config: Config, agent: DrQAgent) -> None:
     except CheckpointError as error:
         raise UserError(f"--finetune_from {folder}: {error}") from error
     except INVALID_STATE as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"--finetune_from {folder}: its networks do not fit --env {config.env}; keep its task"
         ) from error
@@ -148,9 +158,8 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
         run = build_run(config, resources)
         run.folder, run.checkpoints = folder, checkpoints
         if state is not None:
-            with out_of_memory_is_an_error("the checkpoint", "end other programs, or name another --device"):
-                restore(run, state)
-    except (CheckpointError, RenderingError, RunError) as error:
+            restore(run, state)
+    except (CheckpointError, RenderingError) as error:
         raise UserError(f"--resume {folder}: {error}") from error
     return run, state and state["logs"]
 

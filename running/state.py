@@ -16,7 +16,7 @@ from errors import CheckpointError, RenderingError, RunError
 from logger import check_state
 from running.checkpoint import State
 from running.run import EpisodeInProgress, Run
-from utils import plain, random_states, set_random_states
+from utils import is_out_of_memory, plain, random_states, set_random_states
 
 UNUSUAL = 100.0  # times the usual value
 SMALLEST_COUNTERS = {"evaluated": -1, "scheduled": -1}  # -1: no evaluation yet; others are 0 or above
@@ -101,13 +101,16 @@ def restore(run: Run, state: State) -> None:
         if state["underway"] is not None:
             run.in_progress = _replay_episode(run, state["underway"], refill)
         run.checkpointing.done(run.step, run.episode_start)
-        run.snapshots.done(run.step, run.episode_start)  # one that was due has been written before the checkpoint
+        run.snapshots.counted_from = run.episode_start  # one that was due has been written before the checkpoint
+        run.snapshots.last = run.step if state["flags"]["snapshot_frequency"] else -1
         run.env.render_seconds = float(state["render_seconds"])
         check_state(state["logs"])
         set_random_states(state["random"], run.agent.device)  # last, as the lines above may draw from them
-    except (RenderingError, torch.OutOfMemoryError):
+    except RenderingError:
         raise
     except INVALID_STATE as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"the checkpoint does not fit this version of the program ({reason})") from error
     if state["agent"]["device"] != run.agent.device.type:

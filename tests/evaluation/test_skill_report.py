@@ -153,6 +153,15 @@ def test_measures_of_all_skills_together() -> None:
     assert overall([{}])["effective_skills"] is None
 
 
+def test_a_skill_without_a_step_is_left_out_of_the_means() -> None:
+    """The physics became unstable in its first step: nothing was measured, not chance."""
+    played = {0: with_rewards([1.0] * 10), 1: with_rewards([])}
+    rows = skill_rows(played)
+    assert "mutual_information_bound" not in rows[1]
+    assert "discriminator_accuracy" not in rows[1]
+    assert overall(rows)["mutual_information_bound"] == pytest.approx(1.0)
+
+
 # -- coverage ----------------------------------------------------------------------------------------------------------
 
 GRID = CellGrid((Coordinate("x", "m", 1.0), Coordinate("y", "m", 1.0)), lambda physics: physics)

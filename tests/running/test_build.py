@@ -220,7 +220,13 @@ def test_a_replay_buffer_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> N
     make_replay_buffer(parse(f"--device cpu --replay_buffer_capacity {proposed}"), (3, 84, 84), 1)
 
 
-TOO_LARGE = ("--hidden_dim 1e6", "--num_skills 1e9", "--batch_size 1e10", "--num_eval_episodes 1e9")
+TOO_LARGE = (
+    "--hidden_dim 1e6",
+    "--encoder_feature_dim 1e8",
+    "--num_skills 1e9",
+    "--batch_size 1e10",
+    "--num_eval_episodes 1e9",
+)
 
 
 @pytest.mark.parametrize("line", [*TOO_LARGE, "--eval_workers 1e6 --num_eval_episodes 1e5"])

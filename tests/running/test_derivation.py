@@ -50,6 +50,7 @@ def test_temperature(given: dict[str, Any], expected: str) -> None:
         ({"num_skills": 0, "extrinsic_reward_coeff": 2.0}, 2.0, 0.0),
         ({"num_skills": 1, "extrinsic_reward_coeff": 1.0}, 1.0, 1.0),
         ({"num_skills": 3, "finetune_from": "a run"}, 1.0, 0.0),
+        ({"diayn_intrinsic_reward_coeff": 0.0, "disdain_coeff": 1.0, "discriminator_ensemble": 2}, 0.0, 0.0),
     ],
 )
 def test_reward_coefficients(given: dict[str, Any], extrinsic: float, intrinsic: float) -> None:

@@ -116,6 +116,24 @@ def test_what_is_known_is_printed_before_the_choice(
     ]
 
 
+@pytest.mark.parametrize("part", ["running.start.best_skill", "running.start.DrQAgent.load_pretrained"])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_lack_of_memory_is_said(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+) -> None:
+    """Neither a traceback nor, as a state that does not fit would be, the fault of the source run."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(part, fail)
+    with pytest.raises(UserError, match=r"^there is not enough memory for the run; end other programs"):
+        begin(f"--work_dir {tmp_path / 'runs'}")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_refused_before_the_choice(
     begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -554,6 +554,24 @@ def test_actions_that_are_not_finite_end_the_run(prepare: Prepare, monkeypatch: 
     assert lab.run.checkpoints.step == 10
 
 
+def test_weights_that_are_not_finite_end_the_run_before_their_histogram(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard has no histogram of them, and would raise an error of its own."""
+    lab = prepare("--log_save_tb --log_frequency_step 1 --num_seed_steps 5")
+    update = lab.run.agent.update
+
+    def diverge(*batches: Batch) -> Any:
+        metrics = update(*batches)
+        with torch.no_grad():
+            next(lab.run.agent.actor.parameters()).fill_(float("inf"))
+        return metrics
+
+    monkeypatch.setattr(lab.run.agent, "update", diverge)
+    with pytest.raises(RunError, match=r"weights became infinite or not a number by frame 24; last good checkpoint of"):
+        lab.play()
+
+
 @pytest.mark.parametrize("steps", [13, 20])
 def test_the_last_state_is_saved_once(prepare: Prepare, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Whether the budget ends within an episode or with it."""

@@ -112,6 +112,19 @@ def test_a_failed_evaluation_does_not_lose_the_snapshot(prepare: Prepare, monkey
     )
 
 
+def test_a_finished_run_gets_a_snapshot_later(prepare: Prepare) -> None:
+    """Also one that is resumed with snapshots within a run: then at the next multiple, and not where it was resumed."""
+    flags = "--num_train_steps 20 --eval_frequency 0"
+    finished, stopped = prepare(flags).play(), prepare(f"{flags} --num_train_steps 14", episode_length=7).play()
+    for lab in (finished, stopped):
+        assert not (lab.folder / "snapshots").exists()
+        lab.run.close()
+    more = "--snapshot_frequency 20 --num_train_steps"
+    assert snapshot_frames(prepare(f"--resume {finished.folder} {more} 20").play().folder) == [20 * 4]
+    resumed = prepare(f"--resume {stopped.folder} {more} 30", episode_length=7).play()
+    assert snapshot_frames(resumed.folder) == [21 * 4, 30 * 4]
+
+
 def test_weights_that_are_not_finite_are_not_kept(prepare: Prepare) -> None:
     lab = prepare("--snapshot_frequency 10")
     with torch.no_grad():

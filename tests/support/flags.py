@@ -97,7 +97,7 @@ BELOW_RANGE = {
 }
 ABOVE_RANGE = {
     **{"discount": "1.01", "critic_tau": "1.01", "image_size": "4097", "hidden_depth": "1001", "seed": str(2**64)},
-    "discriminator_ensemble": "1001",
+    **{"discriminator_ensemble": "1001", "image_pad": "4097"},
 }  # torch's generators take 64 bits
 
 DIAYN_COMMAND = (
