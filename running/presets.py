@@ -20,6 +20,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "skill_embedding_init": "orthogonal",
         "lr_discriminator": 1e-4,
         "critic_target_update_frequency": 1,
+        "temperature": "learned",
     },
 }
 BENCHMARKS = ("planet", "dreamer")
