@@ -9,6 +9,7 @@ import copy
 import gc
 import itertools
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -172,16 +173,24 @@ def assessed(agent: DrQAgent, obs: np.ndarray, skill: np.ndarray, rows: int) -> 
 def out_of_memory(setup: Setup) -> Measured:
     """A lack of device memory while a graph is recorded is reported as such."""
     agent = setup.agent(**SKILLS)
-    batch = random_batch(setup.batch_size, setup.obs_shape, ACTION_DIM, NUM_SKILLS, 0, setup.device)
-    for _ in range(4):  # reserves what warming up needs; a recording may not use it
-        agent.update(batch)
-    _, total = torch.cuda.mem_get_info()
-    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / max(total, 1))
     agent.use_cuda_graphs()
+    assert agent.graphs is not None
+    batch = random_batch(setup.batch_size, setup.obs_shape, ACTION_DIM, NUM_SKILLS, 0, setup.device)
+    warm_up, warmed = agent.graphs._warm_up, False
+
+    def warm_up_then_limit(*arguments: Any) -> Any:
+        """Leave no memory for what comes next, which is the recording."""
+        nonlocal warmed
+        results, warmed = warm_up(*arguments), True
+        _, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_allocated() / max(total, 1))
+        return results
+
     try:
-        with out_of_memory_is_an_error("an update"):
+        with patch.object(agent.graphs, "_warm_up", warm_up_then_limit), out_of_memory_is_an_error("an update"):
             agent.update(batch)
     except RunError as error:
+        require(warmed, f"before the recording: {error}")
         return {"message": str(error)}
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

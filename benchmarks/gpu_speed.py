@@ -18,6 +18,7 @@ from running.build import cuda_headroom
 from running.derivation import make_config
 from tests.support.oracle import random_batch
 
+LEAST_HIDDEN = 0.3  # share of the shorter of an environment step and an update that must overlap with the other
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.used", "--format=csv,noheader")
 
 
@@ -75,7 +76,7 @@ def speed(setup: Setup) -> Measured:
 
 
 def overlap(setup: Setup) -> Measured:
-    """Milliseconds of an environment step, of an update, and of both at once, as in the training loop."""
+    """An environment step and an update run at the same time, as in the training loop; their milliseconds."""
     choose_renderer()
     args = setup.bench_args()
     env = DMCEnv(args.env, action_repeat=4)
@@ -104,5 +105,6 @@ def overlap(setup: Setup) -> Measured:
     together = milliseconds(both, setup.device, 10 * args.steps)
     hidden = (sum(alone.values()) - together) / min(alone.values())
     env.close()
-    require(together < 1.1 * sum(alone.values()) or not setup.judged, f"{alone}, but {together:.2f} ms for both")
-    return {**alone, "both_ms": together, "hidden_share_of_the_shorter": hidden}
+    found = {**alone, "both_ms": together, "hidden_share_of_the_shorter": hidden}
+    require(hidden > LEAST_HIDDEN or not setup.judged, f"the environment and the update hardly overlap: {found}")
+    return found

@@ -15,6 +15,7 @@ IDLE = {  # functions of torch.cuda, and what they return here
     "empty_cache": None,
     "max_memory_reserved": 0,
     "mem_get_info": (0, 0),
+    "memory_allocated": 0,
     "memory_reserved": 0,
     "reset_peak_memory_stats": None,
     "set_sync_debug_mode": None,
@@ -43,10 +44,18 @@ def cuda_on_the_cpu() -> Iterator[None]:
             except torch.OutOfMemoryError:
                 raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
 
+        @contextlib.contextmanager
+        def stream(_: object) -> Iterator[None]:
+            """Warming up needs memory too."""
+            if limit < 1:
+                raise torch.OutOfMemoryError("CUDA out of memory (emulated)")
+            yield
+
         def stand_in(result: Any) -> Any:
             return lambda *_: result
 
         patch.setattr(torch.cuda, "graph", graph)
+        patch.setattr(torch.cuda, "stream", stream)
         patch.setattr(torch.cuda, "set_per_process_memory_fraction", set_limit)
         for name, result in IDLE.items():
             patch.setattr(torch.cuda, name, stand_in(result))
