@@ -101,7 +101,7 @@ def add_flags(parser: argparse.ArgumentParser, *, several: bool = False, without
         type=Path,
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help="take the settings of a run from its config.json; flags given beside it win",
+        help="take the settings of a run from its folder or config.json; flags given beside it win",
     )
 
 

@@ -306,6 +306,11 @@ def draw_effective_skills(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
 
 def draw_coverage(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
     """Draw how many cells the evaluations of groups with skills visit, and return the numbers."""
+    for group in groups:
+        episodes = {run.num_skills * (run.flags.get("num_eval_episodes") or 1) for run in group.runs}
+        if len(episodes) > 1:
+            counted = ", ".join(map(str, sorted(episodes)))
+            print(f"warning: {group.label}: coverage is a mean over cells of {counted} episodes", file=sys.stderr)
     numbers = draw_curves(axes, groups, "cells_visited", "coverage: cells visited by all skills", unit="cells")
     axes.set_ylim(bottom=0.0)
     return numbers

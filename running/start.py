@@ -159,6 +159,11 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
         run.folder, run.checkpoints = folder, checkpoints
         if state is not None:
             restore(run, state)
+            if run.step > config.num_train_steps:
+                raise UserError(
+                    f"--num_train_steps {config.num_train_steps} is less than the {run.step} agent steps that {folder} "
+                    "has made; give a larger budget"
+                )
     except (CheckpointError, RenderingError) as error:
         raise UserError(f"--resume {folder}: {error}") from error
     return run, state and state["logs"]

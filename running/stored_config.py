@@ -135,7 +135,8 @@ def with_template(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def template(path: Path) -> dict[str, Any]:
-    """Return the settings in a config.json that another run can start from. Raises UserError."""
+    """Return the settings of a run for another to start from, given its folder or config.json. Raises UserError."""
+    path = path / CONFIG_FILE if path.is_dir() else path
     stored = read_flags(path.parent, "config", path.name)
     if stored.get("finetune_from"):
         raise UserError(f"--config {path}: a fine-tuned run cannot be a template; name the run it started from")
@@ -196,7 +197,7 @@ def read_record(path: Path, place: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror}; name a run's") from error
+        raise UserError(f"{place} cannot be read: {error.strerror}; name a run's folder") from error
     except (ValueError, RecursionError):
         raise UserError(f"{place} is damaged, or not a run's; restore its text, or start a new run") from None
     return record if isinstance(record, dict) else {}

@@ -381,6 +381,17 @@ def summary(folder: Path, *rows: tuple[str, int, int, float, int | None]) -> Pat
     return folder
 
 
+def test_coverage_of_different_numbers_of_episodes(
+    make_run: MakeRun, tmp_path: Path, figures: list[Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It grows with them, so that their mean says little."""
+    for seed, episodes in ((1, 1), (2, 2)):
+        run = make_run(f"s{seed}", [1.0, 2.0], num_skills=3, seed=seed, num_eval_episodes=episodes)
+        pd.read_csv(run / "eval.csv").assign(cells_visited=5).to_csv(run / "eval.csv", index=False)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "coverage is a mean over cells of 3, 6 episodes" in capsys.readouterr().err
+
+
 def test_levels_of_controls(
     make_run: MakeRun, tmp_path: Path, figures: list[Figure], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from errors import UserError
 from running import loop
 from running.loop import train
 from running.run import Run
@@ -188,6 +189,16 @@ def test_the_folder_has_the_same_name(
     monkeypatch.chdir(again.folder)
     again.close()
     assert start(resume=Path(".")).folder == tmp_path / again.folder, "the working folder itself would have no name"
+
+
+def test_a_budget_that_is_used_up_is_refused(start: Start) -> None:
+    """The record of the run keeps its budget."""
+    run = played(start("--num_train_steps 20"))
+    run.close()
+    before = (run.folder / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"^--num_train_steps 12 is less than the 20 agent steps that .* has made"):
+        start("--num_train_steps 12", resume=run.folder)
+    assert (run.folder / "config.json").read_bytes() == before
 
 
 def test_a_finished_run_has_nothing_left_to_do(start: Start) -> None:

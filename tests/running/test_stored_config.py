@@ -254,6 +254,7 @@ def test_a_template_gives_the_settings(pretrained: Path, capsys: pytest.CaptureF
     config = train.parse_args(["--config", file])
     assert (config.hidden_dim, config.num_skills, config.num_train_steps) == (16, 4, 40)
     assert config.run_name is None
+    assert train.parse_args(["--config", str(pretrained)]) == config
     assert train.parse_args(["--config", file, "--hidden_dim", "8", "--num_train_frames", "30"]).num_train_steps == 10
     assert train.parse_args(["--config", file, "--hidden_dim", "8"]).hidden_dim == 8
     for line in (["--config", "nowhere.json"], ["--config", file, "--resume", str(pretrained)]):
