@@ -57,7 +57,8 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
         action_repeat: int = 1,
     ) -> None:
         if action_repeat > frame_limit:
-            raise TaskError(f"an episode has {frame_limit:.0f} frames; give an --action_repeat of at most that")
+            frames = f"an episode has {frame_limit:.0f} frames, and an action {action_repeat} (--action_repeat)"
+            raise TaskError(f"{frames}; give a smaller one or, if the task allows it, a larger --time_limit")
         self._low, self._high = low, high
         self._image_size, self._action_repeat = image_size, action_repeat
         self.frame_limit = frame_limit

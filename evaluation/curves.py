@@ -175,6 +175,7 @@ def read_begun_run(folder: Path) -> Run:
     try:
         flags = known_flags(folder / CONFIG_FILE)
     except FileNotFoundError:  # only the CSV files were kept
+        print(f"warning: {folder} has no {CONFIG_FILE}: it is taken for plain DrQ with seed 0", file=sys.stderr)
         flags = {}
     run = Run(folder, flags.get("env", folder.parent.name), flags.get("seed", 0), flags, pd.DataFrame(), pd.DataFrame())
     numbers = (*EVAL_NUMBERS, *(EVAL_MEASURES if run.num_skills else ()))

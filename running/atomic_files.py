@@ -115,7 +115,8 @@ def output_folder(out: Path) -> Iterator[None]:
         place = Path(str(error.filename))
         if not (place.is_relative_to(out) or out.is_relative_to(place)):  # nothing that was written
             raise
-        raise UserError(f"{reason_of(error)}; free space, or name another folder with --out") from error
+        remedy = f"{'free space, or ' if disk_is_full(error) else ''}name another folder with --out"
+        raise UserError(f"{reason_of(error)}; {remedy}") from error
 
 
 @contextmanager
@@ -156,4 +157,10 @@ def in_use(folder: Path) -> bool:
 
 def no_room(work_dir: object, error: OSError) -> UserError:
     """Return the error to raise if nothing can be written to --work_dir."""
-    return UserError(f"--work_dir {work_dir}: {error.strerror or error}; name a folder on a disk with free space")
+    remedy = "on a disk with free space" if disk_is_full(error) else "that can be written"
+    return UserError(f"--work_dir {work_dir}: {error.strerror or error}; name a folder {remedy}")
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Return whether an error says that there is no more space on the disk for this user."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -146,7 +146,8 @@ def choose_device(wanted: str | None) -> str:
     if wanted != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= int(wanted.partition(":")[2] or 0):
-            raise UserError(f"--device {wanted}: CUDA devices found here: {count}; use --device cpu or another index")
+            remedy = f"use --device cpu{' or another index' if count else ''}"
+            raise UserError(f"--device {wanted}: CUDA devices found here: {count}; {remedy}")
         torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions use by default
     if ":" in wanted:
         torch.cuda.set_device(wanted)  # graphs and streams are created on the current device

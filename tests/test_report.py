@@ -279,7 +279,9 @@ def test_settings_and_weights_alone(tmp_path: Path) -> None:
 def test_tables_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "drq", 0)
     (run / "config.json").unlink()
-    text = text_of(page_of(run, out=tmp_path / "page.html"))
+    warning = f"warning: {run} has no config.json: it is taken for plain DrQ with seed 0"
+    assert make(run, "--out", tmp_path / "page.html") == Answer(0, [warning])
+    text = text_of((tmp_path / "page.html").read_text())
     assert "Return 300.0" in text
     assert "there is no config.json" in text
 

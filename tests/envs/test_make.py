@@ -63,7 +63,7 @@ def test_the_floor_of_a_walking_body() -> None:
         ),
         (
             {"time_limit": 20, "action_repeat": 10**9},
-            r"--env: an episode has 20 frames; give an --action_repeat of at most that",
+            r"--env: an episode has 20 frames, and an action \d+ \(--action_repeat\); give a smaller one",
         ),
         ({"env": "lqr_lqr_2_1"}, r"--env lqr_lqr_2_1 has no time limit of its own; give --time_limit"),
         (
