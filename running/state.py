@@ -102,7 +102,7 @@ def restore(run: Run, state: State) -> None:
             run.in_progress = _replay_episode(run, state["underway"], refill)
         run.checkpointing.done(run.step, run.episode_start)
         run.snapshots.counted_from = run.episode_start  # one that was due has been written before the checkpoint
-        run.snapshots.last = run.step if state["flags"]["snapshot_frequency"] else -1
+        run.snapshots.last = run.step if state["flags"].get("snapshot_frequency") else -1  # older runs lack the flag
         run.env.render_seconds = float(state["render_seconds"])
         check_state(state["logs"])
         set_random_states(state["random"], run.agent.device)  # last, as the lines above may draw from them

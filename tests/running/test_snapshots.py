@@ -21,6 +21,7 @@ from evaluation.load import load
 from evaluation.over_snapshots import draw_measures
 from evaluation.record import read_evaluation_record
 from running import loop
+from running.checkpoint import Checkpoints
 from running.run import Run
 from running.snapshots import snapshot_frames
 from tests.support.labs import Prepare
@@ -123,6 +124,20 @@ def test_a_finished_run_gets_a_snapshot_later(prepare: Prepare) -> None:
     assert snapshot_frames(prepare(f"--resume {finished.folder} {more} 20").play().folder) == [20 * 4]
     resumed = prepare(f"--resume {stopped.folder} {more} 30", episode_length=7).play()
     assert snapshot_frames(resumed.folder) == [21 * 4, 30 * 4]
+
+
+def test_a_run_of_before_there_were_snapshots_is_resumed(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, read = prepare("--num_train_steps 20").play(), Checkpoints.read
+    lab.run.close()
+
+    def older(checkpoints: Checkpoints) -> Any:
+        state = read(checkpoints)
+        assert state is not None
+        del state["flags"]["snapshot_frequency"]
+        return state
+
+    monkeypatch.setattr(Checkpoints, "read", older)
+    assert prepare(f"--resume {lab.folder}").run.snapshots.last == -1
 
 
 def test_weights_that_are_not_finite_are_not_kept(prepare: Prepare) -> None:
