@@ -47,35 +47,42 @@ def graphs(setup: Setup) -> Measured:
             flags = {**AGENTS[name], "precision": precision, "actor_update_frequency": frequency}
             direct, graphed = setup.agent(**flags), setup.agent(**flags)
             graphed.use_cuda_graphs()
-            compare(setup, direct, graphed, first)
+            compare(setup, direct, graphed, first, window="discriminator_window" in flags)
         del direct, graphed
         gc.collect()
         torch.cuda.empty_cache()  # each agent had a memory pool of its own
     return {"cases": len(cases)}
 
 
-def compare(setup: Setup, direct: DrQAgent, graphed: DrQAgent, first: int) -> None:
-    """Give both agents the same batches and assert that they stay equal. `first` is the number of the first update."""
+def compare(setup: Setup, direct: DrQAgent, graphed: DrQAgent, first: int, *, window: bool) -> None:
+    """Give both agents the same batches and assert that they stay equal.
+
+    `first` is the number of the first update. With `window`, the discriminator has a batch of its own.
+    """
+
+    def make_batch(size: int, seed: int) -> Batch:
+        return random_batch(size, setup.obs_shape, ACTION_DIM, NUM_SKILLS, seed, setup.device)
+
     agents = (direct, graphed)
     for agent in agents:
         agent.num_updates = first
     for number, size in enumerate([setup.batch_size] * 6 + [setup.odd_size] * 2 + [setup.batch_size]):
-        batch = random_batch(size, setup.obs_shape, ACTION_DIM, NUM_SKILLS, number, setup.device)
+        batches = [make_batch(size, seed) for seed in ((number, 100 + number) if window else (number,))]
         with named(f"update {number}"):
-            assert_equal(*(outputs(agent, batch) for agent in agents))
+            assert_equal(*(outputs(agent, *batches) for agent in agents))
         if number == 3:
             state = copy.deepcopy(direct.state_dict())
     assert_equal(*(learned(agent) for agent in agents))
     with named("after loading a state"):
         for agent in agents:
             agent.load_state_dict(state)
-            agent.update(batch)
+            agent.update(*batches)
         assert_equal(*(learned(agent) for agent in agents))
 
 
-def outputs(agent: DrQAgent, batch: Batch) -> dict[str, Any]:
+def outputs(agent: DrQAgent, batch: Batch, *recent: Batch) -> dict[str, Any]:
     """Update the agent and return what it gives out: metrics, gradients and weights, an action, an assessment."""
-    metrics = agent.update(batch)
+    metrics = agent.update(batch, *recent)
     obs, skill = batch.obs.cpu().numpy(), batch.skill.cpu().numpy()
     rows = len(obs) // 2
     return {

@@ -25,6 +25,13 @@ AGENTS: dict[str, dict[str, Any]] = {
     "DIAYN, shared convolutions": {**SKILLS, "discriminator_encoder": "shared"},
     "DIAYN, separate convolutions": {**SKILLS, "discriminator_encoder": "separate"},
     "DIAYN, one-hot skills": {**SKILLS, "skill_embedding_dim": 0, "intrinsic_reward_from": "before"},
+    "DIAYN, all options": {
+        **SKILLS,
+        "discriminator_ensemble": 3,
+        "disdain_coeff": 1.0,
+        "discriminator_window": 1000,
+        "temperature": "learned",
+    },
 }
 
 assert_equal = partial(torch.testing.assert_close, rtol=0.0, atol=0.0)  # to the bit
