@@ -26,6 +26,7 @@ from running.signals import StopRequest
 from running.stored_config import real_run
 
 LARGEST_PICTURE = 4096  # pixels, as of --image_size
+FEWEST_REFIT = 3  # episodes of a skill for --refit: one each for training, validation and test
 UNREAD = {  # flags that have no effect beside another
     "imitate": ("save_trajectories", "skills", "episodes", "sample", "controls", "refit"),
     "skill_schedule": ("save_trajectories", "skills", "sample", "controls", "refit"),
@@ -60,8 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_run(args: argparse.Namespace) -> None:
     """Raise UserError if there is no such run, or it lacks skills that flags name, as far as its config.json says."""
-    if not os.path.exists(real_run(args.run)):
-        raise UserError(f"there is no {args.run}; name a run's folder, its snapshots or snapshots/N.pt")
+    place, remedy = real_run(args.run), "name a run's folder, its snapshots or snapshots/N.pt"
+    if not os.path.exists(place):
+        raise UserError(f"there is no {args.run}; {remedy}")
+    if place.suffix != ".pt" and place.is_file():
+        raise UserError(f"{args.run} is not a checkpoint; {remedy}")
     known = stored_skills(args.run)
     if known is not None and args.skill_schedule is not None:
         parse_schedule(args.skill_schedule, known)
@@ -137,22 +141,19 @@ def _seed(text: str) -> int:
     return number
 
 
-def _positive(text: str, most: int = 999_999) -> int:
+def _positive(text: str, *, least: int = 1, most: int = 999_999) -> int:
     number = integer(text)
-    if not 0 < number <= most:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {most}; got {text}")
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"must be from {least} to {most}; got {text}")
     return number
 
 
 def _pixels(text: str) -> int:
-    return _positive(text, LARGEST_PICTURE)
+    return _positive(text, most=LARGEST_PICTURE)
 
 
 def _refit(text: str) -> int:
-    number = _positive(text)
-    if number < 3:
-        raise argparse.ArgumentTypeError(f"must be at least 3, for training, choice and test; got {text}")
-    return number
+    return _positive(text, least=FEWEST_REFIT)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ SYNONYMS = {
 }
 
 
+MAY_BE_EMPTY = ("--notes",)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line and which reads -1e1 as a number."""
 
@@ -50,7 +53,7 @@ class Parser(argparse.ArgumentParser):
             dashes, name, assigned = unknown.groups()
             meant = self._known_flag(name)
             if meant is None:
-                message += "; see --help"
+                message += "; see --help" if dashes else "; write a list as 3,7 and quote blanks; see --help"
             else:
                 message += f"; write --{meant} VALUE" if assigned and not dashes else f"; did you mean --{meant}?"
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
@@ -61,9 +64,13 @@ class Parser(argparse.ArgumentParser):
         except OSError as error:
             self.error(f"the working folder cannot be used ({error.strerror}); change to one that exists")
         words = sys.argv[1:] if args is None else list(args)
-        for word in words:  # argparse would pass on an empty list as the value
-            if re.fullmatch(r"--?[\w-]+=--", word):
+        for before, word in zip(["", *words], words, strict=False):
+            if re.fullmatch(r"--?[\w-]+=--", word):  # argparse would pass on an empty list as the value
                 self.error(f"argument {word.removesuffix('=--')}: -- is not a value")
+            flag = word.removesuffix("=") if re.fullmatch(r"--?[\w-]+=", word) else before if not word else None
+            if flag is not None and flag not in MAY_BE_EMPTY:  # an empty path would be the working folder
+                named = f"argument {flag}: the value" if flag.startswith("-") else "an argument"
+                self.error(f"{named} is empty; is a variable of the shell not set?")
         return super().parse_known_args(words, namespace)
 
     def _known_flag(self, name: str) -> str | None:

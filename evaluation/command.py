@@ -72,7 +72,10 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
     with output_folder(out), out_of_memory_is_an_error("evaluating", remedy):
         if (out / CONFIG_FILE).exists():
             raise UserError(f"--out {out} is a run's folder, whose files would be replaced; name another")
-        before = times_of_files(out) if (out / RECORD_FILE).exists() else {}  # of an earlier evaluation, and no other
+        before = times_of_files(out)
+        if args.out is not None and before and not (out / RECORD_FILE).exists():
+            others = f"{min(before).name}, which may be yours: it has no {RECORD_FILE} of an evaluation beside it"
+            raise UserError(f"--out {out} holds {others}; name another folder")
         if every_snapshot:
             first = play_snapshots(place, args, out, renderer)
         elif args.imitate is not None:

@@ -138,8 +138,8 @@ def read_runs(
             left_out.append(reason_of(error))
     if not runs:
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
-        reasons = "".join(f": {reason}{more}" for reason in left_out[:1])
-        raise UserError(f"no {what} in {', '.join(map(str, places))}{reasons}; name a run's folder, or one above it")
+        why = f": {left_out[0]}{more}" if left_out else "; name a run's folder, or one above it"
+        raise UserError(f"no {what} in {', '.join(map(str, places))}{why}")
     return runs, left_out
 
 

@@ -29,7 +29,7 @@ from logger import Row
 from networks import Encoder, mlp, weight_init
 from utils import free_memory, make_adam, minimize, seed_everything, seed_sequence, to_device
 
-FEWEST = 3  # episodes of a skill: one each for training, validation and test
+FEWEST = 3  # episodes of a skill, as in evaluate.py: one each for training, validation and test
 VALIDATION_SHARE, TEST_SHARE = 0.2, 0.3  # of the starts; the others are for training
 LR = 1e-3
 UPDATES = {"pixels": 1500, "states": 3000}  # of a discriminator

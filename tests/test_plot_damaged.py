@@ -133,6 +133,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     assert (answer.code, len(answer.lines)) == (2, 1)
     assert answer.lines[0].startswith("plot.py: error: no evaluations in ")
     assert str(folder / name) in answer.lines[0]
+    assert "name a run's folder" not in answer.lines[0]
     assert len(answer.lines[0]) < 1000
     assert not drawn(folder.parent)
 

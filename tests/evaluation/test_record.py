@@ -52,10 +52,12 @@ def test_files_of_an_earlier_evaluation_do_not_stay(run_evaluate: Callable[[str]
     }
 
 
-def test_files_of_other_programs_stay(run_evaluate: Callable[[str], Path], tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "refit.csv").write_text("mine")
-    assert (run_evaluate("--no_video --skills 1") / "refit.csv").read_text() == "mine"
+def test_files_of_others_stay(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that holds a file of the same name, and no record of an evaluation, is refused."""
+    (tmp_path / "skills.csv").write_text("mine")
+    assert evaluate.main([str(pretrained), "--no_video", "--skills", "1", "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path} holds skills.csv, which may be yours" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("skills.csv", "mine")]
 
 
 def test_the_runs_own_length_is_no_other_length(run_evaluate: Callable[[str], Path]) -> None:
