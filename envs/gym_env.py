@@ -132,6 +132,14 @@ class GymPixelEnv(PixelEnv):
         return cv2.resize(self._picture(), (width, height), interpolation=cv2.INTER_AREA)
 
     def _picture(self) -> np.ndarray:
+        """Return what the environment renders, uint8 RGB (H, W, 3). Raises ValueError if it is something else.
+
+        Gymnasium makes a MuJoCo viewer's OpenGL context current only when it makes the viewer. Once another viewer was
+        made or closed, the picture would be black or of another model.
+        """
+        viewer = getattr(getattr(self._env.unwrapped, "mujoco_renderer", None), "viewer", None)
+        if viewer is not None:
+            viewer.make_context_current()
         picture = np.asarray(self._env.render())
         if picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
             raise ValueError(f"render() returned an array of shape {picture.shape}, not an RGB picture (H, W, 3)")

@@ -412,3 +412,16 @@ def test_a_module_that_cannot_be_imported(
     monkeypatch.delitem(sys.modules, "broken_environment", raising=False)
     with pytest.raises(TaskError, match="gymnasium cannot make 'broken_environment:X-v0': "):
         make_env("broken_environment:X-v0")
+
+
+def test_other_environments_do_not_change_pictures(make_env: MakeEnv) -> None:
+    """Neither one that is closed, as gymnasium's AsyncVectorEnv makes one, nor one of another model."""
+    env = make_env(image_size=32)
+    env.reset(seed=1)
+    expected = env.render(32, 32)
+    GymPixelEnv(TASK, image_size=32).close()
+    np.testing.assert_array_equal(env.render(32, 32), expected)
+    other = make_env("InvertedDoublePendulum-v5", image_size=32)
+    other.reset(seed=1)
+    np.testing.assert_array_equal(env.render(32, 32), expected)
+    assert (other.render(32, 32) != expected).any()
