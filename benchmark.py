@@ -21,7 +21,7 @@ from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
 from envs.tasks import check_task
-from errors import RenderingError, RunError, TaskError, UserError, one_line, reason_of
+from errors import EnvError, RenderingError, RunError, TaskError, UserError, one_line, reason_of
 from running.atomic_files import check_file, output_folder, write_file
 from running.derivation import make_config
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmark.py: stopped", file=sys.stderr)
         return 130
-    except (UserError, OSError, RenderingError, RunError, TaskError) as error:
+    except (UserError, OSError, EnvError, RenderingError, RunError, TaskError) as error:
         flag = "--env: " if isinstance(error, TaskError) else ""
         print(f"benchmark.py: error: {flag}{one_line(reason_of(error))}", file=sys.stderr)
         return 2

@@ -42,6 +42,10 @@ class SimulationError(RuntimeError):
     """The physics became unstable, so the episode cannot continue."""
 
 
+class EnvError(RuntimeError):
+    """An environment that others wrote raised an exception in its reset or step."""
+
+
 class WorkerError(RuntimeError):
     """A process that plays evaluation episodes has died."""
 

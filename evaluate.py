@@ -20,7 +20,7 @@ from console.arguments import Parser, integer
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
-from errors import RenderingError, RunError, SimulationError, UserError, one_line, reason_of
+from errors import EnvError, RenderingError, RunError, SimulationError, UserError, one_line, reason_of
 from evaluation.chosen_skills import parse_schedule, parse_skills, stored_skills
 from running.signals import StopRequest
 from running.stored_config import real_run
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("evaluate.py: stopped", file=sys.stderr)
         return stop.exit_code
-    except (UserError, OSError, RenderingError, RunError, SimulationError) as error:
+    except (UserError, OSError, EnvError, RenderingError, RunError, SimulationError) as error:
         print(f"evaluate.py: error: {one_line(reason_of(error))}", file=sys.stderr)
         return 2
     return 0

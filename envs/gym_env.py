@@ -12,8 +12,8 @@ import math
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import cv2
@@ -22,7 +22,7 @@ import numpy as np
 
 from envs.pixel_env import PixelEnv
 from envs.renderer import may_draw
-from errors import SimulationError, TaskError, one_line
+from errors import EnvError, SimulationError, TaskError, one_line
 
 DEFAULT_FPS = 30.0  # of an environment that does not say how fast its frames follow each other
 UNBOUNDED = 1e10  # a larger action bound is none: scaled to it, no action would be sensible
@@ -44,6 +44,7 @@ class GymPixelEnv(PixelEnv):
     """
 
     def __init__(self, name: str, *, time_limit: int | None = None, **pixels: int) -> None:
+        self._name = name
         settings: dict[str, Any] = {"render_mode": "rgb_array", "max_episode_steps": time_limit}
         try:
             with warnings.catch_warnings():
@@ -102,7 +103,7 @@ class GymPixelEnv(PixelEnv):
             attempt = "draw itself"
             self._picture()
             attempt = "be stepped"
-            self._advance(control)
+            self._step(control)
         except (Exception, SystemExit) as error:
             raise TaskError(f"{name!r} cannot {attempt}: {_reason(error)}") from error
 
@@ -116,9 +117,24 @@ class GymPixelEnv(PixelEnv):
         self._env.close()
 
     def _restart(self, seed: int | None) -> None:
-        self._env.reset(seed=None if seed is None else seed % 2**31)
+        with self._exceptions_named("reset()"):
+            self._env.reset(seed=None if seed is None else seed % 2**31)
 
     def _advance(self, control: np.ndarray) -> tuple[float, bool, bool]:
+        with self._exceptions_named("step()"):
+            return self._step(control)
+
+    @contextmanager
+    def _exceptions_named(self, method: str) -> Iterator[None]:
+        """Raise EnvError for whatever the environment raises."""
+        try:
+            yield
+        except SimulationError:
+            raise
+        except Exception as error:
+            raise EnvError(f"{self._name!r}: {method} raised {type(error).__name__}: {_reason(error)}") from error
+
+    def _step(self, control: np.ndarray) -> tuple[float, bool, bool]:
         _, reward, terminated, truncated, _ = self._env.step(control.astype(self._env.action_space.dtype))
         rewards = np.asarray(reward)  # some environments return an array of one number
         if rewards.size != 1:

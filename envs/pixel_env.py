@@ -115,7 +115,10 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
         return np.concatenate(list(self._frames)), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold `action` for the action repeat or until the episode ends. Raises SimulationError, RenderingError."""
+        """Hold `action` for the action repeat or until the episode ends.
+
+        Raises SimulationError, RenderingError, EnvError.
+        """
         unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
         control = self._low + unit * (self._high - self._low)
         total, terminated, truncated = 0.0, False, False

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import RenderingError, RunError, SimulationError, StopError, WorkerError
+from errors import EnvError, RenderingError, RunError, SimulationError, StopError, WorkerError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import skill_name, start_seeds, steps_to_play
 from logger import Episode
@@ -33,7 +33,7 @@ def train(run: Run) -> None:
 
 
 def _train(run: Run) -> None:
-    failure: RenderingError | WorkerError | None = None
+    failure: EnvError | RenderingError | WorkerError | None = None
     while failure is None:
         try:
             if run.snapshot_is_due:  # before the evaluation, which may fail
@@ -46,7 +46,7 @@ def _train(run: Run) -> None:
             if run.finished or run.stopped:
                 break
             train_episode(run)
-        except (RenderingError, WorkerError) as error:
+        except (EnvError, RenderingError, WorkerError) as error:
             failure = error
     if run.saved != run.position:
         save_checkpoint(run)
@@ -91,7 +91,7 @@ def take_step(run: Run, episode: EpisodeInProgress) -> None:
     """
     config, logger, clock = run.config, run.logger, run.stopwatch
     makes_updates = run.update_is_due
-    if episode.pending_action is None:  # else the run stopped after choosing it, because rendering failed
+    if episode.pending_action is None:  # else the run stopped after choosing it, because rendering or the environment failed
         episode.pending_action = act_and_update(run, episode)
     try:
         with clock("environment"):
@@ -174,7 +174,7 @@ def evaluate(run: Run) -> None:
     """Evaluate every skill with the deterministic policy from the same starts, and log the result.
 
     The starts depend only on the run's seed and step, and training is not affected. If a signal asks the run to stop,
-    nothing is logged and the evaluation stays due. Raises RenderingError, WorkerError.
+    nothing is logged and the evaluation stays due. Raises EnvError, RenderingError, WorkerError.
     """
     config, frame, step, began = run.config, run.frame, 0, time.monotonic()
     skills = run.agent.skills()

@@ -11,7 +11,7 @@ from config import Config
 from console.numbers import shown_number
 from drq import DrQAgent
 from envs.renderer import RendererInfo
-from errors import CheckpointError, LogError, RenderingError, RunError, UserError, WorkerError, reason_of
+from errors import CheckpointError, EnvError, LogError, RenderingError, RunError, UserError, WorkerError, reason_of
 from evaluation.play import best_skill, steps_to_play
 from logger import Logger, check_logs
 from running.atomic_files import check_file, check_folder, locked, no_room
@@ -131,7 +131,7 @@ def choose_skill(run: Run) -> None:
     try:
         with ProgressBar(steps_at_most, unit="steps", what="choosing") as bar:
             agent.skill, returns, steps = best_skill(agent, eval_envs, skills, seeds, between_steps=bar.advance)
-    except (RenderingError, WorkerError) as error:
+    except (EnvError, RenderingError, WorkerError) as error:
         raise UserError(str(error)) from error
     run.frames_before, run.stopwatch = steps * config.action_repeat, Stopwatch()
     shown = ", ".join(f"{skill}: {shown_number(value, '.1f')}" for skill, value in returns.items())
@@ -164,7 +164,7 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
                     f"--num_train_steps {config.num_train_steps} is less than the {run.step} agent steps that {folder} "
                     "has made; give a larger budget"
                 )
-    except (CheckpointError, RenderingError) as error:
+    except (CheckpointError, EnvError, RenderingError) as error:
         raise UserError(f"--resume {folder}: {error}") from error
     return run, state and state["logs"]
 

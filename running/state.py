@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from config import MAX_INTEGER, Config
-from errors import CheckpointError, RenderingError, RunError
+from errors import CheckpointError, EnvError, RenderingError, RunError
 from logger import check_state
 from running.checkpoint import State
 from running.run import EpisodeInProgress, Run
@@ -85,7 +85,7 @@ def read_counters(state: State) -> dict[str, int]:
 
 
 def restore(run: Run, state: State) -> None:
-    """Set a newly built run to a state that `state_of` returned. Raises CheckpointError, RenderingError."""
+    """Set a newly built run to a state that `state_of` returned. Raises CheckpointError, EnvError, RenderingError."""
     try:
         counters = read_counters(state)
         run.frames_before, run.step, run.episode = (counters[name] for name in ("frames_before", "step", "episode"))
@@ -106,7 +106,7 @@ def restore(run: Run, state: State) -> None:
         run.env.render_seconds = float(state["render_seconds"])
         check_state(state["logs"])
         set_random_states(state["random"], run.agent.device)  # last, as the lines above may draw from them
-    except RenderingError:
+    except (EnvError, RenderingError):
         raise
     except INVALID_STATE as error:
         if is_out_of_memory(error):
