@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ OF_SKILLS = frozenset(EVAL_SKILL_COLUMNS) - {"cells_visited"}  # measures that e
 def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
     """Evaluate a run as the flags of evaluate.py say.
 
-    Raises UserError, OSError, RenderingError, RunError, SimulationError.
+    Raises UserError, OSError, EnvError, RenderingError, RunError, SimulationError.
 
     Args:
         renderer: for the record.
@@ -76,24 +77,24 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
         if args.out is not None and before and not (out / RECORD_FILE).exists():
             others = f"{min(before).name}, which may be yours: it has no {RECORD_FILE} of an evaluation beside it"
             raise UserError(f"--out {out} holds {others}; name another folder")
-        if every_snapshot:
-            first = play_snapshots(place, args, out, renderer)
-        elif args.imitate is not None:
-            first = imitate(loaded, args, out)
-        elif args.skill_schedule is not None:
-            first = play_schedule(
-                loaded,
-                args.skill_schedule,
-                episodes=args.episodes,
-                seed=args.seed,
-                video_folder=None if args.no_video else out,
-                video_size=args.video_size,
-            )
-        else:
-            first = play_skills(loaded, args, out).video
-        remove_other_files(out, before)
         source = loaded.label / SNAPSHOT_FOLDER if every_snapshot else loaded.source
-        write_file(out / RECORD_FILE, record_of(loaded, source, args, renderer))
+        with recorded(out, before, record_of(loaded, source, args, renderer)):
+            if every_snapshot:
+                first = play_snapshots(place, args, out, renderer)
+            elif args.imitate is not None:
+                first = imitate(loaded, args, out)
+            elif args.skill_schedule is not None:
+                first = play_schedule(
+                    loaded,
+                    args.skill_schedule,
+                    episodes=args.episodes,
+                    seed=args.seed,
+                    video_folder=None if args.no_video else out,
+                    video_size=args.video_size,
+                )
+            else:
+                first = play_skills(loaded, args, out).video
+            remove_other_files(out, before)
     print(f"outputs: {out}")
     if first is not None:
         print(f"open first: {first}")
@@ -102,6 +103,25 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
 def times_of_files(out: Path) -> dict[Path, int]:
     """Return when each file that an evaluation may have written into the folder was last written, in nanoseconds."""
     return {path: path.stat().st_mtime_ns for path in out.iterdir() if WRITTEN.fullmatch(path.name) and path.is_file()}
+
+
+@contextmanager
+def recorded(out: Path, before: Mapping[Path, int], record: bytes) -> Iterator[None]:
+    """Write evaluation.json, and take it back if the block fails before it has written a file.
+
+    It is there from the start, so that the folder of an evaluation that was interrupted is known as such and can be
+    written again.
+    """
+    path = out / RECORD_FILE
+    earlier = path.read_bytes() if path.exists() else None
+    write_file(path, record)
+    try:
+        yield
+    except BaseException:
+        if times_of_files(out) == before:
+            with suppress(OSError):
+                path.unlink() if earlier is None else write_file(path, earlier)
+        raise
 
 
 def remove_other_files(out: Path, before: Mapping[Path, int]) -> None:

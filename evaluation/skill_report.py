@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -127,8 +127,9 @@ def state_distances(episodes: Mapping[int, Sequence[np.ndarray]]) -> tuple[dict[
 
     `episodes` are the states `(N, D)` of each episode of each skill. A distance is a mean over pairs of states. Each
     dimension is divided by its standard deviation over all skills, and the distance of a pair is the root mean square
-    over dimensions. Pairs within a skill are of states from different episodes, because states of one episode are close
-    under any policy; a skill with one episode has no such distance. For skills that behave alike, both are equal.
+    over dimensions. Pairs are of states from different starts, because states from one start are close under any
+    policy; the n-th episodes of all skills have the same start. For skills that behave alike, both are equal. If no
+    skill has two episodes, there is no distance within, and those between are of the same start.
     """
     if len(episodes) < 2 or not all(episodes.values()):
         return {}, {}
@@ -139,13 +140,23 @@ def state_distances(episodes: Mapping[int, Sequence[np.ndarray]]) -> tuple[dict[
     scale = spread[moving] * np.sqrt(moving.sum())
     scaled = {skill: [states[:, moving] / scale for states in own] for skill, own in episodes.items()}
     within, between = {}, {}
+    one_start = all(len(own) == 1 for own in scaled.values())
     for skill, own in scaled.items():
-        others = [states for other, theirs in scaled.items() if other != skill for states in theirs]
-        between[skill] = float(cdist(np.concatenate(own), np.concatenate(others)).mean())
-        pairs = [cdist(one, another).ravel() for one, another in combinations(own, 2)]
-        if pairs:
-            within[skill] = float(np.concatenate(pairs).mean())
+        between[skill] = _mean_distance(
+            (one, another)
+            for other, theirs in scaled.items()
+            if other != skill
+            for (i, one), (j, another) in product(enumerate(own), enumerate(theirs))
+            if i != j or one_start
+        )
+        if len(own) > 1:
+            within[skill] = _mean_distance(combinations(own, 2))
     return within, between
+
+
+def _mean_distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return the mean over all pairs of states (N, D), (M, D) of the given pairs of episodes."""
+    return float(np.concatenate([cdist(one, another).ravel() for one, another in pairs]).mean())
 
 
 def confusion_matrix(played: EpisodesBySkill) -> np.ndarray:

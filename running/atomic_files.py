@@ -8,9 +8,11 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from errors import UserError, reason_of
 
@@ -133,7 +135,7 @@ def locked(folder: Path) -> Iterator[Path]:
         ) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(file)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip()[:200] or "another process"
@@ -143,6 +145,18 @@ def locked(folder: Path) -> Iterator[Path]:
         with suppress(OSError):  # the owner's name is informative only; a full disk must not stop the run here
             os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".ljust(80).encode(), 0)
         yield folder
+
+
+def take_lock(file: IO[str]) -> None:
+    """Lock the file, trying again for a second: another process may only be looking, in `in_use`.
+
+    Raises BlockingIOError if another process holds the lock.
+    """
+    for _ in range(20):
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.05)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def in_use(folder: Path) -> bool:

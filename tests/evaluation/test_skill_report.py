@@ -49,6 +49,7 @@ def test_distances_of_two_skills_on_a_line() -> None:
 def test_distances_against_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     states = {skill: [rng.normal(skill, 1 + skill, (5 + skill + e, 3)) for e in range(1 + skill)] for skill in range(3)}
+    starts = {skill: range(len(episodes)) for skill, episodes in states.items()}
     scale = np.concatenate([own for episodes in states.values() for own in episodes]).std(axis=0)
     within, between = state_distances(states)
     assert sorted(within) == [1, 2], "a skill with one episode has no distance within"
@@ -60,9 +61,27 @@ def test_distances_against_a_plain_loop() -> None:
         pairs = [pair for one, another in combinations(episodes, 2) for pair in product(one, another)]
         if pairs:
             assert within[skill] == pytest.approx(np.mean([distance(*pair) for pair in pairs]))
-        others = [state for other in states if other != skill for episode in states[other] for state in episode]
-        own = [state for episode in episodes for state in episode]
-        assert between[skill] == pytest.approx(np.mean([distance(*pair) for pair in product(own, others)]))
+        pairs = [
+            pair
+            for other in states
+            for i, j in product(starts[skill], starts[other])
+            if other != skill and i != j
+            for pair in product(episodes[i], states[other][j])
+        ]
+        assert between[skill] == pytest.approx(np.mean([distance(*pair) for pair in pairs]))
+
+
+def test_skills_that_behave_alike_are_as_far_apart_as_their_own_episodes() -> None:
+    """Their episodes from one start are equal; they are not compared, as a skill's own are not either."""
+    rng = np.random.default_rng(0)
+    episodes = [rng.normal(start, 1.0, (20, 3)) for start in (0.0, 3.0)]
+    within, between = state_distances({skill: episodes for skill in range(4)})
+    assert within == pytest.approx(between)
+
+
+def test_distances_from_one_start() -> None:
+    states = {0: [np.array([[0.0]])], 1: [np.array([[2.0]])]}
+    assert state_distances(states) == ({}, pytest.approx({0: 2.0, 1: 2.0}))
 
 
 @pytest.mark.parametrize(
