@@ -33,6 +33,8 @@ OF_DISCRIMINATOR = frozenset(flags_with(Role.DIAYN | Role.WITH_SKILLS)) - frozen
 OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.WITH_SKILLS | Role.FINE_TUNING)) - {"num_skills", "finetune_from"}
 NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # flags that always differ between DrQ and DIAYN
 CONFIDENCE = 0.95
+RESAMPLES = 2000  # of the bootstrap
+LARGEST_RESAMPLE = 10_000_000  # values that are in memory at once
 MAX_COUNT = 2**53  # of frames, and of skills: what a float counts exactly
 SEEDS_FOR_INTERVAL = 5  # with fewer, a bootstrap gives little more than the lowest and highest value
 COLORS = [f"C{number}" for number in range(10)]
@@ -264,7 +266,14 @@ def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
     low = high = np.full_like(mean, np.nan)
     if len(curves) >= SEEDS_FOR_INTERVAL and len(frames):
         result = stats.bootstrap(
-            (values,), np.mean, axis=0, confidence_level=CONFIDENCE, method="percentile", n_resamples=2000, rng=0
+            (values,),
+            np.mean,
+            axis=0,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            n_resamples=RESAMPLES,
+            batch=int(np.clip(LARGEST_RESAMPLE // values.size, 1, RESAMPLES)),
+            rng=0,
         )
         low, high = result.confidence_interval
     columns = {"mean": mean, "interquartile_mean": stats.trim_mean(values, 0.25, axis=0), "low": low, "high": high}

@@ -70,7 +70,7 @@ def play(
     side share their time equally. Random actions depend only on the seed and the skill of their start.
 
     `between_steps` is called before each step; an exception that it raises ends the evaluation. Raises WorkerError if a
-    worker process died, RenderingError if an observation cannot be drawn, EnvError if an environment raised an exception.
+    worker process died, RenderingError if an observation cannot be drawn, EnvError if an environment failed.
     """
     episodes: list[Episode] = []
     try:

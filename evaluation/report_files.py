@@ -6,6 +6,7 @@ import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from running.columns import (
     SUMMARY_COLUMNS,
 )
 from running.derivation import make_config, preset_settings
+from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from running.stored_config import CONFIG_FILE, read_record
 from running.tables import read_table
 
@@ -91,6 +93,7 @@ class RunFiles:
     seconds: float  # in episodes, which is all but starting
     is_running: bool
     has_tables: bool  # whether any of the tables that every run writes is there
+    saved_step: int = 0  # the agent step of its checkpoint; 0 without one
     videos: Mapping[int | None, Path] = field(default_factory=dict)  # of the last evaluation, by skill
     pictures: Mapping[str, Path] = field(default_factory=dict)
 
@@ -105,8 +108,12 @@ class RunFiles:
 
     @property
     def frames(self) -> int:
-        """The frames played so far, as far as they are in the tables."""
-        return max(self.frame or 0, int(self.training.get("step") or 0))
+        """The frames played so far, as far as they are in the tables or in the checkpoint.
+
+        A run that makes no evaluations ends within an episode, which the tables do not have.
+        """
+        saved = self.saved_step * (self.run.flags.get("action_repeat") or 0)
+        return max(self.frame or 0, int(self.training.get("step") or 0), self.frames_before + saved if saved else 0)
 
     @property
     def budget(self) -> int | None:
@@ -193,9 +200,19 @@ def read_run_files(folder: Path) -> RunFiles:
         seconds=float(episodes["duration"].sum()),
         is_running=in_use(folder),
         has_tables=any((folder / name).exists() for name in REQUIRED_CSV_FILES),
+        saved_step=_saved_step(folder),
         videos=find_videos(folder / "video", frame),
         pictures=find_pictures(folder / "skills", frame),
     )
+
+
+def _saved_step(folder: Path) -> int:
+    """Return the agent step of the run's checkpoint; 0 if there is none that can be read."""
+    path = folder / CHECKPOINT_FOLDER / MANIFEST_FILE
+    with suppress(FileNotFoundError, UserError):
+        step = read_record(path, str(path)).get("step")
+        return step if type(step) is int and 0 <= step <= MAX_COUNT else 0
+    return 0
 
 
 def read_evaluation_files(folder: Path) -> EvaluationFiles:

@@ -152,11 +152,14 @@ def take_lock(file: IO[str]) -> None:
 
     Raises BlockingIOError if another process holds the lock.
     """
-    for _ in range(20):
-        with suppress(BlockingIOError):
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(0.05)
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for attempts_left in reversed(range(20)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if not attempts_left:
+                raise
+            time.sleep(0.05)
 
 
 def in_use(folder: Path) -> bool:

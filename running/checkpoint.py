@@ -21,10 +21,11 @@ import torch
 
 from errors import CheckpointError
 from running.atomic_files import UNFINISHED, read_file, write_file
+from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from utils import free_memory
 
 FORMAT = 1  # of all files of a checkpoint; others are refused
-FOLDER, MANIFEST = "checkpoint", "manifest.json"
+FOLDER, MANIFEST = CHECKPOINT_FOLDER, MANIFEST_FILE
 FILE_NAME = re.compile(r"(state|replay)_[0-9]+\.pt")
 READ_AGAIN = 3  # attempts, as a training run may replace its checkpoint while it is read
 

@@ -91,7 +91,7 @@ def take_step(run: Run, episode: EpisodeInProgress) -> None:
     """
     config, logger, clock = run.config, run.logger, run.stopwatch
     makes_updates = run.update_is_due
-    if episode.pending_action is None:  # else the run stopped after choosing it, because rendering or the environment failed
+    if episode.pending_action is None:  # else the run stopped after choosing it: the environment failed
         episode.pending_action = act_and_update(run, episode)
     try:
         with clock("environment"):

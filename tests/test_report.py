@@ -251,6 +251,15 @@ def test_when_the_next_evaluation_is_due(
         assert f"There is one evaluation so far, at frame {step:,}; the next is due at the end of {due}. " in text
 
 
+@pytest.mark.parametrize(("step", "state"), [(2000, "finished"), (1999, "not running"), ("x", "not running")])
+def test_a_run_without_evaluations_ends_within_an_episode(tmp_path: Path, step: object, state: str) -> None:
+    """The tables have its last whole episode, the checkpoint its end."""
+    run = write_run(tmp_path / "run", 0, (), eval_frequency=0)
+    (run / "checkpoint").mkdir()
+    (run / "checkpoint" / "manifest.json").write_text(json.dumps({"step": step}))
+    assert f"What was run {state}" in text_of(page_of(run, out=tmp_path / "page.html"))
+
+
 def test_the_frames_that_chose_a_skill_are_not_of_the_budget(tmp_path: Path) -> None:
     run = write_run(tmp_path / "tuned", 0, (9000, 12000))
     record = json.loads((run / "config.json").read_text())

@@ -12,6 +12,7 @@ import pytest
 import evaluate
 from errors import UserError
 from evaluation.record import RECORD_FILE, EvaluationRecord, check_episodes_alike, read_evaluation_record
+from tests.support.disk import Crash
 
 
 def test_what_is_recorded(run_evaluate: Callable[[str], Path], pretrained: Path) -> None:
@@ -58,6 +59,30 @@ def test_files_of_others_stay(pretrained: Path, tmp_path: Path, capsys: pytest.C
     assert evaluate.main([str(pretrained), "--no_video", "--skills", "1", "--out", str(tmp_path)]) == 2
     assert f"--out {tmp_path} holds skills.csv, which may be yours" in capsys.readouterr().err
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("skills.csv", "mine")]
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+@pytest.mark.parametrize("fails", ["evaluation.command.write_table", "evaluation.command.print_table"])
+def test_an_evaluation_that_failed_can_be_repeated(
+    run_evaluate: Callable[[str], Path], tmp_path: Path, there_before: bool, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is that of the files in the folder: without a new file it is the earlier one, or none."""
+    line = "--no_video --skills 1,2"
+    earlier = (run_evaluate("--no_video --skills 3") / RECORD_FILE).read_bytes() if there_before else None
+    with monkeypatch.context() as patch:
+        patch.setattr(fails, crash)
+        with pytest.raises(Crash):
+            run_evaluate(line)
+    out = tmp_path / "out"
+    if fails.endswith("write_table"):
+        assert (out / RECORD_FILE).read_bytes() == earlier if there_before else not out.exists()
+    else:
+        assert json.loads((out / RECORD_FILE).read_text())["arguments"]["skills"] == "1,2"
+    assert run_evaluate(line) == out
+
+
+def crash(*_: object, **__: object) -> None:
+    raise Crash
 
 
 def test_the_runs_own_length_is_no_other_length(run_evaluate: Callable[[str], Path]) -> None:

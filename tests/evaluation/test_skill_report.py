@@ -75,7 +75,7 @@ def test_skills_that_behave_alike_are_as_far_apart_as_their_own_episodes() -> No
     """Their episodes from one start are equal; they are not compared, as a skill's own are not either."""
     rng = np.random.default_rng(0)
     episodes = [rng.normal(start, 1.0, (20, 3)) for start in (0.0, 3.0)]
-    within, between = state_distances({skill: episodes for skill in range(4)})
+    within, between = state_distances(dict.fromkeys(range(4), episodes))
     assert within == pytest.approx(between)
 
 

@@ -86,6 +86,22 @@ def test_a_locked_folder_names_its_owner(tmp_path: Path) -> None:
         assert in_use(tmp_path)
 
 
+def test_one_that_only_looks_does_not_keep_the_folder_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the lock for a moment."""
+    real, attempts = fcntl.flock, []
+
+    def flock(file: Any, operation: int) -> None:
+        attempts.append(operation)
+        if len(attempts) == 1:
+            raise BlockingIOError
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path):
+        assert len(attempts) == 2
+        assert in_use(tmp_path)
+
+
 def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     script = "import sys, pathlib\nfrom running.atomic_files import locked\n"
     script += "with locked(pathlib.Path(sys.argv[1])):\n    print('locked', flush=True)\n    sys.stdin.read()"
