@@ -243,7 +243,7 @@ def test_pictures_that_do_not_fit_in_memory(
 @pytest.mark.usefixtures("fake_envs")
 def test_flags_that_are_refused(pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused: dict[str, Any] = {
-        "--refit 2": "must be from 3 to 999999",
+        f"--refit {refit.FEWEST - 1}": f"must be from {refit.FEWEST} to 999999",
         "--refit 5 --skills 1": "--refit plays all skills",
     }
     for line, words in refused.items():
