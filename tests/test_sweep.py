@@ -71,7 +71,7 @@ def python(code: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[s
         ("--gpus_per_run 1e-9", "--gpus_per_run must be 0 or at least 0.0001"),
         ("--memory_per_run 0", "--memory_per_run must be at least 0.01"),
         (f"--sweep_name {'x' * 300}", "--sweep_name must be at most 200 bytes long; got 300"),
-        ("--sweep_name ''", "--sweep_name must be letters"),
+        ("--sweep_name ''", "--sweep_name: the value is empty"),
         ("--sweep_name ..", "--sweep_name must be letters"),
         ("--resume nowhere --dry_run", "there is no sweep.json in it; name a sweep's folder"),
         (f"--resume {ROOT / 'sweep.py'}", "cannot be read: Not a directory; name a sweep's folder"),

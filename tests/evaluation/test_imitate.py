@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -226,10 +227,11 @@ def test_nothing_stays_if_the_skill_cannot_be_played(
 
 
 def test_a_full_disk(pretrained: Path, tmp_path: Path, mount: Mount, capsys: pytest.CaptureFixture[str]) -> None:
-    disk = mount("size=8k")
+    """There is room for the record at most, and not for the table; the record is taken back."""
+    disk = mount("size=12k")
     (disk / "filler").write_bytes(bytes(8 << 10))
     (tmp_path / "t.npz").write_bytes(npz(frames=FRAMES))
     line = [str(pretrained), "--device", "cpu", "--no_video", "--imitate", str(tmp_path / "t.npz"), "--out", str(disk)]
     assert evaluate.main(line) == 2
-    assert f"evaluate.py: error: {disk / 'imitation.csv'}: No space left on device" in capsys.readouterr().err
+    assert re.search(rf"^evaluate\.py: error: {disk}/\w+\.(csv|json): No space left on device", capsys.readouterr().err)
     assert [path.name for path in disk.iterdir()] == ["filler"]
