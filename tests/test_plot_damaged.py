@@ -318,7 +318,7 @@ def _undrawn() -> Iterator[None]:
         yield
 
 
-@fast_and_slow(100, 1000)
+@fast_and_slow(100, 400)
 @pytest.mark.usefixtures("_undrawn")
 def test_any_damage(examples: int) -> None:
     check_all(examples, assert_drawn_or_left_out, runs=damaged_runs())

@@ -515,7 +515,7 @@ def test_from_any_folder(tmp_path: Path) -> None:
 FILES = ("config.json", "eval.csv", "skills.csv", "train.csv", "episodes.csv")
 
 
-@fast_and_slow(100, 500)
+@fast_and_slow(100, 300)
 def test_any_damage(examples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged run is shown, or refused in one line. Figures are composed but not drawn, which takes the time."""
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **settings: None)

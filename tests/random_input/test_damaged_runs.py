@@ -89,14 +89,14 @@ def check_damaged(program: str, run: Path, examples: int, lines: Sequence[str]) 
     check_all(examples, check, line=st.sampled_from(lines), sealed=st.booleans(), changes=changes_of(run))
 
 
-@fast_and_slow(slowly=1000)
+@fast_and_slow(slowly=400)
 @pytest.mark.usefixtures("untrained")
 def test_train_from_a_damaged_run(examples: int, small_run: Path) -> None:
     ways = ("--resume {}", "--resume {} --num_train_steps 30", "--config {}/config.json", "--finetune_from {}")
     check_damaged("train", small_run, examples, ways)
 
 
-@fast_and_slow(slowly=1000)
+@fast_and_slow(slowly=400)
 def test_evaluate_a_damaged_run(examples: int, small_run: Path) -> None:
     ways = ("{} --skills 1", "{}/checkpoint --skills 0", "{}/checkpoint/{state} --skills 1", "{} --skill_schedule 0:2")
     check_damaged("evaluate", small_run, examples, ways)

@@ -38,7 +38,7 @@ ANY_JSON = st.recursive(
 )
 
 
-def fast_and_slow(examples: int = 300, slowly: int = 3000) -> pytest.MarkDecorator:
+def fast_and_slow(examples: int = 300, slowly: int = 1000) -> pytest.MarkDecorator:
     """Parametrize a test by the number of its `examples`: few in the fast tests, many in the slow ones."""
     many = pytest.param(slowly, id=MANY, marks=pytest.mark.slow)
     return pytest.mark.parametrize("examples", [pytest.param(examples, id=FEW), many])

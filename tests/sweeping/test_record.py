@@ -140,7 +140,7 @@ def damaged_run() -> SearchStrategy[dict[str, bytes]]:
     return st.fixed_dictionaries({"config.json": config, **damaged})
 
 
-@fast_and_slow(300, 1000)
+@fast_and_slow(300, 400)
 def test_any_damaged_sweep(examples: int, tmp_path: Path) -> None:
     """A damaged sweep.json is refused in one line, or can be listed, shown and written again; no run is elsewhere.
 
