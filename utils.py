@@ -19,6 +19,7 @@ import torch
 from errors import UserError
 
 ALIGNMENT = 16  # bytes: of arrays that are uploaded together
+NO_MEMORY = re.compile("out of memory|allocate memory|ALLOC(ATION)?_FAILED")  # torch; cuBLAS and cuDNN
 
 
 class Stopwatch:
@@ -227,7 +228,7 @@ def check_memory(needs: Mapping[str, int]) -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an allocation failed, on the host or the device; torch has no exception of its own for the CPU."""
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and re.search("out of memory|allocate memory", str(error)) is not None
+        isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
     )
 
 

@@ -73,12 +73,12 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
     with output_folder(out), out_of_memory_is_an_error("evaluating", remedy):
         if (out / CONFIG_FILE).exists():
             raise UserError(f"--out {out} is a run's folder, whose files would be replaced; name another")
-        before = times_of_files(out)
-        if args.out is not None and before and not (out / RECORD_FILE).exists():
-            others = f"{min(before).name}, which may be yours: it has no {RECORD_FILE} of an evaluation beside it"
+        found = times_of_files(out)
+        if args.out is not None and found and not (out / RECORD_FILE).exists():
+            others = f"{min(found).name}, which may be yours: it has no {RECORD_FILE} of an evaluation beside it"
             raise UserError(f"--out {out} holds {others}; name another folder")
         source = loaded.label / SNAPSHOT_FOLDER if every_snapshot else loaded.source
-        with recorded(out, before, record_of(loaded, source, args, renderer)):
+        with replacing_files(out, record_of(loaded, source, args, renderer)):
             if every_snapshot:
                 first = play_snapshots(place, args, out, renderer)
             elif args.imitate is not None:
@@ -94,7 +94,6 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
                 )
             else:
                 first = play_skills(loaded, args, out).video
-            remove_other_files(out, before)
     print(f"outputs: {out}")
     if first is not None:
         print(f"open first: {first}")
@@ -106,22 +105,27 @@ def times_of_files(out: Path) -> dict[Path, int]:
 
 
 @contextmanager
-def recorded(out: Path, before: Mapping[Path, int], record: bytes) -> Iterator[None]:
-    """Write evaluation.json, and take it back if the block fails before it has written a file.
+def replacing_files(out: Path, record: bytes) -> Iterator[None]:
+    """Write evaluation.json, and afterwards delete the files of an earlier evaluation that the block has not replaced.
 
-    It is there from the start, so that the folder of an evaluation that was interrupted is known as such and can be
-    written again.
+    evaluation.json is there from the start, so that the folder of an evaluation that was interrupted is known as such
+    and can be written again. If the block fails before it has written a file, all is left as it was.
     """
-    path = out / RECORD_FILE
+    path, before = out / RECORD_FILE, times_of_files(out)
     earlier = path.read_bytes() if path.exists() else None
     write_file(path, record)
     try:
         yield
     except BaseException:
-        if times_of_files(out) == before:
-            with suppress(OSError):
-                path.unlink() if earlier is None else write_file(path, earlier)
+        with suppress(OSError):
+            if times_of_files(out) != before:
+                remove_other_files(out, before)
+            elif earlier is None:
+                path.unlink()
+            else:
+                write_file(path, earlier)
         raise
+    remove_other_files(out, before)
 
 
 def remove_other_files(out: Path, before: Mapping[Path, int]) -> None:
@@ -173,10 +177,9 @@ def play_snapshots(folder: Path, args: argparse.Namespace, out: Path, renderer: 
         print(f"snapshot {number + 1} of {len(frames)}: frame {frame}")
         args.controls = args.controls and number == 0
         place = out / padded(frame, frames[-1])
-        with made_folder(place):
-            loaded = load(folder / f"{frame}.pt", args.device, time_limit=args.time_limit)
+        loaded = load(folder / f"{frame}.pt", args.device, time_limit=args.time_limit)
+        with made_folder(place), replacing_files(place, record_of(loaded, loaded.source, args, renderer)):
             played = play_skills(loaded, args, place)
-            write_file(place / RECORD_FILE, record_of(loaded, loaded.source, args, renderer))
         summary += played.summary
         refitted += played.refitted
     write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)

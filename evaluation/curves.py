@@ -40,7 +40,8 @@ SEEDS_FOR_INTERVAL = 5  # with fewer, a bootstrap gives little more than the low
 COLORS = [f"C{number}" for number in range(10)]
 STYLES = ("-", "--", "-.")  # the next one when the colors repeat
 EVAL_NUMBERS = ("step", "episode_reward")  # columns of eval.csv, and of skills.csv, that are drawn
-EVAL_MEASURES = ("mutual_information_bound", "discriminator_accuracy")  # also drawn, if there are skills
+# Also drawn, if there are skills. A cell is empty if no episode of the evaluation had a step.
+EVAL_MEASURES = ("mutual_information_bound", "discriminator_accuracy")
 NEWER_MEASURES = ("mutual_information_bound_second_half", "effective_skills", "cells_visited")  # not in older files
 SKILL_NUMBERS = ("step", "skill_id", "episode_extrinsic_reward")
 SKILL_MEASURES = ("mutual_information_bound", "state_distance_within", "state_distance_between")  # cells may be empty
@@ -180,8 +181,8 @@ def read_begun_run(folder: Path) -> Run:
         print(f"warning: {folder} has no {CONFIG_FILE}: it is taken for plain DrQ with seed 0", file=sys.stderr)
         flags = {}
     run = Run(folder, flags.get("env", folder.parent.name), flags.get("seed", 0), flags, pd.DataFrame(), pd.DataFrame())
-    numbers = (*EVAL_NUMBERS, *(EVAL_MEASURES if run.num_skills else ()))
-    run.evaluations = read_csv(folder / "eval.csv", numbers, newer=NEWER_MEASURES if run.num_skills else ())
+    measures, newer = (EVAL_MEASURES, NEWER_MEASURES) if run.num_skills else ((), ())
+    run.evaluations = read_csv(folder / "eval.csv", EVAL_NUMBERS, measures, newer)
     if run.num_skills:
         bound = run.evaluations["mutual_information_bound"].clip(upper=math.log(run.num_skills))
         run.evaluations["effective_skills"] = np.exp(bound)  # also of versions that did not write it

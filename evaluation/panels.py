@@ -137,15 +137,14 @@ def skill_panels(groups: Sequence[Group], controls: pd.DataFrame | None) -> list
     groups = [group for group in groups if group.runs[0].num_skills]
     if not groups:
         return []
-    panels: list[Panel] = [
-        partial(draw_bounds, groups=groups),
-        partial(draw_accuracies, groups=groups),
-        partial(draw_effective_skills, groups=groups),
-    ]
-    if measured(groups, "mutual_information_bound_second_half"):
-        panels.insert(1, partial(draw_bounds, groups=groups, second_half=True))
-    if measured(groups, "cells_visited"):
-        panels.append(partial(draw_coverage_beside_controls, groups=groups, controls=controls))
+    curves: dict[str, Panel] = {
+        "mutual_information_bound": partial(draw_bounds, groups=groups),
+        "mutual_information_bound_second_half": partial(draw_bounds, groups=groups, second_half=True),
+        "discriminator_accuracy": partial(draw_accuracies, groups=groups),
+        "effective_skills": partial(draw_effective_skills, groups=groups),
+        "cells_visited": partial(draw_coverage_beside_controls, groups=groups, controls=controls),
+    }
+    panels = [panel for column, panel in curves.items() if measured(groups, column)]
     if (longest := longest_with_skills(groups)) is not None:
         panels += [partial(draw_skill_returns, run=longest), *panels_of_last_evaluation(groups)]
         if longest.skills["state_distance_between"].notna().any():

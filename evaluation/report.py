@@ -31,6 +31,7 @@ from evaluation.curves import (
     draw_skill_returns,
     draw_training,
     make_groups,
+    measured,
     read_runs,
     training_curves,
 )
@@ -260,9 +261,9 @@ def curves_of(groups: Sequence[Group]) -> list[Chart]:
     """Return the learning curves of the runs of one task."""
     with_skills = [group for group in groups if group.runs[0].num_skills]
     charts = [chart(lambda axes: draw_returns(axes, groups), legend=True)]
-    if with_skills:
-        charts.append(chart(lambda axes: draw_bounds(axes, with_skills), legend=True))
-        charts.append(chart(lambda axes: draw_accuracies(axes, with_skills), legend=True))
+    for column, draw in (("mutual_information_bound", draw_bounds), ("discriminator_accuracy", draw_accuracies)):
+        if measured(with_skills, column):
+            charts.append(chart(partial(draw, groups=with_skills), legend=True))
     return charts
 
 

@@ -26,7 +26,7 @@ from running.columns import (
     SKILL_COLUMNS,
     SUMMARY_COLUMNS,
 )
-from running.derivation import make_config, preset_settings
+from running.derivation import derive, preset_settings
 from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from running.stored_config import CONFIG_FILE, read_record
 from running.tables import read_table
@@ -281,10 +281,10 @@ def settings_of(run: Run) -> list[Setting]:
     """Return the flags that a run reads and that differ from their defaults, in the order of the table of flags."""
     unread = {name for name, value in run.settings.items() if value is None}
     flags = {name: value for name, value in run.flags.items() if name not in unread}
-    derived = {name for name in flags if FIELDS[name].metadata["derived"]}
+    derived = {name for name in flags if FIELDS[name].metadata["derived"]} - {"finetune_from"}
     given = {name: value for name, value in flags.items() if name not in derived}
     try:
-        defaults = vars(make_config(given))  # of those that follow from other flags
+        defaults = derive(given)  # of those that follow from other flags
         preset = preset_settings(flags)
     except UserError:  # another version's flags, which this one would refuse
         defaults, preset = {}, {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, product
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -14,7 +13,7 @@ from evaluation.play import Trace
 from logger import Episode, Row
 from running.columns import NO_SKILL
 
-STATES_COMPARED = 100  # states of each skill that distances are measured between, spread evenly over its episodes
+STATES_COMPARED = 100  # states of each skill that distances are measured between
 MOST_STATES = 3000  # of all skills together
 DECILES = 10
 
@@ -116,10 +115,18 @@ def _by_decile(traces: Sequence[Trace]) -> tuple[list[float], list[float]]:
 
 
 def _states(played: Sequence[tuple[Episode, Trace]], count: int) -> list[np.ndarray]:
-    """Return about `count` states, as an array (N, D) for each episode; none if there are no physics."""
-    episodes = [np.array(trace.states) for _, trace in played if trace.states]
-    most = max(count // max(len(episodes), 1), 1)
-    return [own[np.linspace(0, len(own) - 1, min(len(own), most)).astype(int)] for own in episodes]
+    """Return about `count` states, as an array (N, D) for each of the first episodes; none if there are no physics.
+
+    Each episode gives as many, evenly spread over it. The moments differ between episodes, so that those of many cover
+    an episode even if each gives one state.
+    """
+    episodes = [np.array(trace.states) for _, trace in played if trace.states][:count]
+    chosen = []
+    for number, states in enumerate(episodes):
+        most = min(len(states), count // len(episodes))
+        parts = (np.arange(most) + (number + 0.5) / len(episodes)) / most
+        chosen.append(states[(parts * len(states)).astype(int)])
+    return chosen
 
 
 def state_distances(episodes: Mapping[int, Sequence[np.ndarray]]) -> tuple[dict[int, float], dict[int, float]]:
@@ -133,30 +140,24 @@ def state_distances(episodes: Mapping[int, Sequence[np.ndarray]]) -> tuple[dict[
     """
     if len(episodes) < 2 or not all(episodes.values()):
         return {}, {}
-    spread = np.concatenate([states for own in episodes.values() for states in own]).std(axis=0)
+    states = np.concatenate([states for own in episodes.values() for states in own])
+    labels = [(skill, start) for skill, own in episodes.items() for start, states in enumerate(own) for _ in states]
+    skills, starts = np.array(labels).T
+    spread = states.std(axis=0)
     moving = spread > 1e-9
     if not moving.any():
         return {}, {}
-    scale = spread[moving] * np.sqrt(moving.sum())
-    scaled = {skill: [states[:, moving] / scale for states in own] for skill, own in episodes.items()}
+    states = states[:, moving] / (spread[moving] * np.sqrt(moving.sum()))
     within, between = {}, {}
-    one_start = all(len(own) == 1 for own in scaled.values())
-    for skill, own in scaled.items():
-        between[skill] = _mean_distance(
-            (one, another)
-            for other, theirs in scaled.items()
-            if other != skill
-            for (i, one), (j, another) in product(enumerate(own), enumerate(theirs))
-            if i != j or one_start
-        )
+    one_start = not starts.any()
+    for skill, own in episodes.items():
+        mine = skills == skill
+        distances = cdist(states[mine], states)
+        compared = (starts[mine][:, None] != starts) | one_start
+        between[skill] = float(distances[compared & ~mine].mean())
         if len(own) > 1:
-            within[skill] = _mean_distance(combinations(own, 2))
+            within[skill] = float(distances[compared & mine].mean())
     return within, between
-
-
-def _mean_distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return the mean over all pairs of states (N, D), (M, D) of the given pairs of episodes."""
-    return float(np.concatenate([cdist(one, another).ravel() for one, another in pairs]).mean())
 
 
 def confusion_matrix(played: EpisodesBySkill) -> np.ndarray:

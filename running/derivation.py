@@ -24,19 +24,10 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     Raises:
         UserError: a value is out of range or contradicts another. The message names the flag.
     """
-    values: dict[str, Any] = {name: field.default for name, field in FIELDS.items()}
-    inherited = inherited or {}
-    values |= {**preset_settings({**inherited, **given}), **inherited, **given}
-    values["env"] = values["env"].removeprefix("dmc_")
-    values["log_std_bounds"] = tuple(values["log_std_bounds"])
-    for name, value in values.items():
-        check_value(name, value)
+    values = derive(given, inherited)
     check_device(values["device"])
-    with_skills = values["num_skills"] > 0 and values["finetune_from"] is None
-    _check_fine_tuning(values)
-    _derive_defaults(values, with_skills)
-    _derive_budget(values, given)
     check_name("run_name", values["run_name"])
+    with_skills = _has_skills(values)
     _check_rewards(values, with_skills)
     if with_skills and values["disdain_coeff"] and values["discriminator_ensemble"] < 2:
         raise UserError(
@@ -46,6 +37,24 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
     if low >= high:
         raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
     return Config(**values)
+
+
+def derive(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the values of all flags, given some of them, as `make_config` does, which also checks what they amount to.
+
+    Raises UserError: a value is out of range, or those that others are derived from contradict each other.
+    """
+    values: dict[str, Any] = {name: field.default for name, field in FIELDS.items()}
+    inherited = inherited or {}
+    values |= {**preset_settings({**inherited, **given}), **inherited, **given}
+    values["env"] = values["env"].removeprefix("dmc_")
+    values["log_std_bounds"] = tuple(values["log_std_bounds"])
+    for name, value in values.items():
+        check_value(name, value)
+    _check_fine_tuning(values)
+    _derive_defaults(values, _has_skills(values))
+    _derive_budget(values, given)
+    return values
 
 
 def compared_flags(config: Config) -> dict[str, float | str]:
@@ -67,6 +76,10 @@ def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         with_skills=skills > 0 and source is None,
         action_repeat_is_given="action_repeat" in given,
     )
+
+
+def _has_skills(values: Mapping[str, Any]) -> bool:
+    return values["num_skills"] > 0 and values["finetune_from"] is None
 
 
 def _derive_defaults(values: dict[str, Any], with_skills: bool) -> None:

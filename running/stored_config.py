@@ -25,7 +25,7 @@ from config import (
 )
 from errors import UserError
 from running.atomic_files import read_file
-from running.derivation import make_config, preset_settings
+from running.derivation import derive, make_config, preset_settings
 from running.presets import BENCHMARKS, names_in
 
 CONFIG_FILE = "config.json"  # in a run's folder
@@ -148,8 +148,8 @@ def template(path: Path) -> dict[str, Any]:
     # Values that follow from other flags are derived again, unless they differ from what would be derived.
     derived = {name for name in values if FIELDS[name].metadata["derived"]} - {"preset"}
     derived |= preset_settings(values).keys()
-    again = make_config({name: value for name, value in values.items() if name not in derived})
-    return {name: value for name, value in values.items() if name not in derived or value != getattr(again, name)}
+    again = derive({name: value for name, value in values.items() if name not in derived})
+    return {name: value for name, value in values.items() if name not in derived or value != again[name]}
 
 
 def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from diayn import DIAYNAgent
 from drq import Assessment
 from envs.cells import CellGrid, Coordinate
 from envs.pixel_env import Measurement
-from evaluation import skill_pictures
+from errors import RenderingError
+from evaluation import command, skill_pictures
 from evaluation.command import output_name
 from tests.support.disk import no_space
 from tests.support.paths import ROOT, Mount
@@ -431,6 +432,23 @@ def test_a_stop_leaves_no_unfinished_video(
     assert evaluate.main(arguments) == 128 + number
     assert capsys.readouterr().err.endswith("evaluate.py: stopped\n")
     assert not out.exists()
+
+
+def test_an_interrupted_evaluation_leaves_none_of_the_earlier_files(
+    pretrained: Path, run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """evaluation.json is already the second one's."""
+    out = run_evaluate("--controls")
+    assert {"skills.csv", "summary.csv", "skills.mp4"} <= {path.name for path in out.iterdir()}
+
+    def fail(*_: Any) -> None:
+        raise RenderingError("no picture")
+
+    monkeypatch.setattr(command, "play_controls", fail)
+    arguments = [str(pretrained), "--device", "cpu", "--out", str(out), "--no_video", "--controls", "--episodes", "2"]
+    assert evaluate.main(arguments) == 2
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "skills.csv", "deciles.csv"}
+    assert {row["episodes"] for row in rows(out / "skills.csv")} == {"2"}
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

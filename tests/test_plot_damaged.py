@@ -81,6 +81,14 @@ def with_column(file: str, column: str, value: str) -> bytes:
     return "\n".join([header, *rows[:-1], ",".join(cells), ""]).encode()
 
 
+def without_measures(data: bytes, *, last: int) -> bytes:
+    """Return eval.csv as the logger writes it if no episode of the last evaluations had a step."""
+    header, *rows = data.decode().split()
+    kept = len(EVAL_COLUMNS)
+    empty = [",".join([*row.split(",")[:kept], *[""] * (header.count(",") + 1 - kept)]) for row in rows[-last:]]
+    return "\n".join([header, *rows[:-last], *empty, ""]).encode()
+
+
 def last_row(file: str) -> bytes:
     return whole_run()[file].splitlines(keepends=True)[-1]
 
@@ -179,6 +187,8 @@ TOLERATED: dict[str, tuple[str, bytes | None]] = {
     "a byte order mark": ("eval.csv", b"\xef\xbb\xbf" + whole_run()["eval.csv"]),
     "large values": ("eval.csv", with_column("eval.csv", "episode_reward", "-1e30")),
     "one evaluation": ("eval.csv", b"\n".join(whole_run()["eval.csv"].split()[:2])),
+    "an evaluation without a step": ("eval.csv", without_measures(whole_run()["eval.csv"], last=1)),
+    "only evaluations without a step": ("eval.csv", without_measures(whole_run()["eval.csv"], last=2)),
 }
 
 

@@ -402,6 +402,30 @@ def test_flags_that_follow_from_others_are_no_settings(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"num_skills": 1, "extrinsic_reward_coeff": 0.5}, {"num_skills": "1", "extrinsic_reward_coeff": "0.5"}),
+        (
+            {"finetune_from": "runs/a", "finetune_skill": "2", "num_eval_episodes": 1},
+            {"finetune_from": "runs/a", "finetune_skill": "2", "num_eval_episodes": "1"},
+        ),
+        (
+            {"finetune_from": "runs/a", "finetune_critic": "scratch"},
+            {"finetune_from": "runs/a", "finetune_critic": "scratch"},
+        ),
+    ],
+)
+def test_only_flags_that_differ_from_what_others_imply_are_settings(
+    flags: dict[str, Any], expected: dict[str, str]
+) -> None:
+    class Stored:
+        settings: Mapping[str, Any] = {}
+
+    Stored.flags = vars(make_config(flags))  # type: ignore[attr-defined]
+    assert {setting.name: setting.value for setting in settings_of(Stored())} == expected  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", [None, "NVIDIA H100"])
 def test_the_device_is_a_fact_and_no_setting(tmp_path: Path, name: str | None) -> None:
     """config.json has the device that was used; it does not tell whether it was asked for."""

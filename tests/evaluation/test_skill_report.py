@@ -214,6 +214,26 @@ def test_distances_use_states_of_the_whole_episode() -> None:
         assert row["state_distance_between"] > 0.5
 
 
+@pytest.mark.parametrize("count", [2, 3, 50, 51, 150])
+@pytest.mark.parametrize("skills", [2, 200])
+def test_distances_do_not_depend_on_the_number_of_episodes(count: int, skills: int) -> None:
+    """Skill k goes from 0 to k in each episode."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0.0, 0.01, (count, 126, 1))
+    time = np.linspace(0.0, 1.0, 126)[:, None]
+    played: Any = {
+        skill: [episode([0] * 126, list(skill * time + noise[number]), []) for number in range(count)]
+        for skill in range(skills)
+    }
+    rows = skill_rows(played)
+    first, last = rows[0], rows[-1]
+    assert first["state_distance_within"] < 0.1
+    if skills == 2:  # uniform on [0, 1], and 0: the mean distance of two states is 1/3, that to the other skill 1/2
+        spread = np.std(np.concatenate([np.zeros(126), time.ravel()]))
+        assert last["state_distance_within"] == pytest.approx(1 / 3 / spread, rel=0.1)
+        assert last["state_distance_between"] == pytest.approx(1 / 2 / spread, rel=0.1)
+
+
 def test_traces_of_real_episodes(renderer: RendererInfo) -> None:
     """States, pictures, predictions and rewards of each step."""
     torch.manual_seed(0)

@@ -234,6 +234,9 @@ def test_all_snapshots_are_evaluated(
     alone = tmp_path / "alone"
     assert evaluate.main(shlex.split(f"{run}/snapshots/{frames[1]}.pt --device cpu --no_video --out {alone}")) == 0
     assert rows(alone / "skills.csv") == rows(folders[1] / "skills.csv")
+    assert all((path / "refit.csv").exists() for path in (out, *folders))
+    assert evaluate.main(shlex.split(f"{run}/snapshots --device cpu --no_video --skills 0 --out {out}")) == 0
+    assert not any((path / "refit.csv").exists() for path in (out, *folders)), "of the evaluation before"
 
 
 def test_a_panel_for_each_measure_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

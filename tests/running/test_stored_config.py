@@ -278,6 +278,14 @@ def test_without_skills_the_rewards_are_derived_again(template: Template) -> Non
     assert (config.diayn_intrinsic_reward_coeff, config.extrinsic_reward_coeff) == (2.0, 0.5)
 
 
+def test_a_template_with_one_skill(template: Template) -> None:
+    """Its reward is the task's, which no other flag implies."""
+    alone = template("--num_skills 1 --extrinsic_reward_coeff 1 --lr 0.25")
+    config = train.parse_args(alone)
+    assert (config.num_skills, config.extrinsic_reward_coeff, config.lr) == (1, 1.0, 0.25)
+    assert train.parse_args([*alone, "--extrinsic_reward_coeff", "2"]).extrinsic_reward_coeff == 2.0
+
+
 @pytest.mark.parametrize(
     "line",
     ["--num_skills 0 --hidden_dim 32 --lr 0.25", "--num_skills 5 --diayn_intrinsic_reward_coeff 2 --lr 0.25"],
