@@ -88,6 +88,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(str(error))
     if min(*args.batch_size, args.blocks, args.steps) < 1:
         parser.error("--batch_size, --blocks and --steps must be at least 1")
+    if args.num_skills < 0 or args.num_skills == 1:
+        parser.error("--num_skills must be 0, or 2 or more")
     return args
 
 

@@ -51,6 +51,8 @@ def test_the_results_are_written(tmp_path: Path, measured: list[Any]) -> None:
         ("--env walker_wlak", "--env: dm_control.suite has no task 'walker_wlak'; did you mean walker_walk"),
         ("--device gpu", "--device must be cuda, cuda:N or cpu; got gpu"),
         ("--batch_size 0", "must be at least 1"),
+        ("--num_skills 1", "must be 0, or 2 or more"),
+        ("--num_skills -3", "must be 0, or 2 or more"),
         ("--blocks 1.5", "must be a whole number"),
         (f"--steps {'9' * 5000}", "--steps"),
     ],
