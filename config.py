@@ -393,5 +393,7 @@ def check_value(name: str, value: Any) -> None:
                 bound = MAX_INTEGER
             if bound is not None and not holds(number, bound):
                 raise UserError(f"--{name} must be {words} {bound}; got {number}")
+    if isinstance(value, tuple) and value[0] >= value[1]:
+        raise UserError(f"--{name}: the first must be smaller than the second; got {value[0]} {value[1]}")
     if metadata["choices"] and value not in metadata["choices"]:
         raise UserError(f"--{name} must be one of {', '.join(metadata['choices'])}; got {value}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 LONGEST_WORD = 300  # characters of a word, such as a path, that a message shows
+LONGEST_LINE = 3000  # and of a message
 
 
 class UserError(Exception):
@@ -58,6 +59,8 @@ def reason_of(error: Exception) -> str:
 
 
 def one_line(message: str) -> str:
-    """Escape characters that would break the line or act on a terminal, and shorten very long words."""
+    """Escape characters that would break the line or act on a terminal, and shorten what is very long."""
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
-    return re.sub(rf"(\S{{{LONGEST_WORD // 2}}})\S{{{LONGEST_WORD // 2},}}", r"\1[...]", line)
+    line = re.sub(rf"(\S{{{LONGEST_WORD // 2}}})\S{{{LONGEST_WORD // 2},}}", r"\1[...]", line)
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]}[...]{line[-half:]}"

@@ -24,16 +24,19 @@ UNITS = (
 # What other programs call a flag of ours.
 SYNONYMS = {
     **dict.fromkeys(("total_timesteps", "total_steps", "num_timesteps", "timesteps", "num_frames"), "num_train_frames"),
+    **dict.fromkeys(("steps", "num_steps", "max_steps", "train_steps"), "num_train_steps"),
     **dict.fromkeys(("learning_rate", "actor_lr", "critic_lr", "policy_lr", "q_lr"), "lr"),
+    **dict.fromkeys(("actor_learning_rate", "critic_learning_rate"), "lr"),
     **dict.fromkeys(("env_id", "env_name", "task_name", "domain", "domain_name", "environment"), "env"),
     **dict.fromkeys(("buffer_size", "replay_size", "buffer_capacity", "replay_capacity"), "replay_buffer_capacity"),
     **dict.fromkeys(("learning_starts", "start_steps", "init_steps", "warmup_steps"), "num_seed_steps"),
     **dict.fromkeys(("alpha", "ent_coef", "entropy_coef"), "init_temperature"),
-    **dict.fromkeys(("skill_dim", "n_skills", "latent_dim"), "num_skills"),
+    **dict.fromkeys(("skill_dim", "n_skills", "latent_dim", "z_dim"), "num_skills"),
     **dict.fromkeys(("eval_freq", "eval_every", "eval_interval"), "eval_frequency"),
     **dict.fromkeys(("frame_skip", "frameskip"), "action_repeat"),
     **{"gamma": "discount", "tau": "critic_tau", "capture_video": "save_video", "output_dir": "work_dir"},
-    **{"logdir": "work_dir", "log_dir": "work_dir", "exp_name": "run_name", "cuda": "device", "use_tb": "log_save_tb"},
+    **dict.fromkeys(("logdir", "log_dir", "save_dir", "save_path"), "work_dir"),
+    **{"exp_name": "run_name", "cuda": "device", "gpu": "device", "use_tb": "log_save_tb"},
 }
 
 
@@ -53,7 +56,8 @@ class Parser(argparse.ArgumentParser):
             dashes, name, assigned = unknown.groups()
             meant = self._known_flag(name)
             if meant is None:
-                message += "; see --help" if dashes else "; write a list as 3,7 and quote blanks; see --help"
+                message += "" if dashes or assigned else "; write a list as 3,7 and quote blanks"
+                message += "; see --help"
             else:
                 message += f"; write --{meant} VALUE" if assigned and not dashes else f"; did you mean --{meant}?"
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
@@ -77,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         """Return the flag that an unknown name most likely means."""
         known = [option.lstrip("-") for option in self._option_string_actions]
         plain = name.rpartition(".")[2].replace("-", "_").lower()  # such as Hydra's agent.lr
-        candidates = [plain, SYNONYMS.get(plain, ""), *difflib.get_close_matches(name, known, n=1)]
+        candidates = [plain, SYNONYMS.get(plain, ""), *difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
         return next((candidate for candidate in candidates if candidate in known), None)
 
 

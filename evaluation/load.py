@@ -145,10 +145,11 @@ def _check_sizes(config: Config, agent: Mapping[str, Any]) -> None:
     tensors = [tensor for module in agent["modules"].values() for tensor in module.values()]
     stored = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in tensors)
     depth, width = config.hidden_depth, config.hidden_dim
-    layers = max(depth - 1, 0) * width**2 + depth
-    others = (config.image_size**2, config.frame_stack, width, config.encoder_feature_dim, config.num_skills)
-    members = config.discriminator_ensemble * config.encoder_feature_dim if config.learns_skills else 0
-    if max(layers, members, *others, config.skill_embedding_dim if config.num_skills else 0) > stored:
+    layers = max(depth - 1, 0) * width**2 + depth + config.encoder_feature_dim
+    members = config.discriminator_ensemble if config.learns_skills else 1
+    others = (config.image_size**2, config.frame_stack, width, config.num_skills)
+    if max(layers * members, *others, config.skill_embedding_dim if config.num_skills else 0) > stored:
         raise ValueError("the networks have other sizes")
-    if type(agent["skill"]) is not int or not NO_SKILL <= agent["skill"] < max(config.num_skills, 1):
+    lowest = 0 if config.num_skills and not config.learns_skills else NO_SKILL
+    if type(agent["skill"]) is not int or not lowest <= agent["skill"] < max(config.num_skills, 1):
         raise ValueError("there is no such skill")

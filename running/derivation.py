@@ -33,9 +33,6 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
         raise UserError(
             "--disdain_coeff rewards the disagreement of an ensemble: give --discriminator_ensemble 2 or more beside it"
         )
-    low, high = values["log_std_bounds"]
-    if low >= high:
-        raise UserError(f"--log_std_bounds: the first must be smaller than the second; got {low} {high}")
     return Config(**values)
 
 

@@ -19,6 +19,7 @@ from running.run import EpisodeInProgress, Run
 from utils import is_out_of_memory, plain, random_states, set_random_states
 
 UNUSUAL = 100.0  # times the usual value
+LARGE_LOG_STD = 20.0  # exp(20) = 5e8
 SMALLEST_COUNTERS = {"evaluated": -1, "scheduled": -1}  # -1: no evaluation yet; others are 0 or above
 INVALID_STATE = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError)
 
@@ -193,6 +194,7 @@ def likely_cause(config: Config, names: Sequence[str]) -> str:
     own_rate = config.learns_skills and config.lr_discriminator != config.lr
     unusual |= {"lr": 1e-3, **({"lr_discriminator": 1e-3} if own_rate else {})}
     large = [f"--{name}" for name, usual in unusual.items() if getattr(config, name) > UNUSUAL * usual]
+    large += ["--log_std_bounds"] if config.log_std_bounds[1] > LARGE_LOG_STD else []
     if large:
         return " or ".join(large)
     return "--lr_discriminator" if names[0].startswith("discriminator") else "--lr"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,7 @@ def with_template(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def template(path: Path) -> dict[str, Any]:
     """Return the settings of a run for another to start from, given its folder or config.json. Raises UserError."""
-    path = path / CONFIG_FILE if path.is_dir() else path
+    path = path / CONFIG_FILE if os.path.isdir(path) else path  # unlike is_dir, False for any name
     stored = read_flags(path.parent, "config", path.name)
     if stored.get("finetune_from"):
         raise UserError(f"--config {path}: a fine-tuned run cannot be a template; name the run it started from")
@@ -223,8 +222,10 @@ def check_folders(places: Iterable[Path]) -> None:
 
 def name_a_run(folder: Path) -> str:
     """Return what to do if the folder is not a run's, naming the runs in it."""
-    found = [path for path in folder.glob(f"*/{CONFIG_FILE}") if not path.is_symlink()]
-    runs = sorted(path.parent for path in found if not path.parent.is_symlink())
+    runs: list[Path] = []
+    for depth in ("*", "*/*"):  # runs of one task; of several
+        found = [path for path in folder.glob(f"{depth}/{CONFIG_FILE}") if not path.is_symlink()]
+        runs = runs or sorted(path.parent for path in found if not path.parent.is_symlink())
     if not runs:
         return "name a run's folder"
     more = f" or {len(runs) - NAMED_RUNS} more" if len(runs) > NAMED_RUNS else ""
@@ -269,12 +270,13 @@ def _stored_value(place: str, name: str, value: Any) -> Any:
     kind = TYPES[name]
     if value is None and FIELDS[name].metadata["derived"]:
         return None
-    if isinstance(value, list) and len(value) == 2 and all(_is_number(part) for part in value):
-        value = tuple(map(float, value))
-    numbers = {int: type(value) is int, float: _is_number(value)}
-    fits = numbers[kind] if kind in numbers else isinstance(value, typing.get_origin(kind) or kind)
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
+    numbers = {int: type(value) is int, float: _is_number(value), tuple[float, float]: is_pair}
+    fits = numbers[kind] if kind in numbers else isinstance(value, kind)
     if not fits:
         raise UserError(f"{place} is damaged: {name} is {reprlib.repr(value)}; restore its text, or start a new run")
+    if is_pair:
+        return tuple(map(float, value))
     return float(value) if kind is float else value
 
 

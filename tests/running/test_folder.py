@@ -150,11 +150,12 @@ def test_latest_is_taken_for_the_run_itself(tmp_path: Path, capsys: pytest.Captu
     assert "is left out" not in printed.err
     assert train.main(shlex.split(f"{line} --finetune_from {latest}")) == 0
     assert read_json(latest / CONFIG_FILE)["flags"]["finetune_from"] == str(latest.with_name("run"))
-    with pytest.raises(SystemExit):
-        train.parse_args(["--resume", str(latest.parent)])
-    assert f"name one of the runs in it: {latest.with_name('run')}, {latest.with_name('run-run2')}" in (
-        capsys.readouterr().err
-    )
+    for place in (latest.parent, tmp_path):
+        with pytest.raises(SystemExit):
+            train.parse_args(["--resume", str(place)])
+        assert f"name one of the runs in it: {latest.with_name('run')}, {latest.with_name('run-run2')}" in (
+            capsys.readouterr().err
+        )
 
 
 # -- config.json -------------------------------------------------------------------------------------------------------

@@ -222,6 +222,7 @@ def test_the_ring_wraps_several_times(tmp_path: Path) -> None:
         ("--init_temperature 1e30", ["critic_loss"], "--init_temperature"),
         ("--diayn_intrinsic_reward_coeff 1e9 --lr 1", ["critic_loss"], "--diayn_intrinsic_reward_coeff or --lr"),
         ("--num_skills 0 --lr_discriminator 1e30", ["critic_loss"], "--lr"),
+        ("--log_std_bounds 70 80", ["critic_loss"], "--log_std_bounds"),
     ],
 )
 def test_the_likely_cause_of_a_loss_that_is_not_finite(line: str, names: list[str], flag: str) -> None:
