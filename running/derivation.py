@@ -37,7 +37,7 @@ def make_config(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = 
 
 
 def derive(given: Mapping[str, Any], inherited: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the values of all flags, given some of them, as `make_config` does, which also checks what they amount to.
+    """Return the values of all flags, given some of them. Whether these make sense together, `make_config` checks.
 
     Raises UserError: a value is out of range, or those that others are derived from contradict each other.
     """
