@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from console.numbers import shown_size
 from running.columns import NO_SKILL
 from utils import host_memory, to_device, upload
 
@@ -68,7 +69,7 @@ class ReplayBuffer:
             self._frames = torch.empty((self.frame_capacity, *frame_shape), dtype=torch.uint8, device=self.storage)
         except RuntimeError as error:
             needed = self.bytes_needed(capacity, frame_shape, frame_stack, action_dim)
-            raise MemoryError(f"the replay buffer needs {needed / 1e9:.2f} GB") from error
+            raise MemoryError(f"the replay buffer needs {shown_size(needed)}") from error
         self._rows: dict[str, np.ndarray] = {  # one row for each transition
             "stacks": np.zeros((capacity, frame_stack + 1), np.int64),  # frame numbers, oldest first
             "action": np.zeros((capacity, action_dim), np.float32),

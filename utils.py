@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import torch
 
+from console.numbers import shown_size
 from errors import UserError
 
 ALIGNMENT = 16  # bytes: of arrays that are uploaded together
@@ -221,7 +222,7 @@ def check_memory(needs: Mapping[str, int]) -> None:
     free = free_memory()
     for what, needed in needs.items():
         if needed > free:
-            figures = f"needs at least {needed / 1e9:,.2f} GB, {free / 1e9:.2f} GB are free"
+            figures = f"needs at least {shown_size(needed)}, {shown_size(free)} are free"
             raise UserError(f"{what} {figures}; choose a smaller value")
 
 

@@ -10,5 +10,7 @@ def shown_number(value: float, form: str) -> str:
 
 
 def shown_size(size: int) -> str:
-    """Return a size in bytes as KB or MB (1000 and 1000^2 bytes)."""
+    """Return a size in bytes as KB, MB or GB (1000, 1000^2 and 1000^3 bytes)."""
+    if size >= 999_950_000:
+        return f"{size / 1e9:,.2f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 999_500 else f"{max(size / 1e3, 1):.0f} KB"

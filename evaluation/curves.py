@@ -257,8 +257,8 @@ def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
 def over_seeds(curves: Sequence[pd.Series]) -> pd.DataFrame:
     """Return mean, interquartile mean and the mean's bootstrapped interval over frames that all curves cover.
 
-    With fewer than SEEDS_FOR_INTERVAL curves the interval is NaN. Curves are interpolated linearly, because runs
-    evaluate at the ends of episodes, which may be at different frames.
+    There may be no such frame. With fewer than SEEDS_FOR_INTERVAL curves the interval is NaN. Curves are interpolated
+    linearly, because runs evaluate at the ends of episodes, which may be at different frames.
     """
     begin, end = max(curve.index[0] for curve in curves), min(curve.index[-1] for curve in curves)
     frames = np.unique(np.concatenate([curve.loc[begin:end].index for curve in curves]))
@@ -379,7 +379,9 @@ def draw_curves(
         if not curves:
             continue
         summary = over_seeds(curves)
-        label = f"{group.label}: {len(curves)} seed" + ("s, mean; each one thin" if len(curves) > 1 else "")
+        label = f"{group.label}: {len(curves)} seed"
+        if len(curves) > 1:
+            label += f"s, {'no frame in common' if summary.empty else 'mean'}; each one thin"
         look: dict[str, Any] = {"color": group.color, "ls": group.style}
         most = max(most, len(curves))
         axes.plot(summary["frame"], summary["mean"], **look, marker=".", label=label)

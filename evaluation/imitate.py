@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from config import Config
+from console.numbers import shown_size
 from diayn import DIAYNAgent
 from errors import UserError
 from evaluation.load import LoadedRun
@@ -85,7 +86,7 @@ def _check_memory(shape: Sequence[int], config: Config) -> None:
     needed = math.prod(shape) + shape[0] * pixels * (2 + 2 * config.frame_stack)
     free = free_memory()
     if needed > free:
-        raise UserError(f"its {shape[0]} frames need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+        raise UserError(f"its {shape[0]} frames need {shown_size(needed)}, {shown_size(free)} are free")
 
 
 def stack_frames(frames: np.ndarray, frame_stack: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from augmentations import Augmentation, make_augmentation
+from console.numbers import shown_size
 from diayn import DIAYNAgent, Discriminator
 from errors import UserError
 from evaluation.evaluate_skills import Evaluation
@@ -130,7 +131,7 @@ def check_memory(loaded: LoadedRun, episodes: int) -> None:
     """Print the memory that the pictures of the episodes of each skill need. Raises UserError if there is less."""
     count = len(loaded.agent.skills()) * episodes
     needed, free = count * (loaded.max_episode_steps + 1) * 3 * loaded.config.image_size**2, free_memory()
-    figures = f"the pictures of {count} episodes need up to {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+    figures = f"the pictures of {count} episodes need up to {shown_size(needed)}, {shown_size(free)} are free"
     if needed > free:
         fitting = int(episodes * free / needed * 0.8)
         remedy = f"try {fitting}" if fitting >= FEWEST else "use a machine with more"

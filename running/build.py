@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from config import Config, Role, check_device
+from console.numbers import shown_size
 from diayn import DIAYNAgent
 from drq import DrQAgent
 from envs.make import make_environment
@@ -196,14 +197,14 @@ def place_replay_buffer(config: Config, frame_shape: tuple[int, ...], action_dim
     The CUDA device is chosen if it then has room for the networks. Raises UserError if there is not enough memory.
     """
     needed = ReplayBuffer.bytes_needed(config.replay_buffer_capacity, frame_shape, config.frame_stack, action_dim)
-    size, too_large = f"{needed / 1e9:.2f} GB", ""
+    size, too_large = shown_size(needed), ""
     if config.device != "cpu":
         free, _ = torch.cuda.mem_get_info(config.device)
         if needed + cuda_headroom(config) <= free:
-            return config.device, f"{size} on the device, of {free / 1e9:.2f} GB free"
-        too_large = f"; too much for the device ({free / 1e9:.2f} GB free), so on the host"
+            return config.device, f"{size} on the device, of {shown_size(free)} free"
+        too_large = f"; too much for the device ({shown_size(free)} free), so on the host"
     free = free_memory()
-    figures = f"{config.replay_buffer_capacity} transitions need {size}, {free / 1e9:.2f} GB are free"
+    figures = f"{config.replay_buffer_capacity} transitions need {size}, {shown_size(free)} are free"
     if needed > free:
         fitting = int(config.replay_buffer_capacity * free / needed * 0.8)
         raise UserError(f"--replay_buffer_capacity: {figures}; try {fitting}")

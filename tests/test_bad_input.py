@@ -105,7 +105,7 @@ print(code, {{"torch", "dm_control", "mujoco", "numpy", "ray"}} & set(sys.module
 @pytest.mark.parametrize(
     ("line", "environment", "patterns"),
     [
-        ("--replay_buffer_capacity 1e9", {}, ("--replay_buffer_capacity", r"need\w* [\d.]+ GB", r"[\d.]+ GB .*free")),
+        ("--replay_buffer_capacity 1e9", {}, ("--replay_buffer_capacity", r"need\w* [\d,.]+ GB", r"[\d.]+ GB .*free")),
         ("--replay_buffer_capacity 3", {}, ("--replay_buffer_capacity", r"\b4\b")),  # an episode has 4 agent steps
         ("--device cuda", {}, ("--device cuda", "cpu")),
         ("--device cuda:1", {}, ("--device cuda:1", "cpu")),

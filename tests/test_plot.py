@@ -325,6 +325,20 @@ def test_newer_measures_are_drawn_where_they_were_measured(
     assert (cells.get_ylabel(), half.get_ylabel()) == ("cells", "nats")
 
 
+def test_seeds_that_share_no_frame_have_no_mean(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
+    for seed in (1, 2):
+        path = make_run(f"s{seed}", [1.0, 2.0], seed=seed) / "eval.csv"
+        table = pd.read_csv(path)
+        table["step"] += seed * 5000
+        table.to_csv(path, index=False)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    mean, *seeds = figures[0].axes[0].get_lines()
+    assert mean.get_label() == "DrQ: 2 seeds, no frame in common; each one thin"
+    assert heights(mean) == []
+    assert [heights(line) for line in seeds[:2]] == [[1, 2], [1, 2]]
+    assert numbers(tmp_path / "out").empty
+
+
 def test_no_panel_is_empty(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
     folder = make_run("a", [1.0, 2.0], num_skills=2)
     table = pd.read_csv(folder / "skills.csv")

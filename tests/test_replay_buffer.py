@@ -254,7 +254,7 @@ def test_observations_are_uint8_and_channels_last() -> None:
 
 
 def test_too_little_memory_is_an_error_that_states_how_much_is_needed() -> None:
-    with pytest.raises(MemoryError, match=r"the replay buffer needs \d+\.\d\d GB"):
+    with pytest.raises(MemoryError, match=r"the replay buffer needs [\d,]+\.\d\d GB"):
         ReplayBuffer(10**12, (3, 84, 84), 3, 1)
 
 

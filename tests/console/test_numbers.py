@@ -34,7 +34,16 @@ def test_only_zero_loses_its_minus(value: float, form: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(1, "1 KB"), (46_800, "47 KB"), (999_499, "999 KB"), (999_500, "1.0 MB"), (1_250_000, "1.2 MB")],
+    [
+        (1, "1 KB"),
+        (46_800, "47 KB"),
+        (999_499, "999 KB"),
+        (999_500, "1.0 MB"),
+        (1_250_000, "1.2 MB"),
+        (999_949_999, "999.9 MB"),
+        (999_950_000, "1.00 GB"),
+        (7_060_000_000_000, "7,060.00 GB"),
+    ],
 )
 def test_a_size_is_never_zero(size: int, text: str) -> None:
     assert shown_size(size) == text

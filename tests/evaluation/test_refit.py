@@ -200,7 +200,7 @@ def test_refit_of_a_run(
     for row in first:
         assert float(row["mutual_information_bound"]) <= math.log(4)
         assert (row["policy"], row["step"]) == ("trained", "120")
-    assert "--refit 4: the pictures of 16 episodes need up to 0.00 GB" in capsys.readouterr().out
+    assert "--refit 4: the pictures of 16 episodes need up to 304 KB, " in capsys.readouterr().out
     assert rows(run_evaluate("--no_video --refit 4 --seed 5") / "refit.csv") == first
     assert rows(run_evaluate("--no_video --refit 4 --seed 6") / "refit.csv") != first
 
@@ -230,7 +230,7 @@ def test_pictures_that_do_not_fit_in_memory(
     loaded = load(pretrained, "cpu")
     one = 4 * 11 * 3 * 24 * 24
     monkeypatch.setattr(refit, "free_memory", lambda: 8 * one)
-    with pytest.raises(UserError, match=r"--refit 20: the pictures of 80 episodes need .* GB are free; try 6$"):
+    with pytest.raises(UserError, match=r"--refit 20: the pictures of 80 episodes need .*B are free; try 6$"):
         check_memory(loaded, 20)
     monkeypatch.setattr(refit, "free_memory", lambda: 2 * one)
     known = len(fake_envs)
