@@ -207,7 +207,8 @@ def test_deterministic_settings() -> None:
 
 def test_memory_of_the_replay_buffer_is_printed(prepare: Prepare, capsys: pytest.CaptureFixture[str]) -> None:
     prepare()
-    assert re.search(r"replay buffer: 500 transitions need [\d.]+ [KM]B, [\d.]+ [MG]B are free", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"replay buffer: 500 transitions need [\d.]+ [KM]B, [\d.]+ [MG]B are free", printed)
 
 
 def test_a_replay_buffer_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
