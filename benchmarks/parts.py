@@ -182,10 +182,11 @@ def bench_eval(args: argparse.Namespace) -> Iterator[Row]:
     starts = [Start(skill, 0) for skill in agent.skills()]
     workers = max(2, min(len(starts), (os.cpu_count() or 2) - 1))
     factory = partial(make_environment, config)
+    in_processes = make_eval_envs(factory, len(starts), workers)
     eval_envs = {
         "one after the other": make_eval_envs(factory, 1, 0),
         "side by side": make_eval_envs(factory, len(starts), 0),
-        f"{workers} processes": make_eval_envs(factory, len(starts), workers),
+        f"{in_processes.num_envs} processes": in_processes,
     }
     variants = {name: partial(play, agent, envs, starts) for name, envs in eval_envs.items()}
     yield from contest(args, f"{len(starts)} episodes, {args.env}", variants, steps=1)

@@ -37,7 +37,7 @@ from running.columns import (
     SUMMARY_COLUMNS,
 )
 from running.folder import recorded_environment
-from running.names import folder_name, padded, short_name
+from running.names import folder_name, frame_name, padded, short_name
 from running.snapshots import FOLDER as SNAPSHOT_FOLDER
 from running.snapshots import snapshot_frames
 from running.stored_config import CONFIG_FILE, real_run
@@ -142,6 +142,8 @@ def record_of(loaded: LoadedRun, source: Path, args: argparse.Namespace, rendere
         source: what was played.
     """
     given = {name: value.name if isinstance(value, Path) else value for name, value in args.given.items()}
+    if not args.controls:  # of a later snapshot
+        given.pop("controls", None)
     more = {"step": loaded.frame, **recorded_environment(loaded.config, renderer)}
     return evaluation_json(source, given, loaded.flags, more)
 
@@ -173,10 +175,11 @@ def play_snapshots(folder: Path, args: argparse.Namespace, out: Path, renderer: 
     """
     frames = snapshot_frames(folder.parent)
     summary, refitted = [], []
+    with_controls = args.controls
     for number, frame in enumerate(frames):
         print(f"snapshot {number + 1} of {len(frames)}: frame {frame}")
-        args.controls = args.controls and number == 0
-        place = out / padded(frame, frames[-1])
+        args.controls = with_controls and number == 0
+        place = out / frame_name(frame)
         loaded = load(folder / f"{frame}.pt", args.device, time_limit=args.time_limit)
         with made_folder(place), replacing_files(place, record_of(loaded, loaded.source, args, renderer)):
             played = play_skills(loaded, args, place)

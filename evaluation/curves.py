@@ -99,6 +99,12 @@ class Run:
         return int(self.evaluations["step"].iloc[-1])
 
     @property
+    def episodes_of_coverage(self) -> set[int]:
+        """How many episodes the evaluations played, all skills together; a resume may have changed it."""
+        played = self.skills.groupby("step")["episodes"].sum(min_count=1).dropna()
+        return {int(count) for count in played} or {self.num_skills * (self.flags.get("num_eval_episodes") or 1)}
+
+    @property
     def has_curves(self) -> bool:
         """Whether there are evaluations at two frames at least."""
         return self.evaluations["step"].nunique() > 1
@@ -186,7 +192,8 @@ def read_begun_run(folder: Path) -> Run:
     if run.num_skills:
         bound = run.evaluations["mutual_information_bound"].clip(upper=math.log(run.num_skills))
         run.evaluations["effective_skills"] = np.exp(bound)  # also of versions that did not write it
-        run.skills = read_csv(folder / "skills.csv", SKILL_NUMBERS, SKILL_MEASURES).astype({"skill_id": int})
+        run.skills = read_csv(folder / "skills.csv", SKILL_NUMBERS, SKILL_MEASURES, ("episodes",))
+        run.skills = run.skills.astype({"skill_id": int})
     return run
 
 
@@ -318,10 +325,11 @@ def draw_effective_skills(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
 def draw_coverage(axes: Axes, groups: Sequence[Group]) -> pd.DataFrame:
     """Draw how many cells the evaluations of groups with skills visit, and return the numbers."""
     for group in groups:
-        episodes = {run.num_skills * (run.flags.get("num_eval_episodes") or 1) for run in group.runs}
+        episodes = {count for run in group.runs for count in run.episodes_of_coverage}
         if len(episodes) > 1:
             counted = ", ".join(map(str, sorted(episodes)))
-            print(f"warning: {group.label}: coverage is a mean over cells of {counted} episodes", file=sys.stderr)
+            why = "and more episodes visit more cells"
+            print(f"warning: {group.label}: coverage is of {counted} episodes, {why}", file=sys.stderr)
     numbers = draw_curves(axes, groups, "cells_visited", "coverage: cells visited by all skills", unit="cells")
     axes.set_ylim(bottom=0.0)
     return numbers
@@ -383,14 +391,15 @@ def draw_curves(
         if len(curves) > 1:
             label += f"s, {'no frame in common' if summary.empty else 'mean'}; each one thin"
         look: dict[str, Any] = {"color": group.color, "ls": group.style}
-        most = max(most, len(curves))
+        if not summary.empty:
+            most = max(most, len(curves))
         axes.plot(summary["frame"], summary["mean"], **look, marker=".", label=label)
         axes.fill_between(summary["frame"], summary["low"], summary["high"], color=group.color, alpha=0.25, lw=0)
         if len(curves) > 3:  # with fewer it equals the mean
             axes.plot(summary["frame"], summary["interquartile_mean"], color=group.color, ls=":")
         if len(curves) > 1:
             for single in curves:
-                axes.plot(single.index, single, **look, lw=0.8, alpha=0.5)
+                axes.plot(single.index, single, **look, lw=0.8, alpha=0.5, marker="." if len(single) == 1 else "")
         drawn.append(summary.assign(group=group.label, metric=f"train/{column}" if table == "training" else column))
     if most > 3:
         axes.plot([], [], color="0.3", ls=":", label="interquartile mean")

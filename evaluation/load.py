@@ -57,8 +57,10 @@ class LoadedRun:
         self, skills: Sequence[int], seeds: Sequence[int], *, agent: DrQAgent | None = None, **settings: Any
     ) -> Evaluation:
         """Play each skill of the agent, or of another one, from each start; see `evaluate_skills` for the settings."""
-        needed = bytes_of_traces(len(skills) * len(seeds), self.max_episode_steps, self.config.image_size)
-        check_memory({f"--episodes {len(seeds)}": needed})
+        all_pictures = settings.get("keep_all_pictures", False)
+        sizes = len(skills) * len(seeds), self.max_episode_steps, self.config.image_size
+        what = f"--episodes {len(seeds)}{' --save_trajectories' if all_pictures else ''}"
+        check_memory({what: bytes_of_traces(*sizes, all_pictures=all_pictures)})
         names = {skill: skill_name(skill, self.config.num_skills) for skill in skills}
         settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps, "cell_grid": self.cell_grid}
         with self.open_eval_envs(len(skills) * len(seeds)) as eval_envs:

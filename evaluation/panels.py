@@ -195,7 +195,7 @@ def draw_untrained(axes: Axes, runs: Sequence[Run]) -> None:
 def draw_coverage_beside_controls(axes: Axes, groups: Sequence[Group], controls: pd.DataFrame | None) -> pd.DataFrame:
     """Draw the cells visited. Those of controls are comparable if they are of as many episodes."""
     if controls is not None:
-        counts = {group.runs[0].num_skills * (group.runs[0].flags.get("num_eval_episodes") or 1) for group in groups}
+        counts = {count for group in groups for run in group.runs for count in run.episodes_of_coverage}
         same = controls[(controls["skills"] * controls["episodes"]).isin(counts)]
         if same.empty:
             played = int((controls["skills"] * controls["episodes"]).iloc[0])

@@ -40,9 +40,10 @@ class Trace:
     picture_steps: list[int] = field(default_factory=list)  # the agent step of each picture
 
 
-def bytes_of_traces(episodes: int, steps: int, image_size: int) -> int:
+def bytes_of_traces(episodes: int, steps: int, image_size: int, *, all_pictures: bool = False) -> int:
     """Return the memory that the traces of so many episodes of so many agent steps take at least."""
-    return episodes * (BYTES_PER_STEP * steps + 3 * image_size**2)
+    pictures = steps + 1 if all_pictures else 1
+    return episodes * (BYTES_PER_STEP * steps + pictures * 3 * image_size**2)
 
 
 @dataclass

@@ -6,7 +6,6 @@ import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ from running.columns import (
     SUMMARY_COLUMNS,
 )
 from running.derivation import derive, preset_settings
-from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
-from running.stored_config import CONFIG_FILE, read_record
+from running.stored_config import CONFIG_FILE, read_record, saved_step
 from running.tables import read_table
 
 LARGEST_FILE = 32 << 20  # bytes of a picture or video
@@ -200,19 +198,10 @@ def read_run_files(folder: Path) -> RunFiles:
         seconds=float(episodes["duration"].sum()),
         is_running=in_use(folder),
         has_tables=any((folder / name).exists() for name in REQUIRED_CSV_FILES),
-        saved_step=_saved_step(folder),
+        saved_step=saved_step(folder),
         videos=find_videos(folder / "video", frame),
         pictures=find_pictures(folder / "skills", frame),
     )
-
-
-def _saved_step(folder: Path) -> int:
-    """Return the agent step of the run's checkpoint; 0 if there is none that can be read."""
-    path = folder / CHECKPOINT_FOLDER / MANIFEST_FILE
-    with suppress(FileNotFoundError, UserError):
-        step = read_record(path, str(path)).get("step")
-        return step if type(step) is int and 0 <= step <= MAX_COUNT else 0
-    return 0
 
 
 def read_evaluation_files(folder: Path) -> EvaluationFiles:

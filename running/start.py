@@ -153,7 +153,7 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
             if not isinstance(flags, dict):
                 raise CheckpointError("the checkpoint does not fit this version of the program (it has no flags)")
             refuse_changes(flags, config, f"the checkpoint in {folder}")
-        elif any(snapshot_frames(folder)):  # above 0: not a run that was killed before its first checkpoint
+        elif snapshot_frames(folder) and not (folder / "train.csv").exists():  # only its networks were kept
             raise CheckpointError("it has snapshots only; evaluate it, or name it in --finetune_from")
         run = build_run(config, resources)
         run.folder, run.checkpoints = folder, checkpoints

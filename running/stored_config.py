@@ -9,6 +9,7 @@ import json
 import os
 import reprlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from config import (
 )
 from errors import UserError
 from running.atomic_files import read_file
-from running.derivation import derive, make_config, preset_settings
+from running.derivation import DEFAULT_CHECKPOINT_FREQUENCY, derive, make_config, preset_settings
+from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from running.presets import BENCHMARKS, names_in
 
 CONFIG_FILE = "config.json"  # in a run's folder
@@ -59,8 +61,9 @@ def resumed_config(given: Mapping[str, Any]) -> Config:
     kept |= {name: value for name, value in stored.items() if name != "num_train_frames" and value is not None}
     if stored.get("device") == "cuda":  # the default device, or asked for: choose again
         kept.pop("device")
-    if given.get("eval_frequency") and 0 != stored.get("eval_frequency") == stored.get("checkpoint_frequency"):
-        kept.pop("checkpoint_frequency", None)  # still at every evaluation
+    derived = stored.get("eval_frequency") or DEFAULT_CHECKPOINT_FREQUENCY
+    if given.get("eval_frequency") and stored.get("checkpoint_frequency") == derived:
+        kept.pop("checkpoint_frequency")  # at every evaluation, of which there may have been none
     if "num_train_frames" in given:
         kept.pop("num_train_steps", None)
     owner = f"the run in {folder}"
@@ -183,6 +186,15 @@ def _flags_in(path: Path, place: str) -> dict[str, Any]:
     if not isinstance(flags, dict):
         raise UserError(f"{place} has no flags; restore its text, or start a new run")
     return flags
+
+
+def saved_step(folder: Path) -> int:
+    """Return the agent step of a run's checkpoint; 0 if there is none that can be read."""
+    path = folder / CHECKPOINT_FOLDER / MANIFEST_FILE
+    with suppress(FileNotFoundError, UserError):
+        step = read_record(path, str(path)).get("step")
+        return step if type(step) is int and 0 <= step <= MAX_INTEGER else 0
+    return 0
 
 
 def read_record(path: Path, place: str) -> dict[str, Any]:

@@ -25,7 +25,10 @@ from running.atomic_files import no_room
 from running.stored_config import config_from, with_template
 from sweeping.record import Sweep, Trial
 
-CHECKED = ("env", *flags_with(Role.ENVIRONMENT), "replay_buffer_capacity", "finetune_from")  # by check_environments
+CHECKED = (  # by check_environments
+    *("env", *flags_with(Role.ENVIRONMENT)),
+    *("replay_buffer_capacity", "finetune_from", "finetune_snapshot"),
+)
 PROCESS_MEMORY = 2.0  # GB, of a run's process beside its replay buffer
 MAX_NAME_LENGTH = 100  # characters, of a run's folder
 

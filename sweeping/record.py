@@ -19,7 +19,7 @@ from config import MAX_INTEGER
 from errors import UserError
 from running.atomic_files import read_file, write_file
 from running.names import check_name, folder_name
-from running.stored_config import CONFIG_FILE
+from running.stored_config import CONFIG_FILE, saved_step
 from running.tables import LARGEST
 
 SWEEP_FILE, SUMMARY_FILE, LOGS = "sweep.json", "summary.csv", "logs"
@@ -266,8 +266,12 @@ def read_progress(folder: Path, previous: Progress) -> Progress:
             progress.frame = max(progress.frame, int(evaluations[-1]["step"]))
             progress.last_return, progress.best_return = returns[-1], max(returns)
             progress.bound = float(evaluations[-1].get("mutual_information_bound") or math.nan)
-        if progress.frame:  # a fine-tuned run's budget excludes the frames that were used to choose its skill
-            progress.frame -= int(json.loads(read_file(folder / CONFIG_FILE)).get("frames_before", 0))
+        step = saved_step(folder)  # an episode that the budget cuts off has no row
+        if progress.frame or step:  # a fine-tuned run's budget excludes the frames that were used to choose its skill
+            record = json.loads(read_file(folder / CONFIG_FILE))
+            progress.frame -= int(record.get("frames_before", 0))
+            if step:
+                progress.frame = max(progress.frame, step * int(record["flags"]["action_repeat"]))
         measured = (progress.frame, progress.fps, progress.last_return, progress.best_return, progress.bound)
         if any(abs(value) > LARGEST for value in measured) or 0 < progress.fps < 1 / LARGEST:
             return previous

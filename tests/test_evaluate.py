@@ -19,13 +19,15 @@ import pytest
 import torch
 
 import evaluate
+import utils
 from diayn import DIAYNAgent
 from drq import Assessment
 from envs.cells import CellGrid, Coordinate
 from envs.pixel_env import Measurement
-from errors import RenderingError
+from errors import RenderingError, UserError
 from evaluation import command, skill_pictures
 from evaluation.command import output_name
+from evaluation.load import load
 from tests.support.disk import no_space
 from tests.support.paths import ROOT, Mount
 from tests.support.runs import SeededEnv, rows, start_seeds_since
@@ -246,6 +248,18 @@ def test_controls_play_as_much_from_the_same_starts(
 
 
 # -- trajectories ------------------------------------------------------------------------------------------------------
+
+
+def test_trajectories_that_do_not_fit_in_memory(
+    pretrained: Path, tmp_path: Path, fake_envs: list[SeededEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every picture of an episode is kept until all have been played."""
+    loaded = load(pretrained, "cpu")
+    pictures = 4 * (loaded.max_episode_steps + 1) * 3 * loaded.config.image_size**2
+    monkeypatch.setattr(utils, "free_memory", lambda: pictures)
+    loaded.evaluate(range(4), [1], video_folder=None)
+    with pytest.raises(UserError, match=r"^--episodes 1 --save_trajectories needs at least .*; choose a smaller value"):
+        loaded.evaluate(range(4), [1], video_folder=None, keep_all_pictures=True)
 
 
 def test_trajectories_can_be_replayed(run_evaluate: RunEvaluate) -> None:

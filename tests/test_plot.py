@@ -339,6 +339,26 @@ def test_seeds_that_share_no_frame_have_no_mean(make_run: MakeRun, tmp_path: Pat
     assert numbers(tmp_path / "out").empty
 
 
+def test_a_seed_with_one_evaluation_is_visible(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
+    for seed, returns in ((1, [1.0, 2.0]), (2, [3.0])):
+        make_run(f"s{seed}", returns, seed=seed)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    _, curve, point = figures[0].axes[0].get_lines()[:3]
+    assert (heights(curve), curve.get_marker()) == ([1.0, 2.0], "")
+    assert (heights(point), point.get_marker()) == ([3.0], ".")
+
+
+def test_the_legend_names_only_what_is_drawn(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
+    for seed in range(5):
+        path = make_run(f"s{seed}", [1.0, 2.0], seed=seed) / "eval.csv"
+        table = pd.read_csv(path)
+        table["step"] += seed * 5000
+        table.to_csv(path, index=False)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    _, labels = figures[0].axes[0].get_legend_handles_labels()
+    assert labels == ["DrQ: 5 seeds, no frame in common; each one thin"]
+
+
 def test_no_panel_is_empty(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
     folder = make_run("a", [1.0, 2.0], num_skills=2)
     table = pd.read_csv(folder / "skills.csv")
@@ -403,7 +423,20 @@ def test_coverage_of_different_numbers_of_episodes(
         run = make_run(f"s{seed}", [1.0, 2.0], num_skills=3, seed=seed, num_eval_episodes=episodes)
         pd.read_csv(run / "eval.csv").assign(cells_visited=5).to_csv(run / "eval.csv", index=False)
     assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    assert "coverage is a mean over cells of 3, 6 episodes" in capsys.readouterr().err
+    assert "coverage is of 3, 6 episodes" in capsys.readouterr().err
+
+
+def test_coverage_after_a_resume_with_more_episodes(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """skills.csv has what each evaluation played, config.json what the last one did."""
+    run = make_run("a", [1.0, 2.0], num_skills=3, num_eval_episodes=4)
+    pd.read_csv(run / "eval.csv").assign(cells_visited=5).to_csv(run / "eval.csv", index=False)
+    table = pd.read_csv(run / "skills.csv")
+    table["episodes"] = np.where(table["step"] > 0, 4, 1)
+    table.to_csv(run / "skills.csv", index=False)
+    assert plot.main([str(run), "--out", str(tmp_path / "out")]) == 0
+    assert "coverage is of 3, 12 episodes" in capsys.readouterr().err
 
 
 def test_levels_of_controls(

@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -348,6 +349,11 @@ def test_beside_the_controls(tmp_path: Path) -> None:
     assert "--controls plays them" not in text
     assert "--refit 10" not in text
     assert "The folder does not record of which run it is." in text
+    table = pd.read_csv(evaluation / "summary.csv")
+    table[table["policy"] == "trained"].to_csv(evaluation / "summary.csv", index=False)
+    text = text_of(page_of("--evaluation", evaluation, run, out=tmp_path / "page.html"))
+    assert "Beside the controls" not in text, "none was played"
+    assert "--controls plays them" in text
 
 
 def test_an_evaluation_without_skills(tmp_path: Path) -> None:

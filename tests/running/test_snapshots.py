@@ -22,6 +22,7 @@ from evaluation.over_snapshots import draw_measures
 from evaluation.record import read_evaluation_record
 from running import loop
 from running.checkpoint import Checkpoints
+from running.names import frame_name
 from running.run import Run
 from running.snapshots import snapshot_frames
 from tests.support.labs import Prepare
@@ -56,6 +57,19 @@ def test_written_when_due(prepare: Prepare, frequency: int, budget: int, expecte
     flags = f"--snapshot_frequency {frequency} --num_train_steps {budget} --num_seed_steps {budget} --action_repeat 2"
     lab = prepare(flags, episode_length=7).play()
     assert snapshot_frames(lab.folder) == [2 * step for step in expected]
+
+
+def test_killed_after_a_snapshot_and_before_the_first_checkpoint(prepare: Prepare) -> None:
+    """The run starts again, as without snapshots."""
+    flags = "--snapshot_frequency 10 --num_train_steps 40 --eval_frequency 0"
+    whole, killed = (prepare(flags, episode_length=7).play() for _ in range(2))
+    killed.run.close()
+    shutil.rmtree(killed.folder / "checkpoint")
+    again = prepare(f"--resume {killed.folder} {flags}", episode_length=7)
+    assert again.run.step == 0
+    again.play()
+    assert len(rows(again.folder / "train.csv")) == len(rows(whole.folder / "train.csv")) == 5
+    assert snapshot_frames(again.folder) == snapshot_frames(whole.folder)
 
 
 def test_the_networks_of_that_moment(run: Path) -> None:
@@ -223,11 +237,12 @@ def test_all_snapshots_are_evaluated(
     assert [int(row["step"]) for row in trained] == frames
     assert sorted(row["policy"] for row in summary if row not in trained) == ["random", "untrained"]
     folders = sorted(path for path in out.iterdir() if path.is_dir())
-    assert [int(path.name) for path in folders] == frames
+    assert [path.name for path in folders] == [frame_name(frame) for frame in frames]
     assert [rows(path / "summary.csv")[0] for path in folders] == trained
     records = [read_evaluation_record(path) for path in (out, *folders)]
     sources = ["snapshots", *(f"snapshots/{frame}.pt" for frame in frames)]
     assert [record and record.run.partition("skills/")[2] for record in records] == sources
+    assert ["--controls" in record.command for record in records if record] == [True, True, *[False] * len(frames[1:])]
     assert [int(row["step"]) for row in rows(out / "refit.csv") if row["policy"] == "trained"] == sorted(2 * frames)
     assert cv2.imread(str(out / "measures.png")) is not None
     assert capsys.readouterr().out.endswith(f"open first: {out / 'measures.png'}\n")

@@ -18,7 +18,10 @@ from errors import UserError
 from replay_buffer import ReplayBuffer
 from running.derivation import make_config
 from sweeping.plan import check_environments, new_sweep
+from tests.support.paths import ROOT
 from tests.support.sweeps import planned
+
+PRETRAINED = ROOT / "results" / "pretrained" / "cartpole_swingup"
 
 
 def test_each_combination_is_planned_once() -> None:
@@ -97,6 +100,13 @@ def test_memory_follows_the_largest_replay_buffer(tmp_path: Path) -> None:
 def test_memory_depends_on_the_actions_and_pictures_of_the_task() -> None:
     config = make_config({"env": "walker_walk", "image_size": 24, "frame_stack": 2})
     assert check_environments([config]) == ReplayBuffer.bytes_needed(100_000, (3, 24, 24), 2, action_dim=6)
+
+
+@pytest.mark.parametrize("frames", ["123 480000", "480000 123"])
+def test_every_snapshot_to_start_from_is_checked(frames: str) -> None:
+    configs = [config for _, config in planned(f"--finetune_from {PRETRAINED} --finetune_snapshot {frames}")]
+    with pytest.raises(UserError, match="no snapshot of --finetune_snapshot 123"):
+        check_environments(configs)
 
 
 def test_a_source_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

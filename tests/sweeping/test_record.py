@@ -216,6 +216,16 @@ def test_frames_before_fine_tuning_do_not_count(tmp_path: Path) -> None:
     assert read_progress(tmp_path, Progress()).frame == 2000
 
 
+def test_the_last_episode_counts_although_the_budget_cuts_it_off(tmp_path: Path) -> None:
+    """It has no row, and without evaluations nothing else has the last frame."""
+    (tmp_path / "config.json").write_text('{"frames_before": 10000, "flags": {"action_repeat": 4}}')
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "manifest.json").write_text('{"step": 700}')
+    assert read_progress(tmp_path, Progress()).frame == 2800
+    (tmp_path / "train.csv").write_text("episode,step,fps\n1,12000,1\n")
+    assert read_progress(tmp_path, Progress()).frame == 2800
+
+
 @pytest.mark.parametrize("row", ["1,\0\0,3", "1,1e,3", "1", "1,2,x", "1,2,inf", "1,2,1e-320", f"1,{10**40},3"])
 def test_a_torn_row_leaves_the_progress_unchanged(row: str, tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(f"episode,step,fps\n{row}\n")
