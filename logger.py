@@ -52,7 +52,7 @@ class Episode:
     extrinsic_reward: float  # the task's return
     skill: int = NO_SKILL  # the skill that was played
     intrinsic_reward_sum: float = 0.0  # nats
-    discriminator_accuracy: float = 0.0  # fraction of the steps at which it names the skill; evaluation only
+    discriminator_accuracy: float = 0.0  # fraction of the steps at which the skill is recognized; evaluation only
     length: int = 0  # agent steps
 
 

@@ -225,7 +225,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> Playe
     print_table(evaluation.rows, SKILL_COLUMNS)
     if evaluation.overall["mutual_information_bound"] is not None:
         write_table(out / "deciles.csv", decile_rows(evaluation), DECILE_COLUMNS, loaded.frame)
-        print_bound(evaluation, complete)
+        print_bound(evaluation, loaded.config.num_skills, complete)
     summary = [{"step": loaded.frame, **summary_row("trained", evaluation, complete)}]
     if choice is not None:
         write_table(out / "choice.csv", choice.rows, CHOICE_COLUMNS, loaded.frame)

@@ -1,4 +1,4 @@
-"""Learning curves from the CSV files of runs.
+"""Learning curves of runs.
 
 Runs that differ only in the seed form a group. Its curve is the mean over seeds, with the interquartile mean and, for
 five seeds or more, the bootstrapped interval of the mean. Horizontal axes count frames, except that of rewards.
@@ -8,112 +8,40 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from config import FIELDS, Role, flags_with
-from errors import UserError, one_line, reason_of
+from config import Role, flags_with
+from errors import one_line
 from evaluation.figures import NAMED_SKILLS, Axes, skill_color
-from running.columns import SKILL_UPDATE_METRICS, TRAIN_COLUMNS
-from running.stored_config import CONFIG_FILE, check_folders, known_flags, real_run
-from running.tables import read_table
+from evaluation.runs import DEFAULTS, OF_SKILLS, Run
 
-NOT_SETTINGS = flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT)
-# The flags that distinguish experiments, with their defaults as config.json would have them.
-DEFAULTS = json.loads(json.dumps({name: field.default for name, field in FIELDS.items() if name not in NOT_SETTINGS}))
-OF_DISCRIMINATOR = frozenset(flags_with(Role.DIAYN | Role.WITH_SKILLS)) - frozenset(flags_with(Role.NETWORK))
-OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.WITH_SKILLS | Role.FINE_TUNING)) - {"num_skills", "finetune_from"}
 NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # flags that always differ between DrQ and DIAYN
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # of the bootstrap
 LARGEST_RESAMPLE = 10_000_000  # values that are in memory at once
-MAX_COUNT = 2**53  # of frames, and of skills: what a float counts exactly
 SEEDS_FOR_INTERVAL = 5  # with fewer, a bootstrap gives little more than the lowest and highest value
 COLORS = [f"C{number}" for number in range(10)]
 STYLES = ("-", "--", "-.")  # the next one when the colors repeat
-EVAL_NUMBERS = ("step", "episode_reward")  # columns of eval.csv, and of skills.csv, that are drawn
-# Also drawn, if there are skills. A cell is empty if no episode of the evaluation had a step.
-EVAL_MEASURES = ("mutual_information_bound", "discriminator_accuracy")
-NEWER_MEASURES = ("mutual_information_bound_second_half", "effective_skills", "cells_visited")  # not in older files
-SKILL_NUMBERS = ("step", "skill_id", "episode_extrinsic_reward")
-SKILL_MEASURES = ("mutual_information_bound", "state_distance_within", "state_distance_between")  # cells may be empty
-TRAINING_CURVES = {  # columns of train.csv that are drawn before there are curves of evaluations: title, unit
+TRAINING_CURVES = {  # columns of train.csv that are drawn: title, unit
     "episode_reward": ("return of training episodes", "return of the task"),
     "discriminator_accuracy": ("discriminator accuracy, sampled batches", "share of observations"),
+    "actor_entropy": ("entropy of the policy, sampled batches", "nats"),
     "discriminator_loss": ("loss of the discriminator", "nats"),
     "critic_loss": ("loss of the critic", "squared error"),
     "actor_loss": ("loss of the actor", "alpha log pi - min Q"),
 }
 CONTROL_STYLES = {"untrained": ":", "random": "--"}  # of the levels of other policies
+BESIDE_EVALUATIONS = ("discriminator_accuracy", "actor_entropy")  # of them, also with curves of evaluations
 LOWEST_BOUND = -1.0  # nats, of the axis; an untrained discriminator is overconfident by far more
 
-AnyRun = TypeVar("AnyRun")
-
-
-@dataclass
-class Run:
-    """The files of one run, with the columns that are drawn."""
-
-    folder: Path
-    env: str
-    seed: int
-    flags: Mapping[str, Any]
-    evaluations: pd.DataFrame  # of eval.csv
-    skills: pd.DataFrame  # of skills.csv; empty if the run has none
-    training: pd.DataFrame = field(default_factory=pd.DataFrame)  # of train.csv, if it is drawn
-
-    @property
-    def num_skills(self) -> int:
-        """Number of skills that are learned; 0 for a fine-tuned run, which has no discriminator."""
-        return 0 if self.flags.get("finetune_from") else self.flags.get("num_skills", 0)
-
-    @property
-    def kind(self) -> str:
-        """The kind of experiment, for labels."""
-        if self.flags.get("finetune_from"):
-            return "fine-tuned skill"
-        return f"DIAYN, {self.num_skills} skills" if self.num_skills else "DrQ"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The flags that distinguish experiments. Those that the run does not read are None."""
-        unread = frozenset() if self.num_skills else OF_DISCRIMINATOR if self.flags.get("num_skills") else OF_SKILLS
-        return {n: None if n in unread else self.flags.get(n, default) for n, default in DEFAULTS.items()}
-
-    @property
-    def shown(self) -> str:
-        """The name of the run, in quotes, for titles and messages."""
-        return f"'{one_line(self.folder.name)}'"
-
-    @property
-    def last_frame(self) -> int:
-        """The frame of the last evaluation."""
-        return int(self.evaluations["step"].iloc[-1])
-
-    @property
-    def episodes_of_coverage(self) -> set[int]:
-        """How many episodes the evaluations played, all skills together; a resume may have changed it."""
-        played = self.skills.groupby("step")["episodes"].sum(min_count=1).dropna()
-        return {int(count) for count in played} or {self.num_skills * (self.flags.get("num_eval_episodes") or 1)}
-
-    @property
-    def has_curves(self) -> bool:
-        """Whether there are evaluations at two frames at least."""
-        return self.evaluations["step"].nunique() > 1
-
-    @property
-    def budget(self) -> int | None:
-        """The frames to train for, after those that chose a skill to fine-tune; None if there is no config.json."""
-        steps, repeat = self.flags.get("num_train_steps"), self.flags.get("action_repeat")
-        return steps * repeat if steps and repeat else None
+Table = Literal["evaluations", "training"]  # of a Run
 
 
 @dataclass
@@ -124,107 +52,6 @@ class Group:
     runs: list[Run]
     color: str
     style: str
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def read_runs(
-    places: Sequence[Path], read: Callable[[Path], AnyRun], names: Sequence[str], what: str
-) -> tuple[list[AnyRun], list[str]]:
-    """Return the runs in `places` and below them, and why others are left out. Raises UserError if there are none.
-
-    Args:
-        read: reads a run's folder; may raise UserError or OSError.
-        names: files of which a run has one at least, as for `find_runs`.
-        what: what is looked for, for the message.
-    """
-    runs, left_out = [], []
-    for folder in find_runs(places, names):
-        try:
-            runs.append(read(folder))
-        except (UserError, OSError) as error:
-            left_out.append(reason_of(error))
-    if not runs:
-        more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
-        why = f": {left_out[0]}{more}" if left_out else "; name a run's folder, or one above it"
-        raise UserError(f"no {what} in {', '.join(map(str, places))}{why}")
-    return runs, left_out
-
-
-def find_runs(places: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the folders of runs in `places` and below them, each once: those with one of the files `names`.
-
-    Raises UserError.
-    """
-    check_folders(places)
-    found: list[Path] = []
-    for place in places:
-        found += sorted({real_run(path.parent) for name in names for path in place.rglob(name)})
-    return list(dict.fromkeys(found))
-
-
-def read_run(folder: Path) -> Run:
-    """Read a run's files. Raises UserError, which names the file, if one is damaged or there is no evaluation yet."""
-    run = read_begun_run(folder)
-    if run.evaluations.empty:
-        raise UserError(f"'{folder}' has no evaluations yet")
-    if not run.has_curves:
-        run.training = read_training(folder)
-    return run
-
-
-def read_training(folder: Path) -> pd.DataFrame:
-    """Read a run's train.csv. Raises UserError."""
-    return read_csv(folder / "train.csv", TRAIN_COLUMNS[:2], newer=(*TRAIN_COLUMNS[2:], *SKILL_UPDATE_METRICS))
-
-
-def read_begun_run(folder: Path) -> Run:
-    """Read a run's files, which may have no evaluation yet. Raises UserError, which names a damaged file."""
-    try:
-        flags = known_flags(folder / CONFIG_FILE)
-    except FileNotFoundError:  # only the CSV files were kept
-        print(f"warning: {folder} has no {CONFIG_FILE}: it is taken for plain DrQ with seed 0", file=sys.stderr)
-        flags = {}
-    run = Run(folder, flags.get("env", folder.parent.name), flags.get("seed", 0), flags, pd.DataFrame(), pd.DataFrame())
-    measures, newer = (EVAL_MEASURES, NEWER_MEASURES) if run.num_skills else ((), ())
-    run.evaluations = read_csv(folder / "eval.csv", EVAL_NUMBERS, measures, newer)
-    if run.num_skills:
-        bound = run.evaluations["mutual_information_bound"].clip(upper=math.log(run.num_skills))
-        run.evaluations["effective_skills"] = np.exp(bound)  # also of versions that did not write it
-        run.skills = read_csv(folder / "skills.csv", SKILL_NUMBERS, SKILL_MEASURES, ("episodes",))
-        run.skills = run.skills.astype({"skill_id": int})
-    return run
-
-
-def read_csv(
-    path: Path,
-    numbers: Sequence[str],
-    optional: Sequence[str] = (),
-    newer: Sequence[str] = (),
-    *,
-    lowest_skill: int = 0,
-) -> pd.DataFrame:
-    """Return columns of a CSV file of a run, without rows if there is no file or nothing in it; see `read_table`.
-
-    Raises UserError. A `skill_id` below `lowest_skill` is damage.
-    """
-    if not os.path.lexists(path) or (path.is_file() and not path.stat().st_size):
-        return pd.DataFrame(columns=[*numbers, *optional, *newer], dtype=float)
-    table = pd.DataFrame(read_table(path, numbers, optional=optional, newer=newer), dtype=float)
-    for name in {"step", "skill_id"} & set(numbers):
-        lowest = lowest_skill if name == "skill_id" else 0
-        if not table[name].between(lowest, MAX_COUNT).all():
-            raise UserError(f"{path} is damaged: {name} must be from {lowest} to {MAX_COUNT}")
-    return table
-
-
-def read_reference(path: Path) -> pd.DataFrame:
-    """Read published curves. Raises UserError."""
-    try:
-        return pd.DataFrame(read_table(path, EVAL_NUMBERS, texts=("env", "seed")))
-    except UserError as error:
-        raise UserError(f"--reference {error}; name a CSV file with published curves") from error
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
@@ -355,9 +182,10 @@ def training_curves(groups: Sequence[Group]) -> list[str]:
     return [name for name in TRAINING_CURVES if any(table[name].count() > 1 for table in tables)]
 
 
-def measured(groups: Sequence[Group], column: str) -> bool:
-    """Return whether a column of eval.csv has a number, in any run."""
-    return any(column in run.evaluations and run.evaluations[column].notna().any() for g in groups for run in g.runs)
+def measured(groups: Sequence[Group], column: str, table: Table = "evaluations") -> bool:
+    """Return whether a column of eval.csv or train.csv has a number, in any run."""
+    tables = [getattr(run, table) for group in groups for run in group.runs]
+    return any(column in table and table[column].notna().any() for table in tables)
 
 
 def draw_curves(
@@ -369,7 +197,7 @@ def draw_curves(
     level_name: str = "",
     *,
     unit: str,
-    table: Literal["evaluations", "training"] = "evaluations",
+    table: Table = "evaluations",
 ) -> pd.DataFrame:
     """Draw each group's curve over its seeds of a column of eval.csv, and return the numbers.
 
@@ -380,12 +208,13 @@ def draw_curves(
         unit: of the vertical axis.
         table: `training` draws a column of train.csv.
     """
-    drawn, most = [], 0
+    drawn, most, count = [], 0, 0
     for group in groups:
         curves = [getattr(run, table).groupby("step")[column].last().dropna() for run in group.runs]
         curves = [curve for curve in curves if len(curve)]
         if not curves:
             continue
+        count += len(curves)
         summary = over_seeds(curves)
         label = f"{group.label}: {len(curves)} seed"
         if len(curves) > 1:
@@ -407,7 +236,8 @@ def draw_curves(
         axes.fill_between([], [], color="0.3", alpha=0.25, label=f"{CONFIDENCE:.0%} interval of the mean, bootstrapped")
     for level in levels:
         draw_level(axes, level, f"{level_name} {level:.3g}")
-    finish(axes, name, unit)
+    runs = sum(len(group.runs) for group in groups)
+    finish(axes, name if count == runs else f"{name} ({count} of {runs} runs)", unit)
     return pd.concat(drawn)
 
 

@@ -65,7 +65,7 @@ class Evaluation:
         frames of training, is shown.
         """
         matrix, episodes = skill_report.confusion_matrix(self.by_skill), self.rows[0]["episodes"]
-        title = skill_pictures.headline(self.overall, episodes, frame)
+        title = skill_pictures.headline(self.overall, len(self.rows), episodes, frame)
         pictures = {
             "confusion_matrix": skill_pictures.draw_confusion_matrix(matrix, title),
             "contact_sheet": skill_pictures.contact_sheet(self.by_skill),

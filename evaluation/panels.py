@@ -20,9 +20,9 @@ import pandas as pd
 from console.numbers import shown_number
 from errors import UserError, one_line
 from evaluation.curves import (
+    BESIDE_EVALUATIONS,
     CONTROL_STYLES,
     Group,
-    Run,
     draw_accuracies,
     draw_bounds,
     draw_coverage,
@@ -34,13 +34,11 @@ from evaluation.curves import (
     finish,
     make_groups,
     measured,
-    read_reference,
-    read_run,
-    read_runs,
     training_curves,
 )
 from evaluation.figures import Axes, Figure, skill_color
 from evaluation.record import OF_EPISODES, check_episodes_alike, read_evaluation_record
+from evaluation.runs import Run, read_reference, read_run, read_runs
 from running.atomic_files import output_folder, write_file
 from running.names import folder_name
 from running.tables import read_table
@@ -145,11 +143,18 @@ def skill_panels(groups: Sequence[Group], controls: pd.DataFrame | None) -> list
         "cells_visited": partial(draw_coverage_beside_controls, groups=groups, controls=controls),
     }
     panels = [panel for column, panel in curves.items() if measured(groups, column)]
+    panels += curves_beside_evaluations(groups)
     if (longest := longest_with_skills(groups)) is not None:
         panels += [partial(draw_skill_returns, run=longest), *panels_of_last_evaluation(groups)]
         if longest.skills["state_distance_between"].notna().any():
             panels.append(partial(draw_distances, run=longest))
     return panels
+
+
+def curves_beside_evaluations(groups: Sequence[Group]) -> list[Panel]:
+    """Return the panels of training that evaluations are compared with: accuracy in sampled batches, and entropy."""
+    columns = [column for column in BESIDE_EVALUATIONS if measured(groups, column, "training")]
+    return [partial(draw_training, groups=groups, column=column) for column in columns]
 
 
 def panels_of_last_evaluation(groups: Sequence[Group]) -> list[Panel]:

@@ -58,7 +58,7 @@ class Split(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How well a discriminator names the skills. Every skill has the same weight, as in an evaluation."""
+    """How well a discriminator recognizes the skills. Every skill has the same weight, as in an evaluation."""
 
     bound: float  # nats
     accuracy: float
@@ -99,7 +99,7 @@ def refit(loaded: LoadedRun, agent: DIAYNAgent, episodes: int, seed: int, action
 
 
 def own_score(evaluation: Evaluation, starts: Sequence[Start]) -> Score:
-    """Return how well the agent's discriminator names the skills in some episodes of an evaluation."""
+    """Return how well the agent's discriminator recognizes the skills in some episodes of an evaluation."""
     seeds = {start.seed for start in starts}
     pairs = zip(evaluation.starts, evaluation.episodes, strict=True)
     episodes = [episode for start, episode in pairs if start.seed in seeds]
@@ -222,7 +222,7 @@ def draw(skill: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 
 @torch.no_grad()
 def assess(model: nn.Module, examples: Examples, rows: np.ndarray) -> Score:
-    """Return how well a discriminator names the skills of these steps."""
+    """Return how well a discriminator recognizes the skills of these steps."""
     device = next(model.parameters()).device
     parts = np.array_split(rows, math.ceil(len(rows) / CLASSIFIED))
     log_q = torch.cat([model(to_device(examples.inputs(part), device)).log_softmax(dim=1).cpu() for part in parts])

@@ -24,7 +24,6 @@ from evaluation.curves import (
     COLORS,
     STYLES,
     Group,
-    Run,
     draw_accuracies,
     draw_bounds,
     draw_returns,
@@ -32,10 +31,10 @@ from evaluation.curves import (
     draw_training,
     make_groups,
     measured,
-    read_runs,
     training_curves,
 )
 from evaluation.figures import Axes, Figure
+from evaluation.panels import curves_beside_evaluations
 from evaluation.report_files import (
     EvaluationFiles,
     Media,
@@ -45,6 +44,7 @@ from evaluation.report_files import (
     read_run_files,
     settings_of,
 )
+from evaluation.runs import Run, read_runs
 from running.atomic_files import output_folder, read_file, write_file
 from running.columns import NO_SKILL
 from running.names import folder_name
@@ -260,11 +260,13 @@ def duration(seconds: float) -> str:
 def curves_of(groups: Sequence[Group]) -> list[Chart]:
     """Return the learning curves of the runs of one task."""
     with_skills = [group for group in groups if group.runs[0].num_skills]
-    charts = [chart(lambda axes: draw_returns(axes, groups), legend=True)]
+    returns = chart(lambda axes: draw_returns(axes, groups), legend=True)
+    charts = []
     for column, draw in (("mutual_information_bound", draw_bounds), ("discriminator_accuracy", draw_accuracies)):
         if measured(with_skills, column):
             charts.append(chart(partial(draw, groups=with_skills), legend=True))
-    return charts
+    charts += [chart(draw, legend=True) for draw in curves_beside_evaluations(with_skills)]
+    return [*charts, returns] if len(with_skills) == len(groups) else [returns, *charts]
 
 
 def curves_of_training(run: Run) -> list[Chart]:

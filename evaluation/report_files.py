@@ -14,8 +14,8 @@ import pandas as pd
 
 from config import FIELDS, shown_value
 from errors import UserError, one_line, reason_of
-from evaluation.curves import MAX_COUNT, Run, read_begun_run, read_csv, read_training
 from evaluation.record import EvaluationRecord, read_evaluation_record
+from evaluation.runs import MAX_COUNT, Run, between_evaluations, read_begun_run, read_csv, read_training
 from running.atomic_files import in_use, read_file
 from running.columns import (
     EVAL_SKILL_COLUMNS,
@@ -187,14 +187,15 @@ def read_run_files(folder: Path) -> RunFiles:
         needed = ("step", "skill_id")
         table = read_csv(folder / "skills.csv", needed, newer=[name for name in SKILL_COLUMNS if name not in needed])
         skills = _rows(table[table["step"] == frame])
-    run.training = read_training(folder)
+    training = read_training(folder)
+    run.training = between_evaluations(run, training)
     episodes = read_csv(folder / "episodes.csv", (), newer=("duration",))
     return RunFiles(
         run=run,
         record=record,
         evaluations=evaluations,
         skills=skills,
-        training=_rows(run.training.tail(1))[0] if len(run.training) else {},
+        training=_rows(training.tail(1))[0] if len(training) else {},
         seconds=float(episodes["duration"].sum()),
         is_running=in_use(folder),
         has_tables=any((folder / name).exists() for name in REQUIRED_CSV_FILES),

@@ -45,11 +45,11 @@ PICTURES = {
     "contact_sheet": (
         "Contact sheet",
         "A row for each skill, its first episode from left to right. Skills differ if rows do; the percentage is the "
-        "share of the episode's steps at which the discriminator names the skill.",
+        "share of the episode's steps at which the discriminator recognizes the skill.",
     ),
     "confusion_matrix": (
         "Confusion matrix",
-        "Percent of the steps of each skill (row) that the discriminator gives to each skill (column). A diagonal is "
+        "Percent of the steps of each skill (row) in which each skill (column) is predicted. A diagonal is "
         "perfect; a bright column is a skill that others are mistaken for.",
     ),
     "trajectories": (
@@ -75,9 +75,8 @@ def measures(num_skills: int, rewarded: bool) -> list[Measure]:
     if not num_skills:
         return [Measure(*RETURN, f"{task}: higher is better; {most}.")]
     use = most if rewarded else "the skills were trained without it, so it describes them and does not judge them"
-    ceiling = f"{math.log(num_skills):.2f}"
-    return [
-        Measure(*RETURN, f"{task} and skills; {use}."),
+    ceiling, returns = f"{math.log(num_skills):.2f}", Measure(*RETURN, f"{task} and skills; {use}.")
+    of_skills = [
         Measure(
             *("mutual_information_bound", "Bound", 2, " nats"),
             f"How much a state tells of the skill that is played, at least: 0 is nothing, {ceiling} tells all "
@@ -94,7 +93,7 @@ def measures(num_skills: int, rewarded: bool) -> list[Measure]:
         ),
         Measure(
             *("discriminator_accuracy", "Accuracy", 2, ""),
-            f"Share of the steps at which the discriminator names the skill that is played; {1 / num_skills:.2f} is "
+            f"Share of the steps at which the discriminator recognizes the skill; {1 / num_skills:.2f} is "
             "chance, 1 is perfect.",
         ),
         Measure(
@@ -103,6 +102,7 @@ def measures(num_skills: int, rewarded: bool) -> list[Measure]:
             "episodes, so compare it only with controls that played as many.",
         ),
     ]
+    return [returns, *of_skills] if rewarded else [*of_skills, returns]
 
 
 def number(value: Any, digits: int, unit: str = "") -> str:

@@ -34,19 +34,23 @@ MOST_LINES, MOST_POINTS = 400, 500  # trajectories in a picture, and points of o
 MOST_BORDERS = 60  # borders of cells along an axis, above which none is drawn
 
 
-def headline(measures: Mapping[str, Any], episodes: int, frame: int) -> str:
-    """Return a summary of an evaluation with so many episodes of each skill in two lines; see `overall`."""
+def headline(measures: Mapping[str, Any], num_skills: int, episodes: int, frame: int) -> str:
+    """Return a summary of an evaluation with so many episodes of each skill in three lines; see `overall`."""
     accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
     if bound is None:  # no episode had a step
         return caption(episodes, frame)
     skills = measures["effective_skills"]
-    text = f"% of steps, accuracy {accuracy:.2f}, bound {shown_number(bound, '.2f')} nats = {skills:.1f} skills"
-    return f"{caption(episodes, frame)}\n{text}"
+    lines = (
+        caption(episodes, frame),
+        f"accuracy {accuracy:.2f} (chance {1 / num_skills:.2f}), {skills:.1f} of {num_skills} effective skills",
+        f"bound {shown_number(bound, '.2f')} of at most {math.log(num_skills):.2f} nats",
+    )
+    return "\n".join(lines)
 
 
 def caption(episodes: int, frame: int) -> str:
     """Return how much was played, and when, in words."""
-    return f"frame {frame}, episodes a skill: {episodes}"
+    return f"frame {frame:,}, {episodes} episode{'s' if episodes > 1 else ''} of each skill"
 
 
 def picture_interval(max_episode_steps: int) -> int:
@@ -66,7 +70,7 @@ def draw_confusion_matrix(matrix: np.ndarray, title: str) -> np.ndarray:
         if share >= 0.005:
             color = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
-    axes.set(xlabel="the discriminator names skill", ylabel="skill")
+    axes.set(xlabel="predicted skill", ylabel="skill, % of its steps")
     if readable:
         axes.set(xticks=range(count), yticks=range(count))
     return _drawn(canvas)
@@ -186,7 +190,7 @@ def contact_sheet(played: EpisodesBySkill) -> np.ndarray:
     episode; an episode that ends early keeps its last picture.
 
     The header shows agent steps. The label of a row shows the skill, and the share of the episode's steps at which the
-    discriminator names it.
+    discriminator recognizes it.
     """
     played = dict(islice(played.items(), SHEET_ROWS))
     longest = max((episodes[0][1] for episodes in played.values()), key=lambda trace: trace.picture_steps[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -82,11 +83,12 @@ def decile_rows(evaluation: Evaluation) -> list[Row]:
     ]
 
 
-def print_bound(evaluation: Evaluation, complete: bool) -> None:
+def print_bound(evaluation: Evaluation, num_skills: int, complete: bool) -> None:
     """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
     measures = evaluation.overall
     accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
-    text = f"means over skills: accuracy {accuracy:.3f}, bound {shown_number(bound, '.3f')} nats"
+    text = f"means over skills: accuracy {accuracy:.3f} (chance {1 / num_skills:.3f}), "
+    text += f"bound {shown_number(bound, '.3f')} of at most {math.log(num_skills):.3f} nats"
     if measures["mutual_information_bound_second_half"] is not None:
         text += f", in the second half {shown_number(measures['mutual_information_bound_second_half'], '.3f')}"
     print(text)

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 
 import plot
 from evaluation import curves, panels
+from evaluation.runs import read_run
 from running.columns import EPISODE_COLUMNS, EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
 from running.derivation import make_config
 from running.names import folder_name
@@ -232,13 +233,13 @@ def test_two_fine_tunings_of_one_seed_are_two_samples(make_run: MakeRun, tmp_pat
 
 def test_more_groups_than_colors_look_different(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(f"run{number}", [1.0, 2.0], batch_size=number) for number in range(1, 14)]
-    groups = curves.make_groups([run for folder in runs if (run := curves.read_run(folder)) is not None])
+    groups = curves.make_groups([run for folder in runs if (run := read_run(folder)) is not None])
     assert len({(group.color, group.style) for group in groups}) == 13
 
 
 def test_distances_of_one_episode_a_skill(make_run: MakeRun) -> None:
     """There is no distance within a skill then, and the figure has no line or label for it."""
-    run = curves.read_run(make_run("one", [1.0], num_skills=3))
+    run = read_run(make_run("one", [1.0], num_skills=3))
     assert run is not None
     for measured, lines in ((0.5, ["other skills", "the same skill"]), (math.nan, ["other skills"])):
         run.skills["state_distance_within"] = measured
@@ -319,7 +320,9 @@ def test_newer_measures_are_drawn_where_they_were_measured(
     table.to_csv(resumed / "eval.csv", index=False)
     assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     drawn = {axes.get_title(): axes for axes in figures[0].axes}
-    half, cells = drawn["bound in the second half of the episode"], drawn["coverage: cells visited by all skills"]
+    few = "(1 of 2 runs)"
+    half = drawn[f"bound in the second half of the episode {few}"]
+    cells = drawn[f"coverage: cells visited by all skills {few}"]
     assert heights(half.get_lines()[0]) == [0.9, 0.9]
     assert heights(cells.get_lines()[0]) == [7, 7]
     assert (cells.get_ylabel(), half.get_ylabel()) == ("cells", "nats")
@@ -357,6 +360,21 @@ def test_the_legend_names_only_what_is_drawn(make_run: MakeRun, tmp_path: Path, 
     assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     _, labels = figures[0].axes[0].get_legend_handles_labels()
     assert labels == ["DrQ: 5 seeds, no frame in common; each one thin"]
+
+
+def test_training_beside_evaluations(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:
+    """Each point is the mean over the training episodes since the evaluation before."""
+    folder = make_run("a", [0.0, 1.0, 2.0], num_skills=2)
+    make_run("without", [0.0, 1.0, 2.0], num_skills=2, seed=2)
+    accuracies = {250: math.nan, 500: 0.5, 1000: 0.7, 1500: 0.9, 2500: 0.1}  # no update, then one evaluation is open
+    table = pd.DataFrame({"episode": range(5), "step": accuracies.keys(), "episode_reward": 1.0})
+    table.assign(discriminator_accuracy=accuracies.values()).to_csv(folder / "train.csv", index=False)
+    assert plot.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    drawn = {axes.get_title(): axes for axes in figures[0].axes}
+    (line, *_) = drawn["discriminator accuracy, sampled batches (1 of 2 runs)"].get_lines()
+    assert np.asarray(line.get_xdata()).tolist() == [1000, 2000]
+    assert heights(line) == pytest.approx([0.6, 0.9])
+    assert not any("entropy" in title for title in drawn), "it was not measured"
 
 
 def test_no_panel_is_empty(make_run: MakeRun, tmp_path: Path, figures: list[Figure]) -> None:

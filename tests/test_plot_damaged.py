@@ -16,7 +16,7 @@ from hypothesis.strategies import SearchStrategy
 from matplotlib.figure import Figure
 
 import plot
-from evaluation import curves
+from evaluation.runs import SKILL_MEASURES, SKILL_NUMBERS
 from running.columns import EVAL_COLUMNS, EVAL_SKILL_COLUMNS, SKILL_COLUMNS
 from running.csv_files import csv_lines, header
 from running.derivation import make_config
@@ -123,8 +123,8 @@ DAMAGE: dict[str, tuple[str, bytes]] = {
     "binary eval": ("eval.csv", bytes(range(256))),
     "eval without header": ("eval.csv", b"\n\n"),
     "a torn row": ("eval.csv", whole_run()["eval.csv"][:-12]),
-    **{f"skills without {name}": ("skills.csv", without_column("skills.csv", name)) for name in curves.SKILL_NUMBERS},
-    **{f"skills without {name}": ("skills.csv", without_column("skills.csv", name)) for name in curves.SKILL_MEASURES},
+    **{f"skills without {name}": ("skills.csv", without_column("skills.csv", name)) for name in SKILL_NUMBERS},
+    **{f"skills without {name}": ("skills.csv", without_column("skills.csv", name)) for name in SKILL_MEASURES},
     **{f"skill {w}": ("skills.csv", with_column("skills.csv", "skill_id", w)) for w in ("inf", "", "-1", "1e20", "x")},
     "skills with words": ("skills.csv", with_column("skills.csv", "episode_extrinsic_reward", "many")),
     "an infinite distance": ("skills.csv", with_column("skills.csv", "state_distance_between", "inf")),

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 import plot
 import sweep
 import train
-from evaluation import curves
+from evaluation.runs import find_runs
 from running.signals import StopRequest
 from sweeping.record import OPTIONS, Progress, read_progress, resumed_sweep
 from tests.support.compare import assert_equal_runs
@@ -256,7 +256,7 @@ def test_four_runs_equal_those_by_hand(start: Launch, by_hand: Callable[..., lis
             row = rows[f"cartpole_swingup/{name}"]
             assert (row["state"], row["frames"], row["failures"]) == ("finished", "88", "0")
             assert (row["mutual_information_bound"] == "") == (skills == 0)
-    assert len(curves.find_runs([folder], ["eval.csv"])) == 4
+    assert len(find_runs([folder], ["eval.csv"])) == 4
     assert plot.main([str(folder), "--out", str(tmp_path / "plots")]) == 0
 
 

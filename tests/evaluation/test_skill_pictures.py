@@ -82,9 +82,11 @@ def test_the_headline_has_the_means_over_skills() -> None:
         {"discriminator_accuracy": accuracy, "mutual_information_bound": bound}
         for accuracy, bound in ((0.2, -1.0), (0.7, 2.0))
     ]
-    first, second = headline(overall(rows), 5, 120).splitlines()
-    assert first == "frame 120, episodes a skill: 5"
-    assert second == "% of steps, accuracy 0.45, bound 0.50 nats = 1.6 skills"
+    assert headline(overall(rows), 2, 5, 120_000).splitlines() == [
+        "frame 120,000, 5 episodes of each skill",
+        "accuracy 0.45 (chance 0.50), 1.6 of 2 effective skills",
+        "bound 0.50 of at most 0.69 nats",
+    ]
 
 
 @pytest.mark.parametrize("count", [100, 1600])
