@@ -38,7 +38,7 @@ help:
 	@echo 'make gpu-check                         set up, then check a CUDA device: yes or no, and gpu.json'
 	@echo 'make setup                             only set up: .venv, and a software renderer where none works'
 	@echo 'make clean                             remove .venv and caches; runs/ stays'
-	@echo 'PYTHON=python3.12 beside the first of these names the Python that .venv is built with.'
+	@echo 'To build .venv with another Python, add for example PYTHON=python3.12 to the first of these commands you run.'
 
 train: setup
 	$(PY) train.py $(strip $(TRAIN_ARGS) $(ARGS))

@@ -40,8 +40,9 @@ class RandomShift:
 def make_augmentation(name: str, pad: int, generator: torch.Generator) -> Augmentation:
     """Return the augmentation that --augmentation calls `name`: a function of images (N, C, H, W), values 0 to 255.
 
-    "shift" is implemented here. The others are the paper's alternatives (appendix E), computed by kornia with the
-    paper's settings; they return float32 and draw from torch's global generator. Raises KeyError for another name.
+    "shift" draws from `generator`, "none" draws nothing. The others are the paper's alternatives (appendix E) with its
+    settings, by kornia except for "intensity"; they return float32 and draw from torch's global generator. Raises
+    KeyError for another name.
     """
     if name == "shift":
         return RandomShift(pad, generator)

@@ -29,7 +29,7 @@ class Role(enum.Flag):
     NONE = 0
     ENVIRONMENT = enum.auto()  # keyword argument of the environment
     AGENT = enum.auto()  # keyword argument of DrQAgent
-    DIAYN = enum.auto()  # keyword argument of DIAYNAgent only; without skills it has no effect
+    DIAYN = enum.auto()  # keyword argument of DIAYNAgent; `make_agent` also gives DrQAgent those of the skill's input
     WITH_SKILLS = enum.auto()  # read beside the agent; without skills it has no effect
     NETWORK = enum.auto()  # shape of observations or networks: a fine-tuned run must have its source's value
     INHERITED = enum.auto()  # a fine-tuned run has its source's value unless the flag is given
@@ -119,7 +119,7 @@ class Config:
     )
     num_seed_steps: int = budget(1000, "agent steps with random actions before the first update", low=0)
     agent_steps_per_update: int = budget(
-        1, "agent steps between updates; those whose number is a multiple of it make --num_train_iters updates", low=1
+        1, "agent steps between updates, of which --num_train_iters are made each time", low=1
     )
     num_train_iters: int = budget(1, "updates per agent step that makes updates", low=1)
     replay_buffer_capacity: int = budget(100_000, "transitions held (one per agent step)", low=1)
@@ -172,7 +172,7 @@ class Config:
     )
     discriminator_ensemble: int = diayn(
         1,
-        "discriminators, which differ in their initial weights; the mean of their probabilities counts",
+        "number of discriminators, which differ in their initial weights and whose probabilities are averaged",
         Role.DIAYN,
         low=1,
         high=1000,
@@ -186,7 +186,7 @@ class Config:
     )
     intrinsic_reward_from: str = diayn(
         "after",
-        "discriminator that gives the intrinsic reward: after its step on the batch, or before, without another pass",
+        "compute the intrinsic reward after the discriminator's update on the batch, or before (saves a forward pass)",
         Role.DIAYN,
         choices=("before", "after"),
     )

@@ -60,8 +60,8 @@ class Assessment(NamedTuple):
 class DrQAgent(ActorCritic):
     """DrQ. `update` takes one gradient step on a batch, `act` chooses one action.
 
-    All randomness comes from a generator of its own, except for the initial weights and kornia's augmentations, which
-    draw from torch's global generator.
+    All randomness comes from a generator of its own, except for the initial weights and the augmentations other than
+    "shift" and "none", which draw from torch's global generator.
 
     Args:
         obs_shape: (C, H, W) of the stacked uint8 observation.
