@@ -110,7 +110,7 @@ class DIAYNAgent(DrQAgent):
         self.num_skills, self.intrinsic_coeff = num_skills, diayn_intrinsic_reward_coeff
         self.skill_sampling, self.intrinsic_reward_from = skill_sampling, intrinsic_reward_from
         self.disdain_coeff = disdain_coeff
-        conv_dim, separate = self.critic.encoder.feature_dim, discriminator_encoder == "separate"
+        conv_dim, separate = self.critic.encoder.conv_dim, discriminator_encoder == "separate"
         self.discriminators = [
             Discriminator(self.arch, conv_dim, separate=separate).to(self.device) for _ in range(discriminator_ensemble)
         ]
@@ -193,24 +193,33 @@ class DIAYNAgent(DrQAgent):
 
         The discriminator learns from the same view, or from `views.recent` if that is not empty.
         """
-        rows = len(views.reward)
-        rewarded = views.next_obs[:rows], next_features[:rows]
-        learned, skill = ((views.recent[0], None), views.recent[1]) if views.recent else (rewarded, views.skill)
-        before, logits = None, self.member_logits(*learned)
+        rows, after = len(views.reward), self.intrinsic_reward_from == "after"
+        first_view = views.next_obs[:rows], next_features[:rows]
+        learned, skill = ((views.recent[0], None), views.recent[1]) if views.recent else (first_view, views.skill)
+        logits = learned_logits = self.member_logits(*learned)
+        if views.recent and not after:
+            with torch.no_grad():
+                logits = self.member_logits(*first_view)
+        metrics = self.update_discriminator(learned_logits, skill)
         with torch.no_grad():
-            if self.intrinsic_reward_from == "before":
-                before = self.member_logits(*rewarded) if views.recent else logits
-        metrics = self.update_discriminator(logits, skill)
-        with torch.no_grad():
-            logits = self.member_logits(*rewarded) if before is None else before
-            intrinsic_reward = self.intrinsic_reward(ensemble_mean(logits), views.skill)
-            metrics["intrinsic_reward"] = intrinsic_reward.mean()
-            if not self.disdain_coeff:
-                return self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic_reward, metrics
-            bonus = disagreement(logits)
-            metrics["disdain_bonus"] = bonus.mean()
-            reward = self.intrinsic_coeff * intrinsic_reward.clamp_min(0.0) + self.disdain_coeff * bonus
-            return self.extrinsic_coeff * views.reward + reward, metrics
+            if after:
+                logits = self.member_logits(*first_view)
+            reward, more = self.training_reward(views, logits)
+        return reward, metrics | more
+
+    def training_reward(self, views: Views, logits: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+        """Return the weighted sum of the task's and the intrinsic reward, (N,), given the logits (E, N, K) of s'.
+
+        With DISDAIN the intrinsic reward is clipped at 0, and the bonus for disagreement is added.
+        """
+        intrinsic_reward = self.intrinsic_reward(ensemble_mean(logits), views.skill)
+        metrics = {"intrinsic_reward": intrinsic_reward.mean()}
+        if not self.disdain_coeff:
+            return self.extrinsic_coeff * views.reward + self.intrinsic_coeff * intrinsic_reward, metrics
+        bonus = disagreement(logits)
+        metrics["disdain_bonus"] = bonus.mean()
+        reward = self.intrinsic_coeff * intrinsic_reward.clamp_min(0.0) + self.disdain_coeff * bonus
+        return self.extrinsic_coeff * views.reward + reward, metrics
 
     def update_discriminator(self, logits: torch.Tensor, skill: torch.Tensor) -> Metrics:
         """Take one step on the mean cross-entropy of the members, given their logits (E, N, K).

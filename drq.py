@@ -104,7 +104,7 @@ class DrQAgent(ActorCritic):
         self.arch = Architecture(obs_shape, action_dim, *sizes, log_std_bounds, precision, skill_embedding_init)
         self.critic = Critic(self.arch).to(self.device)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor = Actor(self.arch, self.critic.encoder.feature_dim).to(self.device)
+        self.actor = Actor(self.arch, self.critic.encoder.conv_dim).to(self.device)
         self.log_alpha = torch.tensor(math.log(init_temperature), device=self.device, requires_grad=learn_temperature)
         self.critic_optimizer = make_adam(self.critic.parameters(), lr)
         self.actor_optimizer = make_adam(self.actor.parameters(), lr)

@@ -127,7 +127,7 @@ def orthogonal_rows(rows: int, width: int) -> torch.Tensor:
 
 
 class Encoder(nn.Module):
-    """Four 3x3 convolutions with 32 filters: images (N, C, H, W) to flat features (N, feature_dim) in `dtype`.
+    """Four 3x3 convolutions with 32 filters: images (N, C, H, W) to flat features (N, conv_dim) in `dtype`.
 
     Images are uint8, or floating-point if `scale` has converted them. The features are flattened in their memory order
     (height, width, filter), which needs no copy; there are 39,200 of them for 84 x 84 pixels. With `precision` "bf16"
@@ -143,7 +143,7 @@ class Encoder(nn.Module):
             layers += [nn.Conv2d(channels, NUM_FILTERS, kernel_size=3, stride=stride), nn.ReLU(inplace=True)]
             channels = NUM_FILTERS
         self.convs = nn.Sequential(*layers)
-        self.feature_dim = conv_features(obs_shape)
+        self.conv_dim = conv_features(obs_shape)
 
     def scale(self, images: torch.Tensor) -> torch.Tensor:
         """Return images with values 0 to 255 in the dtype of the convolutions, with values 0 to 1, channels_last."""
@@ -235,7 +235,7 @@ class Critic(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.encoder = Encoder(arch.obs_shape, arch.precision)
-        self.head = make_head(self.encoder.feature_dim, arch.encoder_feature_dim)
+        self.head = make_head(self.encoder.conv_dim, arch.encoder_feature_dim)
         self.skill = SkillEmbedding(arch.num_skills, arch.skill_embedding_dim, arch.skill_embedding_init)
         width = arch.encoder_feature_dim + self.skill.width + arch.action_dim
         self.q1 = mlp(width, arch.hidden_dim, 1, arch.hidden_depth)
@@ -245,7 +245,7 @@ class Critic(nn.Module):
     def forward(
         self, features: torch.Tensor, skill: torch.Tensor, action: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return Q1 and Q2, each (N,), given the encoder's features (N, feature_dim)."""
+        """Return Q1 and Q2, each (N,), given the encoder's features (N, conv_dim)."""
         x = torch.cat([self.head(features), self.skill(skill), action], dim=1)
         return self.q1(x).squeeze(1), self.q2(x).squeeze(1)
 

@@ -182,7 +182,7 @@ class PixelDiscriminator(nn.Module):
     def __init__(self, agent: DIAYNAgent) -> None:
         super().__init__()
         self.encoder = Encoder(agent.arch.obs_shape, agent.arch.precision)
-        self.discriminator = Discriminator(agent.arch, self.encoder.feature_dim, separate=False)
+        self.discriminator = Discriminator(agent.arch, self.encoder.conv_dim, separate=False)
         self.encoder.apply(weight_init)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -105,7 +105,7 @@ def test_orthogonal_skill_embeddings_of_an_agent() -> None:
 def test_encoder_has_39200_features_at_84_pixels() -> None:
     encoder = Encoder((9, 84, 84))
     features = encoder(torch.zeros(1, 9, 84, 84, dtype=torch.uint8))
-    assert encoder.feature_dim == 39_200
+    assert encoder.conv_dim == 39_200
     assert features.shape == (1, 39_200)
 
 
@@ -162,7 +162,7 @@ def test_relus_of_convolutions_change_nothing(
     encoder = Encoder((9, size, size), precision)
     encoder.apply(weight_init)
     images = torch.randint(0, 256, (count, 9, size, size), dtype=torch.uint8)
-    weights = torch.randn(count, encoder.feature_dim).to(encoder.dtype)
+    weights = torch.randn(count, encoder.conv_dim).to(encoder.dtype)
 
     def features_and_gradients() -> list[torch.Tensor]:
         features = encoder(images)
@@ -222,7 +222,7 @@ def test_log_std_is_squashed_into_its_bounds(monkeypatch: pytest.MonkeyPatch) ->
     raw_log_std = [[-1000.0, 1000.0], [0.0, math.atanh(0.5)]]
     output = torch.cat([torch.tensor(mean), torch.tensor(raw_log_std)], dim=1)
     monkeypatch.setattr(agent.actor.policy, "forward", lambda _: output)
-    policy = agent.actor(torch.zeros(2, agent.critic.encoder.feature_dim), torch.tensor([-1, -1]))
+    policy = agent.actor(torch.zeros(2, agent.critic.encoder.conv_dim), torch.tensor([-1, -1]))
     torch.testing.assert_close(policy.mean, torch.tensor(mean))
     middle, half_range = -3.0, 4.0
     expected = [[-7.0, 1.0], [middle, middle + 0.5 * half_range]]
