@@ -93,7 +93,7 @@ def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
                     video_size=args.video_size,
                 )
             else:
-                first = play_skills(loaded, args, out).video
+                first = play_skills(loaded, args, out).first
     print(f"outputs: {out}")
     if first is not None:
         print(f"open first: {first}")
@@ -165,7 +165,7 @@ class Played(NamedTuple):
 
     summary: list[Row]  # of summary.csv
     refitted: list[Row]  # of refit.csv
-    video: Path | None  # of all skills, or the only one
+    first: Path | None  # to look at: the video of all skills or of the only one, else the contact sheet
 
 
 def play_snapshots(folder: Path, args: argparse.Namespace, out: Path, renderer: RendererInfo) -> Path:
@@ -250,7 +250,8 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> Playe
         write_table(out / "refit.csv", refitted, REFIT_COLUMNS)
         print_table(refitted, [name for name in REFIT_COLUMNS if name != "step"])
     videos = [evaluation.grid] if evaluation.grid is not None else list(evaluation.videos.values())
-    return Played(summary, refitted, videos[0] if len(videos) == 1 else None)
+    sheet = out / "contact_sheet.png" if complete else None
+    return Played(summary, refitted, videos[0] if len(videos) == 1 else sheet)
 
 
 class Choice(NamedTuple):

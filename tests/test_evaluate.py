@@ -81,14 +81,15 @@ def test_every_skill_from_the_same_starts(
 def test_the_last_line_names_what_to_open(
     run_evaluate: RunEvaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A video of all, or the only one, that this call has written; else the folder only."""
+    """A video of all, or the only one, that this call has written; else the contact sheet, or the folder only."""
     for line, video in (
         ("--video_size 32 --save_trajectories", "skills.mp4"),
         ("--video_size 32 --skills 3", "skill3.mp4"),
         ("--video_size 32 --skills best", None),
         ("--video_size 32 --skill_schedule 1:2,3:4 --episodes 2", "schedule.mp4"),
         (f"--video_size 32 --imitate {tmp_path / 'out' / 'skill2_episode0.npz'}", "imitation.mp4"),
-        ("--no_video", None),
+        ("--no_video", "contact_sheet.png"),
+        ("--no_video --skills 3", None),
         ("--no_video --skill_schedule 1:2", None),
     ):
         out = run_evaluate(line)
