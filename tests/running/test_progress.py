@@ -67,7 +67,7 @@ def test_bar_and_lines_do_not_mix(columns: int, tmp_path: Path) -> None:
         "line": rf"\| (train|eval ) \| E: \d+ \| S: \d+ \| R: {number}( \| [A-Z]+: {number}( s)?)*",
         "stop": r"stopping \(SIGINT\): finishing the step and writing a checkpoint; a second signal stops at once"
         r"|stopped at frame \d+, which is saved; resume with: .*",
-        "end": r"done: \d+ frames in \d+ s, \d+ fps; .*|0|130",
+        "end": r"done: \d+ frames in \d+ s, \d+ fps; .*|open first: \S+|0|130",
         "table": r" *skill +episodes +return .*|( +-?[\d.]+)+"
         r"|(means over|effective number|bound in|cells|2nd half:) .*",
     }
