@@ -87,8 +87,8 @@ def print_bound(evaluation: Evaluation, num_skills: int, complete: bool) -> None
     """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
     measures = evaluation.overall
     accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
-    text = f"means over skills: accuracy {accuracy:.3f} (chance {1 / num_skills:.3f}), "
-    text += f"bound {shown_number(bound, '.3f')} of at most {math.log(num_skills):.3f} nats"
+    print(f"means over skills: accuracy {accuracy:.3f} (chance {1 / num_skills:.3f})")
+    text = f"bound in nats: {shown_number(bound, '.3f')} of at most {math.log(num_skills):.3f}"
     if measures["mutual_information_bound_second_half"] is not None:
         text += f", in the second half {shown_number(measures['mutual_information_bound_second_half'], '.3f')}"
     print(text)

@@ -58,7 +58,7 @@ def test_every_skill_from_the_same_starts(
         for name in ("mutual_information_bound", "mutual_information_bound_second_half")
     )
     printed = capsys.readouterr().out
-    assert f" (chance 0.250), bound {bound:.3f} of at most 1.386 nats, in the second half {later:.3f}\n" in printed
+    assert f" (chance 0.250)\nbound in nats: {bound:.3f} of at most 1.386, in the second half {later:.3f}\n" in printed
     assert f"effective number of skills: {np.exp(bound):.2f} of 4" in printed
     deciles = rows(out / "deciles.csv")
     assert [(row["skill_id"], row["decile"]) for row in deciles] == [
@@ -120,7 +120,7 @@ def test_figures_that_are_rounded_to_zero_have_no_minus(
     out = run_evaluate("")
     shown.append(capsys.readouterr().out)
     text = "\n".join(shown)
-    overall = "bound 0.000 of at most 1.386 nats, in the second half 0.000"
+    overall = "bound in nats: 0.000 of at most 1.386, in the second half 0.000"
     for figure in ("r_int 0.000  sum 0.0", "bound 0.00 of", overall):
         assert figure in text
     assert "-0.0" not in text
