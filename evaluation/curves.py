@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,7 +55,10 @@ class Group:
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
-    """Group runs by their settings, with one run for each seed. A label names the flags in which groups differ."""
+    """Group runs by their settings, with one run for each seed.
+
+    A label names the flags in which groups differ, but not a value that most groups of the kind have.
+    """
 
     def differing(among: Sequence[Run]) -> set[str]:
         return {name for name in DEFAULTS if len({json.dumps(run.settings[name]) for run in among}) > 1}
@@ -67,11 +70,18 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     for number, ((kind, _), group) in enumerate(members.items()):
         kin = [run for run in runs if run.kind == kind]
         shown = sorted((differing(runs) - NAMED_BY_KIND - OF_SKILLS) | differing(kin))
-        words = ", ".join(f"{name} {group[0].settings[name]}" for name in shown)
+        settings, others = group[0].settings, [each[0].settings for (of, _), each in members.items() if of == kind]
+        words = ", ".join(f"{name} {settings[name]}" for name in shown if not is_usual(name, settings, others))
         label = one_line(f"{kind} ({words})" if words else kind)
         again, color = divmod(number, len(COLORS))
         groups.append(Group(label, one_for_each_seed(group), COLORS[color], STYLES[again % len(STYLES)]))
     return groups
+
+
+def is_usual(name: str, settings: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether more than half of three groups or more have this value of a flag."""
+    equal = sum(each[name] == settings[name] for each in among)
+    return len(among) > 2 and 2 * equal > len(among)
 
 
 def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:

@@ -221,6 +221,19 @@ def test_flags_that_a_run_does_not_read_do_not_distinguish_groups(make_run: Make
     }
 
 
+def test_a_label_leaves_out_what_most_groups_share(make_run: MakeRun, tmp_path: Path) -> None:
+    """With two groups there is no such value: both are named."""
+    changes: list[dict[str, Any]] = [{}, {"batch_size": 32}, {"lr": 1e-4}, {"lr": 1e-4, "batch_size": 32, "seed": 2}]
+    folders = [make_run(str(number), [1.0], **{"lr": 1e-3, **change}) for number, change in enumerate(changes[:3])]
+    runs = [read_run(folder) for folder in folders]
+    labels = [group.label for group in curves.make_groups(runs)]
+    assert labels == ["DrQ", "DrQ (batch_size 32)", "DrQ (lr 0.0001)"]
+    assert [group.label for group in curves.make_groups(runs[:2])] == ["DrQ (batch_size 128)", "DrQ (batch_size 32)"]
+    more = [*runs, read_run(make_run("3", [1.0], **changes[3]))]
+    labels = [group.label for group in curves.make_groups(more)]
+    assert len(set(labels)) == 4, "each value is had by half of them"
+
+
 def test_two_fine_tunings_of_one_seed_are_two_samples(make_run: MakeRun, tmp_path: Path) -> None:
     for name in ("first", "second"):
         tuned = make_run(name, [1.0, 2.0])
