@@ -377,12 +377,15 @@ def check_value(name: str, value: Any) -> None:
         return
     metadata = FIELDS[name].metadata
     if isinstance(value, str):
+        what = f"--{name} has a character that no name can have"
         try:
             valid = b"\0" not in os.fsencode(value)
-        except UnicodeEncodeError:
+        except UnicodeEncodeError as error:
             valid = False
+            if error.encoding != "utf-8":
+                what += f" in this locale ({error.encoding}): set PYTHONUTF8=1"
         if not valid:
-            raise UserError(f"--{name} has a character that no name can have; got {value!r}")
+            raise UserError(f"{what}; got {value!r}")
     bounds = (("low", "at least", operator.ge), ("above", "above", operator.gt), ("high", "at most", operator.le))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):

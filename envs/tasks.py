@@ -41,6 +41,8 @@ def split_prefix(config: Config) -> tuple[str, str]:
     if prefix not in PREFIXES:
         known = ", ".join(f"{each}:" for each in PREFIXES)
         raise UserError(f"--env {config.env}: unknown prefix {prefix}:; give {known} or, for a suite task, none")
+    if not name:
+        raise UserError(f"--env {config.env} names no environment; give {prefix}:ID, such as gym:Pendulum-v1")
     if config.floor != "suite":
         raise UserError(f"--floor {config.floor}: --env {config.env} is no task of the suite; leave the flag out")
     return prefix, name

@@ -20,7 +20,7 @@ from scipy import stats
 from config import Role, flags_with
 from errors import one_line
 from evaluation.figures import NAMED_SKILLS, Axes, skill_color
-from evaluation.runs import DEFAULTS, OF_SKILLS, Run
+from evaluation.runs import DEFAULTS, OF_SKILLS, RecordedRun
 
 NAMED_BY_KIND = frozenset(flags_with(Role.FOLLOWS_SKILLS))  # flags that always differ between DrQ and DIAYN
 CONFIDENCE = 0.95
@@ -41,7 +41,7 @@ CONTROL_STYLES = {"untrained": ":", "random": "--"}  # of the levels of other po
 BESIDE_EVALUATIONS = ("discriminator_accuracy", "actor_entropy")  # of them, also with curves of evaluations
 LOWEST_BOUND = -1.0  # nats, of the axis; an untrained discriminator is overconfident by far more
 
-Table = Literal["evaluations", "training"]  # of a Run
+Table = Literal["evaluations", "training"]  # of a RecordedRun
 
 
 @dataclass
@@ -49,21 +49,21 @@ class Group:
     """Runs of one task that differ only in the seed."""
 
     label: str
-    runs: list[Run]
+    runs: list[RecordedRun]
     color: str
     style: str
 
 
-def make_groups(runs: Sequence[Run]) -> list[Group]:
+def make_groups(runs: Sequence[RecordedRun]) -> list[Group]:
     """Group runs by their settings, with one run for each seed.
 
     A label names the flags in which groups differ, but not a value that most groups of the kind have.
     """
 
-    def differing(among: Sequence[Run]) -> set[str]:
+    def differing(among: Sequence[RecordedRun]) -> set[str]:
         return {name for name in DEFAULTS if len({json.dumps(run.settings[name]) for run in among}) > 1}
 
-    members: dict[tuple[str, str], list[Run]] = {}
+    members: dict[tuple[str, str], list[RecordedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.kind, run.seed)):
         members.setdefault((run.kind, json.dumps(run.settings)), []).append(run)
     groups = []
@@ -84,9 +84,9 @@ def is_usual(name: str, settings: Mapping[str, Any], among: Sequence[Mapping[str
     return len(among) > 2 and 2 * equal > len(among)
 
 
-def one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
+def one_for_each_seed(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     """Return the longest run of each seed and fine-tuning source: a second one is not another sample."""
-    longest: dict[tuple[int, str], Run] = {}
+    longest: dict[tuple[int, str], RecordedRun] = {}
     for run in sorted(runs, key=lambda run: run.last_frame, reverse=True):
         sample = run.seed, run.flags.get("finetune_from") or ""
         if longest.setdefault(sample, run) is not run:
@@ -258,7 +258,7 @@ def draw_level(axes: Axes, height: float, text: str, style: str = "-") -> None:
     axes.annotate(text, (1, height), **place, ha="right", fontsize=7, color="0.3")
 
 
-def draw_skill_returns(axes: Axes, run: Run) -> None:
+def draw_skill_returns(axes: Axes, run: RecordedRun) -> None:
     """Draw the return of each skill of one run, in the color that the skill has in every picture."""
     for skill, table in run.skills.groupby("skill_id"):
         look: dict[str, Any] = {"color": skill_color(skill, run.num_skills), "ms": 2, "lw": 1}

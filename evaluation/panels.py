@@ -38,7 +38,7 @@ from evaluation.curves import (
 )
 from evaluation.figures import Axes, Figure, skill_color
 from evaluation.record import OF_EPISODES, check_episodes_alike, read_evaluation_record
-from evaluation.runs import Run, read_reference, read_run, read_runs
+from evaluation.runs import RecordedRun, read_reference, read_run, read_runs
 from running.atomic_files import output_folder, write_file
 from running.names import folder_name
 from running.tables import read_table
@@ -163,7 +163,7 @@ def panels_of_last_evaluation(groups: Sequence[Group]) -> list[Panel]:
     return [] if longest is None else [partial(draw_reward_against_reward, run=longest)]
 
 
-def longest_with_skills(groups: Sequence[Group]) -> Run | None:
+def longest_with_skills(groups: Sequence[Group]) -> RecordedRun | None:
     """Return the longest run with skills, if it has their table."""
     runs = [run for group in groups for run in group.runs if run.num_skills]
     longest = max(runs, key=lambda run: run.last_frame, default=None)
@@ -188,7 +188,7 @@ def draw_task_returns(
     return numbers
 
 
-def draw_untrained(axes: Axes, runs: Sequence[Run]) -> None:
+def draw_untrained(axes: Axes, runs: Sequence[RecordedRun]) -> None:
     """Draw the mean return of the evaluations before training, if the runs have equal episodes."""
     begun = [run.evaluations.iloc[0] for run in runs if not run.flags.get("finetune_from")]
     returns = [row["episode_reward"] for row in begun if row["step"] == 0]
@@ -227,7 +227,7 @@ def draw_reference(axes: Axes, table: pd.DataFrame) -> None:
     axes.plot(mean.index, mean, color="0.5", lw=1, label="published: mean")
 
 
-def draw_reward_against_reward(axes: Axes, run: Run) -> None:
+def draw_reward_against_reward(axes: Axes, run: RecordedRun) -> None:
     """Draw the return of each skill of one run against its intrinsic reward, at the last evaluation."""
     last = run.skills[run.skills["step"] == run.skills["step"].max()]
     for _, row in last.iterrows():
@@ -240,7 +240,7 @@ def draw_reward_against_reward(axes: Axes, run: Run) -> None:
     finish(axes, name, "return of the task", x="intrinsic reward, nats per agent step")
 
 
-def draw_distances(axes: Axes, run: Run) -> None:
+def draw_distances(axes: Axes, run: RecordedRun) -> None:
     """Draw the mean distances between states of one skill and of different skills, if they were measured."""
     means = run.skills.groupby("step")[["state_distance_within", "state_distance_between"]].mean()
     for column, name, style in (

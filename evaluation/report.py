@@ -44,7 +44,7 @@ from evaluation.report_files import (
     read_run_files,
     settings_of,
 )
-from evaluation.runs import Run, read_runs
+from evaluation.runs import RecordedRun, read_runs
 from running.atomic_files import output_folder, read_file, write_file
 from running.columns import NO_SKILL
 from running.names import folder_name
@@ -269,7 +269,7 @@ def curves_of(groups: Sequence[Group]) -> list[Chart]:
     return [*charts, returns] if len(with_skills) == len(groups) else [returns, *charts]
 
 
-def curves_of_training(run: Run) -> list[Chart]:
+def curves_of_training(run: RecordedRun) -> list[Chart]:
     """Return the curves of a run's training episodes."""
     alone = [Group(run.kind, [run], COLORS[0], STYLES[0])]
     return [chart(partial(draw_training, groups=alone, column=column)) for column in training_curves(alone)]

@@ -15,7 +15,7 @@ import pandas as pd
 from config import FIELDS, shown_value
 from errors import UserError, one_line, reason_of
 from evaluation.record import EvaluationRecord, read_evaluation_record
-from evaluation.runs import MAX_COUNT, Run, between_evaluations, read_begun_run, read_csv, read_training
+from evaluation.runs import MAX_COUNT, RecordedRun, between_evaluations, read_begun_run, read_csv, read_training
 from running.atomic_files import in_use, read_file
 from running.columns import (
     EVAL_SKILL_COLUMNS,
@@ -83,7 +83,7 @@ class Setting:
 class RunFiles:
     """A run: what its files say, and which pictures and videos of its last evaluation there are."""
 
-    run: Run
+    run: RecordedRun
     record: Mapping[str, Any]  # config.json
     evaluations: Sequence[Row]  # of eval.csv
     skills: Sequence[Row]  # of skills.csv, at the last evaluation
@@ -159,7 +159,7 @@ class EvaluationFiles:
         """The task; None if an older version wrote the folder."""
         return None if self.record is None else self.record.flags.get("env")
 
-    def may_be_of(self, run: Run) -> bool:
+    def may_be_of(self, run: RecordedRun) -> bool:
         """Return whether the folder is of the run, as far as it says; the run's folder may have been moved since."""
         return self.record is None or (self.env == run.env and run.folder.name in Path(self.record.run).parts)
 
@@ -267,7 +267,7 @@ def find_pictures(folder: Path, frame: int | None) -> dict[str, Path]:
     return found
 
 
-def settings_of(run: Run) -> list[Setting]:
+def settings_of(run: RecordedRun) -> list[Setting]:
     """Return the flags that a run reads and that differ from their defaults, in the order of the table of flags."""
     unread = {name for name, value in run.settings.items() if value is None}
     flags = {name: value for name, value in run.flags.items() if name not in unread}

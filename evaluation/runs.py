@@ -37,7 +37,7 @@ AnyRun = TypeVar("AnyRun")
 
 
 @dataclass
-class Run:
+class RecordedRun:
     """The files of one run, with the columns that are drawn."""
 
     folder: Path
@@ -132,7 +132,7 @@ def find_runs(places: Sequence[Path], names: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RecordedRun:
     """Read a run's files. Raises UserError, which names the file, if one is damaged or there is no evaluation yet."""
     run = read_begun_run(folder)
     if run.evaluations.empty:
@@ -146,7 +146,7 @@ def read_training(folder: Path) -> pd.DataFrame:
     return read_csv(folder / "train.csv", TRAIN_COLUMNS[:2], newer=(*TRAIN_COLUMNS[2:], *SKILL_UPDATE_METRICS))
 
 
-def between_evaluations(run: Run, training: pd.DataFrame) -> pd.DataFrame:
+def between_evaluations(run: RecordedRun, training: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each evaluation: means over the training episodes since the one before it.
 
     If there are no curves of evaluations, return the rows of the episodes.
@@ -160,14 +160,15 @@ def between_evaluations(run: Run, training: pd.DataFrame) -> pd.DataFrame:
     return means.assign(step=frames[means.index])
 
 
-def read_begun_run(folder: Path) -> Run:
+def read_begun_run(folder: Path) -> RecordedRun:
     """Read a run's files, which may have no evaluation yet. Raises UserError, which names a damaged file."""
     try:
         flags = known_flags(folder / CONFIG_FILE)
     except FileNotFoundError:  # only the CSV files were kept
         print(f"warning: {folder} has no {CONFIG_FILE}: it is taken for plain DrQ with seed 0", file=sys.stderr)
         flags = {}
-    run = Run(folder, flags.get("env", folder.parent.name), flags.get("seed", 0), flags, pd.DataFrame(), pd.DataFrame())
+    env, seed, no_rows = flags.get("env", folder.parent.name), flags.get("seed", 0), pd.DataFrame()
+    run = RecordedRun(folder, env, seed, flags, evaluations=no_rows, skills=no_rows)
     measures, newer = (EVAL_MEASURES, NEWER_MEASURES) if run.num_skills else ((), ())
     run.evaluations = read_csv(folder / "eval.csv", EVAL_NUMBERS, measures, newer)
     if run.num_skills:

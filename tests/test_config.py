@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_origin
 
 import pytest
@@ -21,6 +25,7 @@ from config import (
 from errors import UserError
 from running.derivation import make_config
 from tests.support.flags import ABOVE_RANGE, BELOW_RANGE, CHOICES, DERIVED, FLAGS, FLOATS
+from tests.support.paths import ROOT
 from tests.support.program import assert_names
 
 # flag: (value, names in the message)
@@ -193,3 +198,15 @@ def test_a_run_name_fits_a_file_system() -> None:
 def test_texts_that_no_file_name_can_hold(name: str, value: str) -> None:
     with pytest.raises(UserError, match=f"--{name}"):
         make_config({name: value})
+
+
+def test_letters_that_the_locale_does_not_have(tmp_path: Path) -> None:
+    """They may be in a stored path, which another locale wrote."""
+    ascii_names = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    (tmp_path / "a.json").write_text(json.dumps({"flags": {"work_dir": "\u00fc"}}))
+    line = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "a.json")]
+    answer = subprocess.run(line, env={**os.environ, **ascii_names}, capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert answer.stderr.endswith(
+        "--work_dir has a character that no name can have in this locale (ascii): set PYTHONUTF8=1; got '\\xfc'\n"
+    )

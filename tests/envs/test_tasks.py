@@ -37,3 +37,8 @@ def test_a_name_that_gymnasium_does_not_know() -> None:
         check_task(parse("--env gym:Pendulm-v1"))
     check_task(parse("--env gym:Pendulum-v1"))
     check_task(parse("--env gym:no_such_module:Pendulm-v1"))  # the environment itself says so
+
+
+def test_a_prefix_without_a_name() -> None:
+    with pytest.raises(UserError, match=r"^--env gym: names no environment; give gym:ID"):
+        check_task(parse("--env gym:"))
