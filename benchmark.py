@@ -81,6 +81,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--env", default="cartpole_swingup", metavar="NAME", help=task)
     add("--out", type=Path, metavar="FILE", help="write everything measured to this JSON file (default: write none)")
     args = parser.parse_args(argv)
+    if ":" in args.env:
+        parser.error(f"--env must be a task of the suite; got {args.env}")
     try:
         check_device(args.device)
         check_task(make_config({"env": args.env}))

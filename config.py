@@ -377,6 +377,8 @@ def check_value(name: str, value: Any) -> None:
         return
     metadata = FIELDS[name].metadata
     if isinstance(value, str):
+        if not value and FIELDS[name].default != "":  # an empty path would be the working folder
+            raise UserError(f"--{name}: the value is empty")
         what = f"--{name} has a character that no name can have"
         try:
             valid = b"\0" not in os.fsencode(value)

@@ -61,6 +61,6 @@ def reason_of(error: Exception) -> str:
 def one_line(message: str) -> str:
     """Escape characters that would break the line or act on a terminal, and shorten what is very long."""
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
-    line = re.sub(rf"(\S{{{LONGEST_WORD // 2}}})\S{{{LONGEST_WORD // 2},}}", r"\1[...]", line)
+    line = re.sub(rf"(\S{{{LONGEST_WORD // 2}}})\S{{{LONGEST_WORD // 2},}}?(['\"]?[:;,]?)(?!\S)", r"\1[...]\2", line)
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]}[...]{line[-half:]}"

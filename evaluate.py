@@ -15,18 +15,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import check_device
+from config import FIELDS, check_device
 from console.arguments import Parser, integer
 from console.packages import check_packages, import_errors_reported
 from console.streams import tolerant_output
 from envs.renderer import INSTALL_HINT, choose_renderer
 from errors import EnvError, RenderingError, RunError, SimulationError, UserError, one_line, reason_of
-from evaluation.chosen_skills import parse_schedule, parse_skills, stored_skills
+from evaluation.chosen_skills import FEWEST_REFIT, parse_schedule, parse_skills, stored_skills
 from running.signals import StopRequest
 from running.stored_config import real_run
 
-LARGEST_PICTURE = 4096  # pixels, as of --image_size
-FEWEST_REFIT = 3  # episodes of a skill for --refit: one each for training, validation and test
 UNREAD = {  # flags that have no effect beside another
     "imitate": ("save_trajectories", "skills", "episodes", "sample", "controls", "refit"),
     "skill_schedule": ("save_trajectories", "skills", "sample", "controls", "refit"),
@@ -149,7 +147,7 @@ def _positive(text: str, *, least: int = 1, most: int = 999_999) -> int:
 
 
 def _pixels(text: str) -> int:
-    return _positive(text, most=LARGEST_PICTURE)
+    return _positive(text, most=FIELDS["image_size"].metadata["high"])
 
 
 def _refit(text: str) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from config import Role, check_value, flags_with
 from console.arguments import UNITS, Parser, add_flags, as_typed, complete, integer
+from console.numbers import counted
 from console.streams import tolerant_output
 from errors import UserError, one_line
 from running.names import check_name
@@ -111,7 +112,7 @@ def list_runs(sweep: Sweep) -> None:
     for trial in unfinished:
         print(f"python {shlex.join(trial.command(sweep.folder))}")
     frames = sum(trial.frames - trial.progress.frame for trial in unfinished)
-    print(f"{len(unfinished)} runs, {frames:,} frames", file=sys.stderr)
+    print(f"{counted(len(unfinished), 'run')}, {frames:,} frames", file=sys.stderr)
 
 
 def run_on_ray(sweep: Sweep, address: str | None, stop: StopRequest) -> None:

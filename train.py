@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from running.loop import train
                 from running.start import open_run
             run = open_run(config, renderer)
+            run.stop, stop.listening = stop, True  # from here on a signal asks the run to stop
         except (UserError, RenderingError, KeyboardInterrupt) as error:
             if stop.number is not None:  # the interrupted import of a C extension raises ImportError
                 print("stopped before the run started", file=sys.stderr)
@@ -49,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         resume = f"resume with: {run.resume_command}"
         try:
             with run.resources:
-                run.stop, stop.listening = stop, True
                 train(run)
         except RunError as error:
             return _failed(str(error), 1)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice, zip_longest
+from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 
 import cv2
@@ -22,6 +22,7 @@ VIDEO_SIZE = 256  # height and width of a recorded frame, pixels
 GRID_WIDTH, GRID_TILES = 1280, 64  # largest width in pixels, and number of skills, of the video of all skills
 WIDEST_GRID = 2.5  # columns for each row: up to 5 x 2
 CLIP_SIZE, CLIP_FRAMES = 192, 64  # TensorBoard clips: size of a tile in pixels, and largest number of frames
+SHORTEST_FRAME = 2  # of a GIF, in hundredths of a second; browsers show shorter ones longer
 SMALLEST_TEXT = 0.4  # of the size that the text has in a picture of 512 pixels
 FAILURES = (OSError, RuntimeError, ValueError, ImportError, MemoryError, cv2.error)  # of a video; they only warn
 
@@ -194,14 +195,17 @@ def gif_clip(path: Path, fps: float) -> tuple[bytes, int, int] | None:
     The GIF plays as long as the video, with at most CLIP_FRAMES of its frames, shrunk to CLIP_SIZE per tile.
     """
     try:
-        stride = math.ceil(sum(1 for _ in read_video(path)) / CLIP_FRAMES)  # two passes save memory
+        count = sum(1 for _ in read_video(path))  # two passes save memory
+        stride = max(math.ceil(count / CLIP_FRAMES), math.ceil(fps * SHORTEST_FRAME / 100))
         height, width = (length * CLIP_SIZE // VIDEO_SIZE for length in next(read_video(path)).shape[:2])
         animation = cv2.Animation()
         animation.frames = [
             cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
             for frame in islice(read_video(path), None, None, stride)
         ]
-        animation.durations = [max(20, round(1000 * stride / fps))] * len(animation.frames)
+        shown = [*range(0, count, stride), count]  # the last frame ends with the video
+        times = [round(100 * number / fps) for number in shown]
+        animation.durations = [10 * max(end - start, SHORTEST_FRAME) for start, end in pairwise(times)]
         # Level 3 does not dither areas of one color: half the size of OpenCV's default, and the text is legible.
         encoded, data = cv2.imencodeanimation(".gif", animation, [cv2.IMWRITE_GIF_DITHER, 3])
         if not encoded:

@@ -30,6 +30,7 @@ SYNONYMS = {
     **dict.fromkeys(("env_id", "env_name", "task_name", "domain", "domain_name", "environment"), "env"),
     **dict.fromkeys(("buffer_size", "replay_size", "buffer_capacity", "replay_capacity"), "replay_buffer_capacity"),
     **dict.fromkeys(("learning_starts", "start_steps", "init_steps", "warmup_steps"), "num_seed_steps"),
+    "num_seed_frames": "num_seed_steps",
     **dict.fromkeys(("alpha", "ent_coef", "entropy_coef"), "init_temperature"),
     **dict.fromkeys(("skill_dim", "n_skills", "latent_dim", "z_dim"), "num_skills"),
     **dict.fromkeys(("eval_freq", "eval_every", "eval_interval"), "eval_frequency"),
@@ -51,11 +52,11 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> typing.NoReturn:
-        unknown = re.match(r"unrecognized arguments: (-{0,2})([\w.-]+)(=?)", message)
+        unknown = re.match(r"unrecognized arguments: (-{0,2})[+~]{0,2}([\w.@/-]+)(=?)", message)  # +, ~: Hydra's
         if unknown:
             dashes, name, assigned = unknown.groups()
             meant = self._known_flag(name)
-            if meant is None:
+            if meant is None or f"{dashes}{name}" == f"--{meant}":
                 message += "" if dashes or assigned else "; write a list as 3,7 and quote blanks"
                 message += "; see --help"
             else:
@@ -68,6 +69,7 @@ class Parser(argparse.ArgumentParser):
         except OSError as error:
             self.error(f"the working folder cannot be used ({error.strerror}); change to one that exists")
         words = sys.argv[1:] if args is None else list(args)
+        has_choices = any(action.choices and not action.option_strings for action in self._actions)
         for before, word in zip(["", *words], words, strict=False):
             if re.fullmatch(r"--?[\w-]+=--", word):  # argparse would pass on an empty list as the value
                 self.error(f"argument {word.removesuffix('=--')}: -- is not a value")
@@ -75,6 +77,9 @@ class Parser(argparse.ArgumentParser):
             if flag is not None and flag not in MAY_BE_EMPTY:  # an empty path would be the working folder
                 named = f"argument {flag}: the value" if flag.startswith("-") else "an argument"
                 self.error(f"{named} is empty; is a variable of the shell not set?")
+            name = re.match(r"--([\w-]+)", word)
+            if name and has_choices and f"--{name[1]}" not in self._option_string_actions:
+                self.error(f"unrecognized arguments: {word}")  # else its value would be taken for the positional one
         return super().parse_known_args(words, namespace)
 
     def _known_flag(self, name: str) -> str | None:

@@ -14,3 +14,8 @@ def shown_size(size: int) -> str:
     if size >= 999_950_000:
         return f"{size / 1e9:,.2f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 999_500 else f"{max(size / 1e3, 1):.0f} KB"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return the number with its noun, as "1 episode" or "2 episodes"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

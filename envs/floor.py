@@ -27,7 +27,7 @@ def color_floor(model: Any) -> None:
     height, width, start = model.tex_height[texture], model.tex_width[texture], model.tex_adr[texture]
     pixels = floor_texture(height, width, period)
     model.tex_data[start : start + pixels.size] = pixels.ravel()
-    model.mat_texrepeat[material] = 1 / period  # repetitions per meter
+    model.mat_texrepeat[material] = 2 / period  # MuJoCo repeats it every 2 / texrepeat meters
 
 
 def floor_texture(height: int, width: int, period: float) -> np.ndarray:

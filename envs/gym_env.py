@@ -25,6 +25,7 @@ from envs.renderer import may_draw
 from errors import EnvError, SimulationError, TaskError, one_line
 
 DEFAULT_FPS = 30.0  # of an environment that does not say how fast its frames follow each other
+FPS_RANGE = 0.1, 1000.0  # that videos can have
 UNBOUNDED = 1e10  # a larger action bound is none: scaled to it, no action would be sensible
 
 
@@ -131,7 +132,7 @@ class GymPixelEnv(PixelEnv):
             yield
         except SimulationError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvError(f"{self._name!r}: {method} raised {type(error).__name__}: {_reason(error)}") from error
 
     def _step(self, control: np.ndarray) -> tuple[float, bool, bool]:
@@ -166,9 +167,9 @@ class GymPixelEnv(PixelEnv):
 
 
 def _frame_rate(name: str, rate: Any) -> float:
-    """Return the environment's frames per second; if it is no such number, DEFAULT_FPS with a warning."""
+    """Return the environment's frames per second; if it is no number in FPS_RANGE, DEFAULT_FPS with a warning."""
     with suppress(TypeError, ValueError, OverflowError):
-        if math.isfinite(float(rate)) and float(rate) > 0:
+        if FPS_RANGE[0] <= float(rate) <= FPS_RANGE[1]:
             return float(rate)
     if rate is not None and multiprocessing.parent_process() is None:
         _warn_once(f"{name!r} has the render_fps {rate!r}; its videos play at {DEFAULT_FPS:g}")

@@ -35,7 +35,7 @@ def make_environment(config: Config) -> PixelEnv:
         raise UserError(f"--env {config.env} has no time limit of its own; give --time_limit")
     if config.replay_buffer_capacity < longest:
         raise UserError(f"--replay_buffer_capacity must hold one episode, which is {longest} agent steps")
-    check_memory(
-        {f"--time_limit {config.time_limit}: an episode of {longest} agent steps": longest * 3 * config.image_size**2}
-    )
+    limit = "" if config.time_limit is None else f" with --time_limit {config.time_limit}"
+    what = f"--image_size {config.image_size}{limit}: an episode of {longest} agent steps"
+    check_memory({what: longest * 3 * config.image_size**2})
     return env

@@ -57,8 +57,9 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
         action_repeat: int = 1,
     ) -> None:
         if action_repeat > frame_limit:
-            frames = f"an episode has {frame_limit:.0f} frames, and an action {action_repeat} (--action_repeat)"
-            raise TaskError(f"{frames}; give a smaller one or, if the task allows it, a larger --time_limit")
+            frames = f"an episode has {frame_limit:.0f} frames, an action takes {action_repeat}"
+            remedy = "a smaller --action_repeat or, if the task allows it, a larger --time_limit"
+            raise TaskError(f"{frames}; give {remedy}")
         self._low, self._high = low, high
         self._image_size, self._action_repeat = image_size, action_repeat
         self.frame_limit = frame_limit
@@ -139,11 +140,11 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray], abc.ABC):
         started = time.perf_counter()
         try:
             picture = self._draw(*size)
-        except Exception as first:  # OpenGL bindings raise many types
+        except (Exception, SystemExit) as first:  # OpenGL bindings raise many types, and environments of others
             try:
                 self._free_contexts()
                 picture = self._draw(*size)
-            except Exception as second:
+            except (Exception, SystemExit) as second:
                 message = f"drawing a frame failed twice: {first}; on the second attempt: {second}"
                 raise RenderingError(message) from second
             print(f"warning: drawing a frame failed ({first}); the second attempt succeeded", file=sys.stderr)

@@ -68,9 +68,9 @@ def choose_renderer() -> RendererInfo:
             return info
         except RenderingError as error:
             failures.append(str(error))
-    problem = "MUJOCO_GL, set by you, does not render" if wanted else "no OpenGL renderer works"
-    users = [f"{name} ({os.environ[name]})" for name in VARIABLES if os.environ.get(name)]
-    hint = f"unset {', '.join(users)}, or {INSTALL_HINT}" if users else INSTALL_HINT
+    users = [f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)]
+    problem = f"no picture can be drawn with {' '.join(users)}" if users else "no OpenGL renderer works"
+    hint = f"unset {'these variables' if len(users) > 1 else 'it'}, or {INSTALL_HINT}" if users else INSTALL_HINT
     raise RenderingError(f"{problem} [{'; '.join(failures)}]; try: {hint}")
 
 

@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from config import Config
 from errors import TaskError, UserError, one_line
 
 PREFIXES = ("gym",)  # of --env; suite tasks have none
 WALKING = ("cheetah", "dog", "hopper", "humanoid", "humanoid_CMU", "quadruped", "walker")  # domains of the suite
+SUITE_LIMIT = 1000  # frames of an episode, in all domains of the suite but lqr, which has no limit
 REGISTERED = re.compile(r"^@SUITE\.add\([^)]*\)\s*^def (\w+)\(", re.MULTILINE)  # a task in a domain's module
 
 
@@ -46,6 +48,14 @@ def split_prefix(config: Config) -> tuple[str, str]:
     if config.floor != "suite":
         raise UserError(f"--floor {config.floor}: --env {config.env} is no task of the suite; leave the flag out")
     return prefix, name
+
+
+def without_own_limit(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flags in which a --time_limit that is the suite task's own is None, the default, which means the same."""
+    env = str(flags.get("env"))
+    own = None if ":" in env or env.removeprefix("dmc_").startswith("lqr_") else SUITE_LIMIT
+    limit = flags.get("time_limit")
+    return {**flags, "time_limit": None if limit == own else limit}
 
 
 def _check_registered(name: str) -> None:

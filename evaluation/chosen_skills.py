@@ -11,7 +11,8 @@ from errors import UserError
 from running.columns import NO_SKILL
 from running.stored_config import CONFIG_FILE, known_flags
 
-Schedule = Sequence[tuple[int | None, int]]  # a skill, or None for a random one, and its agent steps
+FEWEST_REFIT = 3  # episodes of a skill for --refit: one each for training, validation and test
+SkillSchedule = Sequence[tuple[int | None, int]]  # a skill, or None for a random one, and its agent steps
 
 
 def stored_skills(place: Path) -> Sequence[int] | None:
@@ -52,7 +53,7 @@ def parse_skills(text: str, known: Sequence[int]) -> Sequence[int]:
     return list(dict.fromkeys(skills))
 
 
-def parse_schedule(text: str, known: Sequence[int]) -> Schedule:
+def parse_schedule(text: str, known: Sequence[int]) -> SkillSchedule:
     """Parse a schedule such as 3:100,7:100 or random:100, of a run with the skills `known`. Raises UserError."""
     if known[0] < 0:
         raise UserError("--skill_schedule: the run has no skills; name one with --num_skills above 0")

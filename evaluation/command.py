@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from console.numbers import shown_number
+from config import Config
+from console.numbers import counted, shown_number
 from diayn import DIAYNAgent
 from envs.renderer import RendererInfo
 from errors import UserError
@@ -23,7 +24,7 @@ from evaluation.load import LoadedRun, load
 from evaluation.over_snapshots import draw_measures
 from evaluation.play import Actions, Start, best_skill, skill_name, start_seeds
 from evaluation.record import RECORD_FILE, evaluation_json
-from evaluation.refit import check_memory, refit
+from evaluation.refit import check_memory_for_refit, refit
 from evaluation.tables import decile_rows, print_bound, print_coverage, print_table, summary_row, write_table
 from logger import Row, encode_png
 from running.atomic_files import made_folder, output_folder, write_file
@@ -37,8 +38,7 @@ from running.columns import (
     SUMMARY_COLUMNS,
 )
 from running.folder import recorded_environment
-from running.names import folder_name, frame_name, padded, short_name
-from running.snapshots import FOLDER as SNAPSHOT_FOLDER
+from running.names import SNAPSHOT_FOLDER, folder_name, frame_name, padded, short_name
 from running.snapshots import snapshot_frames
 from running.stored_config import CONFIG_FILE, real_run
 from utils import seed_sequence
@@ -47,7 +47,9 @@ WRITTEN = re.compile(  # by an evaluation, beside evaluation.json and trajectori
     r"(skills|deciles|summary|choice|refit|imitation)\.csv|(confusion_matrix|contact_sheet|trajectories|measures)\.png|"
     r"(skill\d+|skills|policy|schedule|imitation|given)\.mp4"
 )
-OF_SKILLS = frozenset(EVAL_SKILL_COLUMNS) - {"cells_visited"}  # measures that episodes without skills do not have
+WITH_SKILLS_ONLY = frozenset(EVAL_SKILL_COLUMNS) - {
+    "cells_visited"
+}  # measures that episodes without skills do not have
 
 
 def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
@@ -202,7 +204,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> Playe
     if args.refit:
         if not isinstance(loaded.agent, DIAYNAgent):
             raise UserError(f"--refit: {loaded.label} has no discriminator; name a run with skills")
-        check_memory(loaded, args.refit)
+        check_memory_for_refit(loaded, args.refit)
     skills, choice = parse_skills(args.skills, loaded.agent.skills()), None
     if args.skills == "best" and len(skills) > 1:
         # Choose on starts other than those it is evaluated on, which would flatter the best skill.
@@ -230,8 +232,9 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> Playe
     if choice is not None:
         write_table(out / "choice.csv", choice.rows, CHOICE_COLUMNS, loaded.frame)
         summary[0]["frames_to_choose"] = choice.frames
-        shown = f"return {shown_number(summary[0]['episode_extrinsic_reward'], '.1f')} on {len(seeds)} other starts"
-        print(f"best skill {choice.best}: {shown}, chosen in {choice.frames} frames")
+        shown = f"return {shown_number(summary[0]['episode_extrinsic_reward'], '.1f')}"
+        starts = counted(len(seeds), "other start")
+        print(f"best skill {choice.best}: {shown} on {starts}, chosen in {choice.frames} frames")
     if args.controls:
         summary += play_controls(loaded, skills, seeds, actions)
     write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)
@@ -243,7 +246,7 @@ def play_skills(loaded: LoadedRun, args: argparse.Namespace, out: Path) -> Playe
         for start in evaluation.starts:
             skill = skill_name(start.skill, loaded.config.num_skills)
             episode = padded(seeds.index(start.seed), len(seeds) - 1)
-            save_trajectory(out / f"{skill}_episode{episode}.npz", start, loaded.config.env)
+            save_trajectory(out / f"{skill}_episode{episode}.npz", start, loaded.config)
     refitted: list[Row] = []
     if args.refit:
         refitted = refit_discriminators(loaded, args.refit, args.seed, actions, controls=args.controls)
@@ -274,7 +277,7 @@ def choose_best(loaded: LoadedRun, seeds: Sequence[int], actions: Actions) -> Ch
         for skill, value in returns.items()
     ]
     shown = ", ".join(f"{skill}: {shown_number(value, '.1f')}" for skill, value in returns.items())
-    print(f"best skill: {best} (mean returns over {len(seeds)} episodes: {shown})")
+    print(f"best skill: {best} (mean returns over {counted(len(seeds), 'episode')}: {shown})")
     return Choice(best, rows, steps * loaded.config.action_repeat)
 
 
@@ -290,7 +293,7 @@ def play_controls(loaded: LoadedRun, skills: Sequence[int], seeds: Sequence[int]
             evaluation = loaded.evaluate(skills, seeds, agent=agent, **settings)
         complete = policy == "untrained" and 1 < len(skills) == loaded.config.num_skills
         row = {**summary_row(policy, evaluation, complete), "step": 0}
-        rows.append({name: value for name, value in row.items() if policy != "random" or name not in OF_SKILLS})
+        rows.append({name: value for name, value in row.items() if policy != "random" or name not in WITH_SKILLS_ONLY})
     return rows
 
 
@@ -305,10 +308,11 @@ def refit_discriminators(loaded: LoadedRun, episodes: int, seed: int, actions: A
     return rows
 
 
-def save_trajectory(path: Path, start: Start, env: str) -> None:
+def save_trajectory(path: Path, start: Start, config: Config) -> None:
     """Write an episode of T steps as .npz.
 
-    It has actions `(T, A)`, rewards `(T,)`, states `(T + 1, D)`, frames `(T + 1, 3, H, W)`, skill, seed and env.
+    It has actions `(T, A)`, rewards `(T,)`, states `(T + 1, D)`, frames `(T + 1, 3, H, W)`, skill, seed,
+    env and action_repeat.
     """
     memory = io.BytesIO()
     np.savez_compressed(
@@ -319,7 +323,8 @@ def save_trajectory(path: Path, start: Start, env: str) -> None:
         frames=start.trace.pictures,
         skill=start.skill,
         seed=start.seed,
-        env=env,
+        env=config.env,
+        action_repeat=config.action_repeat,
     )
     write_file(path, memory.getvalue())
 

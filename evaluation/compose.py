@@ -11,13 +11,13 @@ import numpy as np
 
 from console.numbers import shown_number
 from envs.make import make_environment
-from evaluation.chosen_skills import Schedule, parse_schedule
+from evaluation.chosen_skills import SkillSchedule, parse_schedule
 from evaluation.load import LoadedRun
 from evaluation.play import start_seeds
 from video import VideoRecorder
 
 
-def scheduled_skills(schedule: Schedule, known: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
+def scheduled_skills(schedule: SkillSchedule, known: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
     """Yield the skill of each agent step of an episode. The schedule repeats without end."""
     while True:
         for skill, steps in schedule:

@@ -28,6 +28,7 @@ class Evaluation:
     videos: dict[int, Path]  # of each skill's first episode, by skill, without those that could not be written
     grid: Path | None  # the video of all skills side by side; None if there is one skill only, or no video
     cell_grid: CellGrid | None  # in which coverage is counted
+    angles: Sequence[int]  # entries of the state of the physics that are angles without limits
 
     @cached_property
     def by_skill(self) -> skill_report.EpisodesBySkill:
@@ -40,7 +41,7 @@ class Evaluation:
     @cached_property
     def rows(self) -> list[Row]:
         """The row of skills.csv for each skill, without `step`."""
-        return skill_report.skill_rows(self.by_skill, self.cell_grid)
+        return skill_report.skill_rows(self.by_skill, self.cell_grid, self.angles)
 
     @cached_property
     def overall(self) -> Row:
@@ -86,6 +87,7 @@ def evaluate_skills(
     fps: float,
     max_episode_steps: int,
     cell_grid: CellGrid | None,
+    angles: Sequence[int],
     video_folder: Path | None,
     grid_name: str = "skills",
     video_size: int = VIDEO_SIZE,
@@ -101,7 +103,7 @@ def evaluate_skills(
         names: the skills to play, with the names of their videos.
         seeds: reset seeds of the starts.
         max_episode_steps: agent steps per episode, which decide how many pictures a trace keeps.
-        cell_grid: the environment's, in which coverage is counted.
+        cell_grid, angles: the environment's; see `Evaluation`.
         video_folder: where the videos are written, at `fps` frames per second; None writes none.
         grid_name: name of the video of all skills side by side.
         video_size: height and width of a video in pixels.
@@ -128,4 +130,4 @@ def evaluate_skills(
             if start.video is not None:
                 start.video.unlink(missing_ok=True)
         raise
-    return Evaluation(starts, episodes, videos, grid, cell_grid)
+    return Evaluation(starts, episodes, videos, grid, cell_grid, angles)

@@ -34,10 +34,13 @@ def read_trajectory(path: Path, config: Config) -> tuple[np.ndarray, int | None]
         check_regular(path)
         with zipfile.ZipFile(path) as file:
             seed = _read_scalar(file, "seed", "iu")
-            env = _read_scalar(file, "env", "U")
+            env, repeat = _read_scalar(file, "env", "U"), _read_scalar(file, "action_repeat", "iu")
             shape, dtype = _read_header(file, "frames")
             if env not in (None, config.env):
                 raise UserError(f"its frames are of {env}, the run's of {config.env}; name some of its task")
+            if repeat not in (None, config.action_repeat):
+                what = f"its frames are {repeat} control steps apart, the run's {config.action_repeat}"
+                raise UserError(f"{what}; name some with --action_repeat {config.action_repeat}")
             if dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or shape[0] < 2 or min(shape) < 1:
                 raise UserError(f"frames must be uint8 (T + 1, 3, H, W); got {dtype} {shape}")
             if seed is not None and seed < 0:
@@ -118,7 +121,7 @@ def record_imitation(
         for frame in frames[1:]:
             recorder.record(_resized(frame, size, cv2.INTER_NEAREST), ["given"])
     try:
-        evaluation = loaded.evaluate([skill], [seed], video_folder=folder, video_size=size)
+        evaluation = loaded.evaluate([skill], [seed], asked_by="--imitate", video_folder=folder, video_size=size)
     except BaseException:
         (folder / "given.mp4").unlink(missing_ok=True)
         raise

@@ -15,13 +15,14 @@ from drq import DrQAgent
 from envs.cells import CellGrid
 from envs.make import make_environment
 from envs.parallel import MAX_EVAL_ENVS, EvalEnvs, open_eval_envs
+from envs.pixel_env import PixelEnv
 from errors import CheckpointError, RenderingError, UserError
 from evaluation.evaluate_skills import Evaluation, evaluate_skills
 from evaluation.play import bytes_of_traces, skill_name
-from running import checkpoint, snapshots
 from running.build import choose_device, make_agent, out_of_memory_is_an_error, warn_of_cpu
 from running.checkpoint import load_file
 from running.columns import NO_SKILL
+from running.names import CHECKPOINT_FOLDER, SNAPSHOT_FOLDER
 from running.progress import ProgressBar
 from running.snapshots import read_networks
 from running.state import INVALID_STATE, read_counters
@@ -54,15 +55,29 @@ class LoadedRun:
         return open_eval_envs(partial(make_environment, self.config), episodes)
 
     def evaluate(
-        self, skills: Sequence[int], seeds: Sequence[int], *, agent: DrQAgent | None = None, **settings: Any
+        self,
+        skills: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        agent: DrQAgent | None = None,
+        asked_by: str | None = None,
+        **settings: Any,
     ) -> Evaluation:
-        """Play each skill of the agent, or of another one, from each start; see `evaluate_skills` for the settings."""
+        """Play each skill of the agent, or of another one, from each start.
+
+        Raises UserError if the memory does not suffice.
+
+        Args:
+            asked_by: the flag that asks for it, for that message.
+            settings: see `evaluate_skills`.
+        """
         all_pictures = settings.get("keep_all_pictures", False)
         sizes = len(skills) * len(seeds), self.max_episode_steps, self.config.image_size
-        what = f"--episodes {len(seeds)}{' --save_trajectories' if all_pictures else ''}"
+        what = asked_by or f"--episodes {len(seeds)}{' --save_trajectories' if all_pictures else ''}"
         check_memory({what: bytes_of_traces(*sizes, all_pictures=all_pictures)})
         names = {skill: skill_name(skill, self.config.num_skills) for skill in skills}
-        settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps, "cell_grid": self.cell_grid}
+        settings |= {"fps": self.fps, "max_episode_steps": self.max_episode_steps}
+        settings |= {"cell_grid": self.cell_grid, "angles": self.angles}
         with self.open_eval_envs(len(skills) * len(seeds)) as eval_envs:
             return evaluate_skills(agent or self.agent, eval_envs, names, seeds, **settings)
 
@@ -86,7 +101,7 @@ def load(place: Path, device: str | None, *, time_limit: int | None = None) -> L
     """
     place = real_run(place)
     folder = place.parent if place.is_file() else place
-    run = folder.parent if folder.name in (checkpoint.FOLDER, snapshots.FOLDER) else folder
+    run = folder.parent if folder.name in (CHECKPOINT_FOLDER, SNAPSHOT_FOLDER) else folder
     try:
         if not run.is_dir():
             raise UserError(f"{run} is neither a run's folder nor a checkpoint; name one")
@@ -97,12 +112,12 @@ def load(place: Path, device: str | None, *, time_limit: int | None = None) -> L
         flags = dataclasses.asdict(config)
         config = dataclasses.replace(config, device=choose_device(device), cuda_graphs=False)
         _check_sizes(config, state["agent"])
-        env = make_environment(config)
+        env = _environment_of(config, place)
         if time_limit not in (None, env.frame_limit):
             env.close()
             flags["time_limit"] = time_limit
             config = _with_time_limit(config, time_limit)
-            env = make_environment(config)
+            env = _environment_of(config, place)
         with closing(env), out_of_memory_is_an_error("the networks", "end other programs, or name another --device"):
             agent = make_agent(config, env.observation_space.shape, env.action_space.shape[0])
             agent.load_weights(state["agent"])
@@ -128,6 +143,14 @@ def load(place: Path, device: str | None, *, time_limit: int | None = None) -> L
         raise
     except INVALID_STATE as error:
         raise UserError(f"{place}: the checkpoint does not fit this version of the program") from error
+
+
+def _environment_of(config: Config, place: Path) -> PixelEnv:
+    """Return the environment of a stored config. Raises UserError, which names the file or folder that has it."""
+    try:
+        return make_environment(config)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def _with_time_limit(config: Config, time_limit: int) -> Config:

@@ -34,7 +34,7 @@ class Trace:
     intrinsic: list[float] = field(default_factory=list)  # rewards in nats, T entries; 0 without a discriminator
     predicted: list[int] = field(default_factory=list)  # T + 1 skills; NO_SKILL without a discriminator
     states: list[np.ndarray] = field(default_factory=list)  # of the physics, T + 1 entries; empty if there are none
-    centres: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in meters, as many as states
+    centers: list[np.ndarray] = field(default_factory=list)  # centers of mass (x, y, z) in meters, as many as states
     positions: list[np.ndarray] = field(default_factory=list)  # in the coordinates of the cell grid, as many as states
     pictures: list[np.ndarray] = field(default_factory=list)  # newest frames, uint8 (3, H, W)
     picture_steps: list[int] = field(default_factory=list)  # the agent step of each picture
@@ -195,7 +195,7 @@ class _Round:
             trace.predicted.append(int(predicted[number]))
             if measured[number] is not None:
                 trace.states.append(measured[number].state)
-                trace.centres.append(measured[number].center)
+                trace.centers.append(measured[number].center)
                 trace.positions.append(measured[number].position)
             step = int(self.length[number])
             if trace.picture_every and (step % trace.picture_every == 0 or last[number]):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config import FIELDS, Role, flags_with, shown_value
+from envs.tasks import without_own_limit
 from errors import UserError, one_line
 from running.stored_config import known_flags, read_record
 
@@ -55,12 +56,14 @@ def check_episodes_alike(
     """
     if record is None:
         return
+    played = without_own_limit(record.flags)
     for name, flags in runs:
+        trained = without_own_limit(flags)
         for flag in OF_EPISODES:
-            if flag in flags and flag in record.flags and flags[flag] != record.flags[flag]:
+            if flag in flags and flag in record.flags and trained[flag] != played[flag]:
                 own, other = (
                     FIELDS[flag].metadata["derived"] if value is None else shown_value(value)
-                    for value in (record.flags[flag], flags[flag])
+                    for value in (played[flag], trained[flag])
                 )
                 raise UserError(
                     f"--evaluation {folder}: its episodes have --{flag} {own}, those of {name} {other}; "

@@ -23,14 +23,15 @@ from augmentations import Augmentation, make_augmentation
 from console.numbers import shown_size
 from diayn import DIAYNAgent, Discriminator
 from errors import UserError
+from evaluation.chosen_skills import FEWEST_REFIT
 from evaluation.evaluate_skills import Evaluation
 from evaluation.load import LoadedRun
-from evaluation.play import Actions, Start
+from evaluation.play import Actions, Start, bytes_of_traces
+from evaluation.skill_report import without_turns
 from logger import Row
 from networks import Encoder, mlp, weight_init
 from utils import free_memory, make_adam, minimize, seed_everything, seed_sequence, to_device
 
-FEWEST = 3  # episodes of a skill, as in evaluate.py: one each for training, validation and test
 VALIDATION_SHARE, TEST_SHARE = 0.2, 0.3  # of the starts; the others are for training
 LR = 1e-3
 UPDATES = {"pixels": 1500, "states": 3000}  # of a discriminator
@@ -73,7 +74,8 @@ def refit(loaded: LoadedRun, agent: DIAYNAgent, episodes: int, seed: int, action
     seeds = distinct_seeds(seed, episodes)
     with loaded.bar("playing for --refit", len(agent.skills()) * len(seeds)) as bar:
         settings: dict[str, Any] = {"actions": actions, "video_folder": None, "between_steps": bar.advance}
-        evaluation = loaded.evaluate(agent.skills(), seeds, agent=agent, keep_all_pictures=True, **settings)
+        settings["keep_all_pictures"] = True
+        evaluation = loaded.evaluate(agent.skills(), seeds, agent=agent, asked_by=f"--refit {episodes}", **settings)
     starts = Split(*([start for start in evaluation.starts if start.seed in part] for part in split(seeds)))
     counts = {f"episodes_{name}": len(part) for name, part in zip(Split._fields, starts, strict=True)}
     rows: list[Row] = [
@@ -127,14 +129,15 @@ def split(seeds: Sequence[int]) -> Split:
     return Split(seeds[:train], seeds[train : train + validation], seeds[train + validation :])
 
 
-def check_memory(loaded: LoadedRun, episodes: int) -> None:
-    """Print the memory that the pictures of the episodes of each skill need. Raises UserError if there is less."""
+def check_memory_for_refit(loaded: LoadedRun, episodes: int) -> None:
+    """Print the memory that the episodes of each skill need with all pictures. Raises UserError if there is less."""
     count = len(loaded.agent.skills()) * episodes
-    needed, free = count * (loaded.max_episode_steps + 1) * 3 * loaded.config.image_size**2, free_memory()
-    figures = f"the pictures of {count} episodes need up to {shown_size(needed)}, {shown_size(free)} are free"
+    sizes = count, loaded.max_episode_steps, loaded.config.image_size
+    needed, free = bytes_of_traces(*sizes, all_pictures=True), free_memory()
+    figures = f"{count} episodes with all pictures need {shown_size(needed)}, {shown_size(free)} are free"
     if needed > free:
         fitting = int(episodes * free / needed * 0.8)
-        remedy = f"try {fitting}" if fitting >= FEWEST else "use a machine with more"
+        remedy = f"try {fitting}" if fitting >= FEWEST_REFIT else "use a machine with more"
         raise UserError(f"--refit {episodes}: {figures}; {remedy}")
     print(f"--refit {episodes}: {figures}")
 
@@ -155,14 +158,9 @@ def pixel_examples(starts: Sequence[Start], frame_stack: int) -> Examples:
 def state_examples(starts: Split, angles: Sequence[int]) -> Split:
     """Return the states of the physics after each step, float32 (N, D), scaled by the training episodes.
 
-    Entries of the state that are angles without limits are replaced by sine and cosine: how often a joint has turned
-    since the start cannot be seen in the world.
+    See `without_turns` for `angles`.
     """
-    states = Split(*(np.concatenate([start.trace.states[1:] for start in part]) for part in starts))
-    features = [
-        np.concatenate([np.delete(part, angles, 1), np.sin(part[:, angles]), np.cos(part[:, angles])], axis=1)
-        for part in states
-    ]
+    features = [without_turns(np.concatenate([start.trace.states[1:] for start in part]), angles) for part in starts]
     mean, spread = features[0].mean(axis=0), features[0].std(axis=0)
     moving = spread > 1e-9
     examples = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -176,11 +175,9 @@ def read_run_files(folder: Path) -> RunFiles:
     except FileNotFoundError:
         record = {}
     numbers, measures = ("step", "episode_reward"), EVAL_SKILL_COLUMNS if run.num_skills else ()
-    evaluations = _rows(read_csv(folder / "eval.csv", numbers, newer=measures))
-    for row in evaluations if run.num_skills else ():
-        bound = row["mutual_information_bound"]
-        if row["effective_skills"] is None and bound is not None:  # older versions did not write it
-            row["effective_skills"] = math.exp(min(bound, math.log(run.num_skills)))
+    evaluations = read_csv(folder / "eval.csv", numbers, newer=measures)
+    if run.num_skills:
+        evaluations["effective_skills"] = run.evaluations["effective_skills"]
     frame = None if run.evaluations.empty else run.last_frame
     skills: list[Row] = []
     if run.num_skills:
@@ -193,7 +190,7 @@ def read_run_files(folder: Path) -> RunFiles:
     return RunFiles(
         run=run,
         record=record,
-        evaluations=evaluations,
+        evaluations=_rows(evaluations),
         skills=skills,
         training=_rows(training.tail(1))[0] if len(training) else {},
         seconds=float(episodes["duration"].sum()),
@@ -214,7 +211,7 @@ def read_evaluation_files(folder: Path) -> EvaluationFiles:
             f"--evaluation {folder} is a run's folder; name one that evaluate.py wrote, or leave out the flag"
         )
     newer = _but(SKILL_COLUMNS, "skill_id")
-    table = read_csv(folder / "skills.csv", ("skill_id",), newer=newer, lowest_skill=NO_SKILL)
+    table = read_csv(folder / "skills.csv", ("skill_id",), newer=newer, skills=range(NO_SKILL, MAX_COUNT))
     refit = ("policy", "discriminator")
     return EvaluationFiles(
         folder=folder,

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from config import FIELDS, Role, flags_with
+from envs.tasks import without_own_limit
 from errors import UserError, one_line, reason_of
 from running.columns import SKILL_UPDATE_METRICS, TRAIN_COLUMNS
 from running.stored_config import CONFIG_FILE, check_folders, known_flags, real_run
@@ -24,7 +25,7 @@ NOT_SETTINGS = flags_with(Role.RESUMABLE | Role.SAME_EXPERIMENT)
 # The flags that distinguish experiments, with their defaults as config.json would have them.
 DEFAULTS = json.loads(json.dumps({name: field.default for name, field in FIELDS.items() if name not in NOT_SETTINGS}))
 OF_DISCRIMINATOR = frozenset(flags_with(Role.DIAYN | Role.WITH_SKILLS)) - frozenset(flags_with(Role.NETWORK))
-OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.WITH_SKILLS | Role.FINE_TUNING)) - {"num_skills", "finetune_from"}
+OF_SKILLS = frozenset(flags_with(Role.DIAYN | Role.WITH_SKILLS | Role.FINE_TUNING)) - {"num_skills"}
 MAX_COUNT = 2**53  # of frames, and of skills: what a float counts exactly
 EVAL_NUMBERS = ("step", "episode_reward")  # columns of eval.csv, and of skills.csv, that are drawn
 # Also drawn, if there are skills. A cell is empty if no episode of the evaluation had a step.
@@ -64,7 +65,8 @@ class RecordedRun:
     def settings(self) -> dict[str, Any]:
         """The flags that distinguish experiments. Those that the run does not read are None."""
         unread = frozenset() if self.num_skills else OF_DISCRIMINATOR if self.flags.get("num_skills") else OF_SKILLS
-        return {n: None if n in unread else self.flags.get(n, default) for n, default in DEFAULTS.items()}
+        flags = without_own_limit(self.flags)
+        return {n: None if n in unread else flags.get(n, default) for n, default in DEFAULTS.items()}
 
     @property
     def shown(self) -> str:
@@ -174,7 +176,8 @@ def read_begun_run(folder: Path) -> RecordedRun:
     if run.num_skills:
         bound = run.evaluations["mutual_information_bound"].clip(upper=math.log(run.num_skills))
         run.evaluations["effective_skills"] = np.exp(bound)  # also of versions that did not write it
-        run.skills = read_csv(folder / "skills.csv", SKILL_NUMBERS, SKILL_MEASURES, ("episodes",))
+        columns = SKILL_NUMBERS, SKILL_MEASURES, ("episodes",)
+        run.skills = read_csv(folder / "skills.csv", *columns, skills=range(run.num_skills))
         run.skills = run.skills.astype({"skill_id": int})
     return run
 
@@ -185,19 +188,20 @@ def read_csv(
     optional: Sequence[str] = (),
     newer: Sequence[str] = (),
     *,
-    lowest_skill: int = 0,
+    skills: range = range(MAX_COUNT),
 ) -> pd.DataFrame:
     """Return columns of a CSV file of a run, without rows if there is no file or nothing in it; see `read_table`.
 
-    Raises UserError. A `skill_id` below `lowest_skill` is damage.
+    Raises UserError, also for a `skill_id` that is not in `skills`.
     """
     if not os.path.lexists(path) or (path.is_file() and not path.stat().st_size):
         return pd.DataFrame(columns=[*numbers, *optional, *newer], dtype=float)
     table = pd.DataFrame(read_table(path, numbers, optional=optional, newer=newer), dtype=float)
-    for name in {"step", "skill_id"} & set(numbers):
-        lowest = lowest_skill if name == "skill_id" else 0
-        if not table[name].between(lowest, MAX_COUNT).all():
-            raise UserError(f"{path} is damaged: {name} must be from {lowest} to {MAX_COUNT}")
+    limits = {"step": (0, MAX_COUNT), "episodes": (1, MAX_COUNT), "skill_id": (skills[0], skills[-1])}
+    for name, (low, high) in limits.items():
+        values = table[name].dropna() if name in table else pd.Series(dtype=float)
+        if not (values.between(low, high) & (values % 1 == 0)).all():
+            raise UserError(f"{path} is damaged: {name} must be a whole number from {low} to {high}")
     return table
 
 

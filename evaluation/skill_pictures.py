@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from console.numbers import shown_number
+from console.numbers import counted, shown_number
 from envs.cells import CellGrid, Coordinate
 from evaluation.figures import (
     NAMED_SKILLS,
@@ -50,7 +50,7 @@ def headline(measures: Mapping[str, Any], num_skills: int, episodes: int, frame:
 
 def caption(episodes: int, frame: int) -> str:
     """Return how much was played, and when, in words."""
-    return f"frame {frame:,}, {episodes} episode{'s' if episodes > 1 else ''} of each skill"
+    return f"frame {frame:,}, {counted(episodes, 'episode')} of each skill"
 
 
 def picture_interval(max_episode_steps: int) -> int:

@@ -26,10 +26,13 @@ MEANS = (
 EpisodesBySkill = Mapping[int, Sequence[tuple[Episode, Trace]]]
 
 
-def skill_rows(played: EpisodesBySkill, cell_grid: CellGrid | None = None) -> list[Row]:
-    """Return the row of skills.csv for each skill, without `step`."""
+def skill_rows(played: EpisodesBySkill, cell_grid: CellGrid | None = None, angles: Sequence[int] = ()) -> list[Row]:
+    """Return the row of skills.csv for each skill, without `step`.
+
+    `angles` are the entries of a state that are angles without limits.
+    """
     count = min(STATES_COMPARED, max(MOST_STATES // max(len(played), 1), 2))
-    within, between = state_distances({skill: _states(episodes, count) for skill, episodes in played.items()})
+    within, between = state_distances({skill: _states(episodes, count) for skill, episodes in played.items()}, angles)
     return [
         {
             **_row(skill, episodes),
@@ -48,17 +51,17 @@ def _row(skill: int, played: Sequence[tuple[Episode, Trace]]) -> Row:
         "skill_id": skill,
         "episodes": len(episodes),
         "episode_extrinsic_reward": np.mean([episode.extrinsic_reward for episode in episodes]),
-        "episode_intrinsic_reward_sum": np.mean([episode.intrinsic_reward_sum for episode in episodes]),
     }
     if steps and traces[0].predicted[0] != NO_SKILL:  # there is a discriminator
+        row["episode_intrinsic_reward_sum"] = np.mean([episode.intrinsic_reward_sum for episode in episodes])
         recognized = sum(episode.discriminator_accuracy * episode.length for episode in episodes)
         row["discriminator_accuracy"] = recognized / steps
         row["mutual_information_bound"] = sum(episode.intrinsic_reward_sum for episode in episodes) / steps
         sums, counts = _by_decile(traces)
         if later := sum(counts[DECILES // 2 :]):
             row["mutual_information_bound_second_half"] = sum(sums[DECILES // 2 :]) / later
-    if traces[0].centres:
-        moved = np.mean([trace.centres[-1] - trace.centres[0] for trace in traces], axis=0)
+    if traces[0].centers:
+        moved = np.mean([trace.centers[-1] - trace.centers[0] for trace in traces], axis=0)
         row |= {"displacement_x": moved[0], "displacement_y": moved[1]}
     return {name: float(value) if isinstance(value, np.floating) else value for name, value in row.items()}
 
@@ -129,25 +132,39 @@ def _states(played: Sequence[tuple[Episode, Trace]], count: int) -> list[np.ndar
     return chosen
 
 
-def state_distances(episodes: Mapping[int, Sequence[np.ndarray]]) -> tuple[dict[int, float], dict[int, float]]:
+def without_turns(states: np.ndarray, angles: Sequence[int]) -> np.ndarray:
+    """Return states (N, D) with the sines and then the cosines of A angles in place of the angles, (N, D + A).
+
+    How often a joint without limits has turned since the start cannot be seen in the world.
+    """
+    return np.concatenate([np.delete(states, angles, 1), np.sin(states[:, angles]), np.cos(states[:, angles])], axis=1)
+
+
+def state_distances(
+    episodes: Mapping[int, Sequence[np.ndarray]], angles: Sequence[int] = ()
+) -> tuple[dict[int, float], dict[int, float]]:
     """Return how far apart states lie, for each skill: within the skill, and between it and all other skills.
 
     `episodes` are the states `(N, D)` of each episode of each skill. A distance is a mean over pairs of states. Each
     dimension is divided by its standard deviation over all skills, and the distance of a pair is the root mean square
-    over dimensions. Pairs are of states from different starts, because states from one start are close under any
-    policy; the n-th episodes of all skills have the same start. For skills that behave alike, both are equal. If no
-    skill has two episodes, there is no distance within, and those between are of the same start.
+    over dimensions. An angle without limits is a point on a circle: its sine and cosine are one dimension. Pairs are of
+    states from different starts, because states from one start are close under any policy; the n-th episodes of all
+    skills have the same start. For skills that behave alike, both are equal. If no skill has two episodes, there is no
+    distance within, and those between are of the same start.
     """
     if len(episodes) < 2 or not all(episodes.values()):
         return {}, {}
     states = np.concatenate([states for own in episodes.values() for states in own])
     labels = [(skill, start) for skill, own in episodes.items() for start, states in enumerate(own) for _ in states]
     skills, starts = np.array(labels).T
-    spread = states.std(axis=0)
-    moving = spread > 1e-9
+    dimensions, count = states.shape[1], len(angles)
+    states = without_turns(states, angles)
+    variance = states.var(axis=0)
+    variance[dimensions - count :] = np.tile(variance[dimensions - count :].reshape(2, count).sum(axis=0), 2)
+    moving = variance > 1e-18
     if not moving.any():
         return {}, {}
-    states = states[:, moving] / (spread[moving] * np.sqrt(moving.sum()))
+    states = states[:, moving] / np.sqrt(variance[moving] * moving[:dimensions].sum())
     within, between = {}, {}
     one_start = not starts.any()
     for skill, own in episodes.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from console.numbers import shown_number
+from console.numbers import counted, shown_number
 from evaluation.evaluate_skills import Evaluation
 from logger import Row
 from running.atomic_files import write_file
@@ -84,18 +84,19 @@ def decile_rows(evaluation: Evaluation) -> list[Row]:
 
 
 def print_bound(evaluation: Evaluation, num_skills: int, complete: bool) -> None:
-    """Print the measures of all skills together. Only if all skills were played they bound the mutual information."""
+    """Print means over the skills that were played. Only those of all skills bound the mutual information."""
     measures = evaluation.overall
     accuracy, bound = measures["discriminator_accuracy"], measures["mutual_information_bound"]
+    what, ceiling = ("bound", f" of at most {math.log(num_skills):.3f}") if complete else ("intrinsic reward", "")
     print(f"means over skills: accuracy {accuracy:.3f} (chance {1 / num_skills:.3f})")
-    text = f"bound in nats: {shown_number(bound, '.3f')} of at most {math.log(num_skills):.3f}"
+    text = f"{what} in nats: {shown_number(bound, '.3f')}{ceiling}"
     if measures["mutual_information_bound_second_half"] is not None:
         text += f", in the second half {shown_number(measures['mutual_information_bound_second_half'], '.3f')}"
     print(text)
     if complete:
         print(f"effective number of skills: {measures['effective_skills']:.2f} of {len(evaluation.rows)}")
     bounds = " ".join("-" if bound is None else shown_number(bound, ".2f") for bound in evaluation.mean_by_decile)
-    print(f"bound in each tenth: {bounds}")
+    print(f"{what} in each tenth: {bounds}")
 
 
 def summary_row(policy: str, evaluation: Evaluation, complete: bool) -> Row:
@@ -110,5 +111,5 @@ def print_coverage(summary: Sequence[Row]) -> None:
     """Print the cells that each policy visited, if the task has a grid."""
     if summary[0]["cells_visited"] is not None:
         cells = ", ".join(f"{row['policy']} {row['cells_visited']}" for row in summary)
-        episodes = summary[0]["skills"] * summary[0]["episodes"]
-        print(f"cells visited in {episodes} episodes: {cells}")
+        episodes = counted(summary[0]["skills"] * summary[0]["episodes"], "episode")
+        print(f"cells visited in {episodes}: {cells}")

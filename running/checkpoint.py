@@ -25,7 +25,6 @@ from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from utils import free_memory
 
 FORMAT = 1  # of all files of a checkpoint; others are refused
-FOLDER, MANIFEST = CHECKPOINT_FOLDER, MANIFEST_FILE
 FILE_NAME = re.compile(r"(state|replay)_[0-9]+\.pt")
 READ_AGAIN = 3  # attempts, as a training run may replace its checkpoint while it is read
 
@@ -49,7 +48,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / FOLDER
+        self.folder = folder / CHECKPOINT_FOLDER
         self.step = -1
         self._serial = 0  # of the current checkpoint; each has file names of its own
         self._pieces: list[Piece] = []
@@ -72,7 +71,7 @@ class Checkpoints:
             OSError: with the file's name. The previous checkpoint is still usable.
         """
         self.folder.mkdir(exist_ok=True)
-        manifest, serial = self.folder / MANIFEST, self._serial + 1
+        manifest, serial = self.folder / MANIFEST_FILE, self._serial + 1
         pieces = [piece for piece in self._pieces if piece.end > oldest_frame] if replay is not None else []
         sealed = b""
         try:
@@ -106,7 +105,7 @@ class Checkpoints:
     def _remove_all_but(self, names: set[str]) -> None:
         """Remove files of older and unfinished checkpoints. Files of other origin are kept."""
         for path in self.own_files():
-            if path.name not in {MANIFEST, *names}:
+            if path.name not in {MANIFEST_FILE, *names}:
                 path.unlink(missing_ok=True)
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -122,14 +121,14 @@ class Checkpoints:
             state, *pieces = [self._listed(**piece) for piece in [manifest["state"], *manifest["replay"]]]
             step, serial = _count(manifest["step"]), _count(manifest["serial"])
         except (KeyError, TypeError, ValueError) as error:
-            raise self._damage(MANIFEST, "an entry is missing or wrong") from error
+            raise self._damage(MANIFEST_FILE, "an entry is missing or wrong") from error
         self.step, self._serial, self._pieces = step, serial, pieces
         return self._read_piece(state)
 
     def _listed(self, name: str, bytes: int, sha256: str, end: int) -> Piece:
         """Return a file's entry in the manifest."""
         if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
-            raise self._damage(MANIFEST, f"it names a file {name!r}")
+            raise self._damage(MANIFEST_FILE, f"it names a file {name!r}")
         return Piece(name, _count(bytes), sha256, _count(end))
 
     def replay_pieces(self) -> Iterator[State]:
@@ -137,34 +136,34 @@ class Checkpoints:
         return map(self._read_piece, self._pieces)
 
     def _read_manifest(self) -> dict[str, Any] | None:
-        path = self.folder / MANIFEST
+        path = self.folder / MANIFEST_FILE
         try:
             data = read_file(path)
         except FileNotFoundError:
             if any(path.name.startswith("state") and path.suffix != UNFINISHED for path in self.own_files()):
-                raise self._damage(MANIFEST, "it is missing") from None
+                raise self._damage(MANIFEST_FILE, "it is missing") from None
             return None  # the run was killed before its first checkpoint was complete
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         try:
             manifest = json.loads(data)
         except (ValueError, RecursionError):
-            raise self._damage(MANIFEST, "it is not JSON") from None
+            raise self._damage(MANIFEST_FILE, "it is not JSON") from None
         if not isinstance(manifest, dict):
-            raise self._damage(MANIFEST, "an entry is missing or wrong")
+            raise self._damage(MANIFEST_FILE, "an entry is missing or wrong")
         if isinstance(manifest.get("format"), int) and manifest["format"] != FORMAT:
             found = manifest["format"]
             raise CheckpointError(
                 f"{path} has format {found}, this version reads {FORMAT}; use the version that wrote it"
             )
         if data != _sealed(manifest):
-            raise self._damage(MANIFEST, "its checksum is wrong")
+            raise self._damage(MANIFEST_FILE, "its checksum is wrong")
         return manifest
 
     def own_files(self) -> list[Path]:
         """Return the files of all checkpoints, complete or not, which the next one replaces or removes."""
         files = [(path, path.name.removesuffix(UNFINISHED)) for path in self.folder.glob("*")]
-        return [path for path, name in files if name == MANIFEST or FILE_NAME.fullmatch(name)]
+        return [path for path, name in files if name == MANIFEST_FILE or FILE_NAME.fullmatch(name)]
 
     def _read_piece(self, piece: Piece) -> State:
         try:

@@ -129,6 +129,10 @@ def _check_rewards(values: Mapping[str, Any], with_skills: bool) -> None:
             "--num_skills 1 leaves no reward, as there is no other skill to differ from; give 2 or more, 0 for plain "
             "DrQ, or --extrinsic_reward_coeff above 0"
         )
+    if not extrinsic and values["finetune_from"] is not None:
+        raise UserError(
+            "--extrinsic_reward_coeff 0 leaves no reward, as fine-tuning has no intrinsic one; give it above 0"
+        )
     if not extrinsic and not (with_skills and (intrinsic or values["disdain_coeff"])):
         raise UserError(
             "--extrinsic_reward_coeff 0 leaves no reward; give it above 0, or --num_skills and "

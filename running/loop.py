@@ -199,6 +199,7 @@ def evaluate(run: Run) -> None:
                 fps=run.env.metadata["render_fps"],
                 max_episode_steps=run.env.max_episode_steps or 1,
                 cell_grid=run.env.cell_grid,
+                angles=run.env.angles,
                 video_folder=run.folder / "video" if config.save_video else None,
                 grid_name=f"{name}_skills",
                 between_steps=between_steps,

@@ -8,7 +8,7 @@ import re
 
 from errors import UserError
 
-CHECKPOINT_FOLDER, MANIFEST_FILE = "checkpoint", "manifest.json"
+CHECKPOINT_FOLDER, MANIFEST_FILE, SNAPSHOT_FOLDER = "checkpoint", "manifest.json", "snapshots"
 LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and more may be appended
 
 FRAME_DIGITS = 8  # names of later frames are longer

@@ -16,16 +16,15 @@ from config import Config
 from errors import CheckpointError
 from running.atomic_files import write_file
 from running.checkpoint import State, load_file, read_newest
+from running.names import SNAPSHOT_FOLDER
 from running.run import Run
 from running.state import check_finite
-
-FOLDER = "snapshots"
 
 
 def write_snapshot(run: Run) -> None:
     """Write the networks, and what is needed to use them. Raises RunError if they are not finite, OSError."""
     check_finite(run)
-    folder = run.folder / FOLDER
+    folder = run.folder / SNAPSHOT_FOLDER
     with run.stopwatch("checkpoint"):
         state: State = {
             "flags": dataclasses.asdict(run.config),
@@ -41,7 +40,7 @@ def write_snapshot(run: Run) -> None:
 
 def snapshot_frames(run: Path) -> list[int]:
     """Return the frames of which a run has snapshots, in ascending order."""
-    return sorted(int(path.stem) for path in (run / FOLDER).glob("*.pt") if path.stem.isdecimal())
+    return sorted(int(path.stem) for path in (run / SNAPSHOT_FOLDER).glob("*.pt") if path.stem.isdecimal())
 
 
 def read_networks(run: Path) -> State | None:
@@ -51,7 +50,7 @@ def read_networks(run: Path) -> State | None:
     """
     state = read_newest(run)
     if state is None and (frames := snapshot_frames(run)):
-        return load_file(run / FOLDER / f"{frames[-1]}.pt")
+        return load_file(run / SNAPSHOT_FOLDER / f"{frames[-1]}.pt")
     return state
 
 
@@ -67,4 +66,4 @@ def read_pretrained(config: Config) -> State:
     if frame not in frames:
         known = f"it has those of the frames {', '.join(map(str, frames))}" if frames else "it has none"
         raise CheckpointError(f"that run has no snapshot of --finetune_snapshot {frame}; {known}")
-    return load_file(run / FOLDER / f"{frame}.pt")
+    return load_file(run / SNAPSHOT_FOLDER / f"{frame}.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,13 +17,12 @@ from evaluation.play import best_skill, steps_to_play
 from logger import Logger, check_logs
 from running.atomic_files import check_file, check_folder, locked, no_room
 from running.build import build_run, choose_device, out_of_memory_is_an_error, warn_of_cpu
-from running.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from running.checkpoint import Checkpoints, State
 from running.derivation import compared_flags
 from running.folder import link_latest, new_run_folder, write_config
+from running.names import CHECKPOINT_FOLDER, SNAPSHOT_FOLDER
 from running.progress import ProgressBar
 from running.run import Run, shortest
-from running.snapshots import FOLDER as SNAPSHOT_FOLDER
 from running.snapshots import read_pretrained, snapshot_frames
 from running.state import INVALID_STATE, restore
 from running.stored_config import real_run, refuse_changes
@@ -78,7 +78,8 @@ def print_settings(run: Run, renderer: RendererInfo, wanted: str | None) -> None
     warn_of_cpu(wanted, config.device)
     if renderer.is_software and config.device != "cpu":
         print("warning: rendering in software beside a GPU; MUJOCO_GL=egl is faster", file=sys.stderr)
-    first_update = -(-config.num_seed_steps // config.agent_steps_per_update) * config.agent_steps_per_update
+    every = config.agent_steps_per_update
+    first_update = math.ceil(max(config.num_seed_steps, 1) / every) * every  # at step 0 the replay buffer is empty
     if config.resume is None and config.num_train_steps <= first_update:
         steps = f"the first comes after {first_update} agent steps, the budget is {config.num_train_steps}"
         flags = "--num_seed_steps, --agent_steps_per_update"
@@ -161,8 +162,8 @@ def _resume(config: Config, resources: ExitStack) -> tuple[Run, State | None]:
             restore(run, state)
             if run.step > config.num_train_steps:
                 raise UserError(
-                    f"--num_train_steps {config.num_train_steps} is less than the {run.step} agent steps that {folder} "
-                    "has made; give a larger budget"
+                    f"the budget of {config.num_train_steps} agent steps is less than the {run.step} that {folder} has "
+                    "made; give a larger --num_train_steps or --num_train_frames"
                 )
     except (CheckpointError, EnvError, RenderingError) as error:
         raise UserError(f"--resume {folder}: {error}") from error

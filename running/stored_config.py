@@ -155,7 +155,7 @@ def template(path: Path) -> dict[str, Any]:
 
 
 def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, Any]:
-    """Return the flags in a run's config.json, with their types checked.
+    """Return the flags in a run's config.json, with types and ranges checked.
 
     Args:
         source: the flag that named the folder, for the message of the UserError that is raised.
@@ -163,7 +163,9 @@ def read_flags(folder: Path, source: str, name: str = CONFIG_FILE) -> dict[str, 
     path = folder / name
     place = f"--{source}: {path}"
     try:
-        return checked_flags(_flags_in(path, place), place)
+        flags = checked_flags(_flags_in(path, place), place)
+        _check_ranges(flags, place)
+        return flags
     except FileNotFoundError:
         raise UserError(f"--{source}: there is no {path}; {name_a_run(folder)}") from None
 
@@ -228,7 +230,7 @@ def real_run(folder: Path | str) -> Path:
 def check_folders(places: Iterable[Path]) -> None:
     """Raise UserError if a place where runs are to be looked for is not a folder."""
     for place in places:
-        if not place.is_dir():
+        if not os.path.isdir(place):  # unlike Path.is_dir, False for any name
             raise UserError(f"{place} is not a folder; name a run's folder, or one above it")
 
 

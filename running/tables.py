@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from console.numbers import counted
 from errors import UserError, reason_of
 from running.atomic_files import read_file
 
@@ -40,11 +41,11 @@ def read_table(
     optional = [*optional, *(name for name in newer if name in header)]
     missing = [name for name in (*numbers, *optional, *texts) if name not in header]
     if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}")
+        raise UserError(f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
     places = {name: header.index(name) for name in (*numbers, *optional, *texts)}
     for line, row in rows:
         if len(row) != len(header):
-            raise UserError(f"{path}, line {line}, has {len(row)} cells instead of {len(header)}")
+            raise UserError(f"{path}, line {line}, has {counted(len(row), 'cell')} instead of {len(header)}")
     columns: Columns = {}
     for name, place in places.items():
         cells = [(line, row[place]) for line, row in rows]

@@ -31,7 +31,7 @@ import running.folder
 import train
 from diayn import DIAYNAgent
 from envs.renderer import RendererInfo, choose_renderer
-from running.checkpoint import FOLDER
+from running.names import CHECKPOINT_FOLDER
 from tests.support.fake_env import FakePixelEnv
 from tests.support.fuzz import FEW, MANY
 from tests.support.labs import FINISHED_FILES, FINISHED_STEPS, TINY, Fakes, StrictEnv
@@ -210,5 +210,5 @@ def finished(fake_program: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
     words = shlex.split(f"{TINY} --num_train_steps {FINISHED_STEPS} --checkpoint_frequency 8")
     assert call([*words, "--work_dir", str(work_dir)]).code == 0
     (folder,) = work_dir.glob("*/2*")
-    assert tuple(sorted(path.name for path in (folder / FOLDER).iterdir())) == FINISHED_FILES
+    assert tuple(sorted(path.name for path in (folder / CHECKPOINT_FOLDER).iterdir())) == FINISHED_FILES
     return folder

@@ -49,6 +49,8 @@ def test_the_results_are_written(tmp_path: Path, measured: list[Any]) -> None:
         ("--out /proc/new/x.json", "/proc/new: No such file or directory; name another folder"),
         ("--out {place}", "not a regular file"),
         ("--env walker_wlak", "--env: dm_control.suite has no task 'walker_wlak'; did you mean walker_walk"),
+        ("--env gym:Pendulum-v1", "--env must be a task of the suite; got gym:Pendulum-v1"),
+        ("--task walker_run", "unrecognized arguments: --task"),
         ("--device gpu", "--device must be cuda, cuda:N or cpu; got gpu"),
         ("--batch_size 0", "must be at least 1"),
         ("--num_skills 1", "must be 0, or 2 or more"),

@@ -200,6 +200,13 @@ def test_texts_that_no_file_name_can_hold(name: str, value: str) -> None:
         make_config({name: value})
 
 
+@pytest.mark.parametrize("name", ["work_dir", "env", "run_name"])
+def test_empty_texts(name: str) -> None:
+    """As a stored value too: an empty path would be the working folder."""
+    with pytest.raises(UserError, match=f"--{name}: the value is empty"):
+        make_config({name: ""})
+
+
 def test_letters_that_the_locale_does_not_have(tmp_path: Path) -> None:
     """They may be in a stored path, which another locale wrote."""
     ascii_names = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

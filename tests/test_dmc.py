@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from dmc import DMCEnv, resolve_task, suite_tasks
 from envs.renderer import RendererInfo
+from envs.tasks import SUITE_LIMIT
 from errors import SimulationError, TaskError
 from tests.support.paths import ROOT
 
@@ -146,6 +148,7 @@ def test_unknown_task_unlike_all_others_still_names_one() -> None:
 def test_pixels_equal_dm_controls_own(name: str, make_env: MakeEnv) -> None:
     """Equal bit by bit over steps and resets, although the camera is kept."""
     env, twin = make_env(name, action_repeat=2), Twin(name, seed=7)
+    assert env.frame_limit == (math.inf if name.startswith("lqr_") else SUITE_LIMIT)
     for seed in (7, None):  # the second episode continues the random stream
         obs, _ = env.reset(seed=seed)
         assert obs.dtype == np.uint8

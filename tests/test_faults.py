@@ -32,7 +32,8 @@ from envs.pixel_env import PixelEnv
 from envs.renderer import RendererInfo
 from errors import RenderingError
 from running import build, loop
-from running.checkpoint import FOLDER, MANIFEST, Checkpoints
+from running.checkpoint import Checkpoints
+from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from running.run import Run
 from tests.support.compare import (
     assert_equal_runs,
@@ -101,7 +102,7 @@ def test_kills(launch: Launch, tmp_path: Path) -> None:
         found = sorted(work_dir.glob("*/2*/config.json"))
         child = launch(f"--resume {found[0].parent}" if found else f"{line} --work_dir {work_dir}")
         wait_for_moment(child, moment, work_dir, rng)
-        checkpoints = len(list(work_dir.glob(f"*/2*/checkpoint/{MANIFEST}")))
+        checkpoints = len(list(work_dir.glob(f"*/2*/checkpoint/{MANIFEST_FILE}")))
         if not child.running:
             child.finish()
             break
@@ -151,7 +152,7 @@ def cpu_seconds(child: Child) -> float:
 
 def newest_checkpoint(work_dir: Path) -> int:
     """Return the serial number of the newest checkpoint of which a file has been begun; 0 without one."""
-    names = (path.name for path in work_dir.glob(f"*/2*/{FOLDER}/*_*.pt*"))
+    names = (path.name for path in work_dir.glob(f"*/2*/{CHECKPOINT_FOLDER}/*_*.pt*"))
     return max((int(name.partition("_")[2].partition(".")[0]) for name in names), default=0)
 
 
@@ -230,7 +231,7 @@ def test_second_signal(number: signal.Signals, launch: Launch, tmp_path: Path, u
     child = launch(f"{SMALL} {line} --work_dir {tmp_path}")
     child.until_episode(2)
     folder = run_folder(tmp_path)
-    manifest = folder / FOLDER / MANIFEST  # replaced atomically, unlike the rest of the checkpoint
+    manifest = folder / CHECKPOINT_FOLDER / MANIFEST_FILE  # replaced atomically, unlike the rest of the checkpoint
     assert child.until(lambda: json.loads(manifest.read_bytes())["step"] == 16)
     before = cpu_seconds(child)
     assert child.until(lambda: cpu_seconds(child) > before + 0.2)  # past the checkpoint, within the step's updates

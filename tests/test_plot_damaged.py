@@ -125,7 +125,10 @@ DAMAGE: dict[str, tuple[str, bytes]] = {
     "a torn row": ("eval.csv", whole_run()["eval.csv"][:-12]),
     **{f"skills without {name}": ("skills.csv", without_column("skills.csv", name)) for name in SKILL_NUMBERS},
     **{f"skills without {name}": ("skills.csv", without_column("skills.csv", name)) for name in SKILL_MEASURES},
-    **{f"skill {w}": ("skills.csv", with_column("skills.csv", "skill_id", w)) for w in ("inf", "", "-1", "1e20", "x")},
+    **{
+        f"skill {w}": ("skills.csv", with_column("skills.csv", "skill_id", w))
+        for w in ("inf", "", "-1", "1e20", "x", "0.5", "3")
+    },
     "skills with words": ("skills.csv", with_column("skills.csv", "episode_extrinsic_reward", "many")),
     "an infinite distance": ("skills.csv", with_column("skills.csv", "state_distance_between", "inf")),
     "binary skills": ("skills.csv", bytes(range(256))),
@@ -239,7 +242,7 @@ PUBLISHED = "env,seed,step,episode_reward\ncartpole_swingup,1,0,5\n"
     ("text", "words"),
     [
         ("", "lacks the columns"),
-        ("env,seed,step\ncartpole_swingup,1,0\n", "lacks the columns episode_reward"),
+        ("env,seed,step\ncartpole_swingup,1,0\n", "lacks the column episode_reward"),
         (f"{PUBLISHED}cartpole_swingup,1,many,5\n", "line 3: step is 'many'"),
         (f"{PUBLISHED}cartpole_swingup,1,100,\n", "line 3: episode_reward is ''"),
         (f"{PUBLISHED}cartpole_swingup,1,100,nan\n", "line 3: episode_reward is nan"),

@@ -302,6 +302,9 @@ def test_two_dashes_are_not_a_value(name: str, capsys: pytest.CaptureFixture[str
         ("--env-id walker_walk", "--env"),
         ("task=walker_run", "--task VALUE"),
         ("agent.lr=3e-4", "--lr VALUE"),
+        ("+seed=3", "--seed VALUE"),
+        ("++agent.lr=3e-4", "--lr VALUE"),
+        ("--num_seed_frames 4000", "--num_seed_steps"),
     ],
 )
 def test_flags_of_other_programs_are_translated(word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,15 @@ def test_places_look_different(domain: str) -> None:
         assert change["coloured"] > change["suite"] + 1
 
 
+@pytest.mark.usefixtures("renderer")
+@pytest.mark.parametrize("name", ["walker_walk", "hopper_hop"])
+def test_colors_repeat_after_40_meters(name: str) -> None:
+    with closing(DMCEnv(name, floor="coloured")) as env:
+        (axis,) = AXES[name.split("_")[0]]
+        first, half, whole = (picture(env, axis, distance) for distance in (0.0, 20.0, 40.0))
+    assert np.abs(first - half).mean() > 10 * np.abs(first - whole).mean()
+
+
 def test_the_texture_has_no_seam() -> None:
     """Its first row and column differ from the last ones no more than neighbors do, apart from the checkerboard."""
     texture = floor_texture(300, 300, 40.0).astype(int)

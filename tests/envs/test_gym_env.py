@@ -356,20 +356,24 @@ def test_a_run_on_an_environment_that_fits(answers: dict[str, Any], paint: Paint
     assert call(["--resume", str(folder), "--num_train_steps=27"]) == (0, [])
 
 
+@pytest.mark.parametrize("kind", [ConnectionError, SystemExit])
 @pytest.mark.parametrize("lost", [20, 75])
-def test_an_exception_of_the_environment_costs_no_training(lost: int, paint: Paint, tmp_path: Path) -> None:
+def test_an_exception_of_the_environment_costs_no_training(
+    lost: int, kind: type[BaseException], paint: Paint, tmp_path: Path
+) -> None:
     """In an evaluation or in training: the run ends with a checkpoint and one line, and can be resumed."""
     calls = itertools.count()
 
     def reward() -> float:
         if next(calls) == lost:
-            raise ConnectionError("the simulator is gone")
+            raise kind("the simulator is gone")
         return 0.5
 
     words = [*shlex.split(TINY), "--env", f"gym:{paint(reward=reward)}", "--time_limit=20", "--action_repeat=1"]
     answer = call([*words, "--eval_frequency=25", "--work_dir", str(tmp_path)])
     assert (answer.code, len(answer.lines)) == (1, 1)
-    assert re.search(r"step\(\) raised ConnectionError: the simulator is gone; saved up to frame \d+", answer.lines[0])
+    expected = rf"step\(\) raised {kind.__name__}: the simulator is gone; saved up to frame \d+"
+    assert re.search(expected, answer.lines[0])
     (folder,) = tmp_path.glob("*/2*")
     assert call(["--resume", str(folder)]) == (0, [])
     assert [row["step"] for row in rows(folder / "eval.csv")] == ["0", "30"]

@@ -59,11 +59,12 @@ def test_the_floor_of_a_walking_body() -> None:
         ({"frame_stack": 2**63 - 1, "image_size": 4096}, r"--frame_stack 9223372036854775807 needs"),
         (
             {"time_limit": 10**15, "replay_buffer_capacity": 10**15},
-            r"--time_limit 1000000000000000: an episode of 250000000000000 agent steps needs at least [\d,]+",
+            r"--image_size \d+ with --time_limit 1000000000000000: an episode of 250000000000000 agent steps needs at "
+            r"least [\d,]+",
         ),
         (
             {"time_limit": 20, "action_repeat": 10**9},
-            r"--env: an episode has 20 frames, and an action \d+ \(--action_repeat\); give a smaller one",
+            r"--env: an episode has 20 frames, an action takes \d+; give a smaller --action_repeat",
         ),
         ({"env": "lqr_lqr_2_1"}, r"--env lqr_lqr_2_1 has no time limit of its own; give --time_limit"),
         (

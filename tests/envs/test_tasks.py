@@ -9,7 +9,7 @@ import pytest
 from dmc import suite_tasks
 from envs import tasks
 from envs.make import KINDS
-from envs.tasks import PREFIXES, check_task, registered_tasks
+from envs.tasks import PREFIXES, check_task, registered_tasks, without_own_limit
 from errors import UserError
 from tests.support.program import parse
 
@@ -42,3 +42,22 @@ def test_a_name_that_gymnasium_does_not_know() -> None:
 def test_a_prefix_without_a_name() -> None:
     with pytest.raises(UserError, match=r"^--env gym: names no environment; give gym:ID"):
         check_task(parse("--env gym:"))
+
+
+@pytest.mark.parametrize(
+    ("env", "limit", "expected"),
+    [
+        ("walker_walk", 1000, None),
+        ("dmc_walker_walk", 1000, None),
+        ("walker_walk", 999, 999),
+        ("walker_walk", None, None),
+        ("gym:Pendulum-v1", 1000, 1000),
+        ("lqr_lqr_2_1", 1000, 1000),
+    ],
+)
+def test_a_time_limit_that_is_the_tasks_own(env: str, limit: int | None, expected: int | None) -> None:
+    assert without_own_limit({"env": env, "time_limit": limit, "lr": 1.0}) == {
+        "env": env,
+        "time_limit": expected,
+        "lr": 1.0,
+    }

@@ -39,7 +39,14 @@ def evaluate(
     names: dict[int, str], seeds: list[int], folder: Path | None, *, envs: int = 4, **settings: Any
 ) -> Evaluation:
     with open_eval_envs(UnevenEnv, envs) as eval_envs:
-        settings = {"fps": 10.0, "max_episode_steps": 32, "cell_grid": None, "video_folder": folder, **settings}
+        settings = {
+            "fps": 10.0,
+            "max_episode_steps": 32,
+            "cell_grid": None,
+            "angles": (),
+            "video_folder": folder,
+            **settings,
+        }
         return evaluate_skills(make_agent(), eval_envs, names, seeds, **settings)
 
 
@@ -133,7 +140,7 @@ def test_encoders_do_not_grow_with_the_number_of_skills(tmp_path: Path, monkeypa
 def test_evaluations_leave_nothing_behind(tmp_path: Path, workers: int) -> None:
     """Neither descriptors nor processes, threads or environments grow in number."""
     agent, counts, process = make_agent(), [], psutil.Process()
-    settings: dict[str, Any] = {"fps": 10.0, "max_episode_steps": 32, "cell_grid": None, "video_size": 32}
+    settings: dict[str, Any] = {"fps": 10.0, "max_episode_steps": 32, "cell_grid": None, "angles": (), "video_size": 32}
     with open_eval_envs(UnevenEnv, 3, workers) as eval_envs:
         for number in range(4):
             names = {skill: f"{number}_{skill}" for skill in range(3)}

@@ -208,6 +208,7 @@ def test_a_failed_picture_costs_only_its_own_video(
                 "fps": 10.0,
                 "max_episode_steps": 9,
                 "cell_grid": None,
+                "angles": (),
                 "video_folder": tmp_path,
             }
             with pytest.raises(WorkerError, match="an evaluation process died"):
@@ -270,7 +271,13 @@ def test_a_video_shows_skill_step_and_rewards(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(VideoRecorder, "start", spy_on_start)
     monkeypatch.setattr(VideoRecorder, "record", spy_on_record)
     agent = make_diayn(IMAGE_SIZE, 2)
-    settings: dict[str, Any] = {"fps": 10.0, "max_episode_steps": 9, "cell_grid": None, "video_folder": tmp_path}
+    settings: dict[str, Any] = {
+        "fps": 10.0,
+        "max_episode_steps": 9,
+        "cell_grid": None,
+        "angles": (),
+        "video_folder": tmp_path,
+    }
     with open_eval_envs(UnevenEnv, 2) as eval_envs:
         evaluation = evaluate_skills(agent, eval_envs, {0: "zero", 2: "two"}, [5], **settings)
     env = UnevenEnv()

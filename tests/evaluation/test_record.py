@@ -117,6 +117,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
         ({"env": "walker_walk", "time_limit": 200}, "--env cartpole_swingup, those of 'a' walker_walk"),
         ({"env": "cartpole_swingup", "time_limit": 200}, "--time_limit 400, those of 'a' 200"),
         ({"env": "cartpole_swingup", "time_limit": None}, "--time_limit 400, those of 'a' the task's own"),
+        ({"env": "cartpole_swingup", "time_limit": 1000}, "--time_limit 400, those of 'a' the task's own"),
         ({"env": "cartpole_swingup", "time_limit": 400, "lr": 1.0}, None),
         ({}, None),
     ],

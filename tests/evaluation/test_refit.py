@@ -19,15 +19,16 @@ from diayn import DIAYNAgent
 from envs.pixel_env import Measurement
 from errors import UserError
 from evaluation import refit
+from evaluation.chosen_skills import FEWEST_REFIT
 from evaluation.imitate import stack_frames
 from evaluation.load import load
-from evaluation.play import Start, Trace
+from evaluation.play import Start, Trace, bytes_of_traces
 from evaluation.refit import (
     Examples,
     PixelDiscriminator,
     Split,
     assess,
-    check_memory,
+    check_memory_for_refit,
     distinct_seeds,
     draw,
     fit,
@@ -200,7 +201,7 @@ def test_refit_of_a_run(
     for row in first:
         assert float(row["mutual_information_bound"]) <= math.log(4)
         assert (row["policy"], row["step"]) == ("trained", "120")
-    assert "--refit 4: the pictures of 16 episodes need up to 304 KB, " in capsys.readouterr().out
+    assert "--refit 4: 16 episodes with all pictures need 336 KB, " in capsys.readouterr().out
     assert rows(run_evaluate("--no_video --refit 4 --seed 5") / "refit.csv") == first
     assert rows(run_evaluate("--no_video --refit 4 --seed 6") / "refit.csv") != first
 
@@ -228,10 +229,10 @@ def test_pictures_that_do_not_fit_in_memory(
 ) -> None:
     """They are refused before anything is played."""
     loaded = load(pretrained, "cpu")
-    one = 4 * 11 * 3 * 24 * 24
+    one = bytes_of_traces(4, 10, 24, all_pictures=True)
     monkeypatch.setattr(refit, "free_memory", lambda: 8 * one)
-    with pytest.raises(UserError, match=r"--refit 20: the pictures of 80 episodes need .*B are free; try 6$"):
-        check_memory(loaded, 20)
+    with pytest.raises(UserError, match=r"--refit 20: 80 episodes with all pictures need .*B are free; try 6$"):
+        check_memory_for_refit(loaded, 20)
     monkeypatch.setattr(refit, "free_memory", lambda: 2 * one)
     known = len(fake_envs)
     out = tmp_path / "out"
@@ -243,7 +244,7 @@ def test_pictures_that_do_not_fit_in_memory(
 @pytest.mark.usefixtures("fake_envs")
 def test_flags_that_are_refused(pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused: dict[str, Any] = {
-        f"--refit {refit.FEWEST - 1}": f"must be from {refit.FEWEST} to 999999",
+        f"--refit {FEWEST_REFIT - 1}": f"must be from {FEWEST_REFIT} to 999999",
         "--refit 5 --skills 1": "--refit plays all skills",
     }
     for line, words in refused.items():

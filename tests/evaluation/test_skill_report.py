@@ -28,9 +28,9 @@ from evaluation.skill_report import (
 from logger import Episode
 
 
-def episode(predicted: list[int], states: list[list[float]], centres: list[list[float]], **figures: float) -> Any:
+def episode(predicted: list[int], states: list[list[float]], centers: list[list[float]], **figures: float) -> Any:
     length = len(predicted) - 1
-    trace = Trace(predicted=predicted, states=[np.array(s) for s in states], centres=[np.array(c) for c in centres])
+    trace = Trace(predicted=predicted, states=[np.array(s) for s in states], centers=[np.array(c) for c in centers])
     return Episode(1.0, figures.get("reward", 0.0), 0, length * 1.0, figures.get("accuracy", 0.0), length), trace
 
 
@@ -77,6 +77,25 @@ def test_skills_that_behave_alike_are_as_far_apart_as_their_own_episodes() -> No
     episodes = [rng.normal(start, 1.0, (20, 3)) for start in (0.0, 3.0)]
     within, between = state_distances(dict.fromkeys(range(4), episodes))
     assert within == pytest.approx(between)
+
+
+def test_turns_of_a_joint_without_limits_are_not_counted() -> None:
+    rng = np.random.default_rng(0)
+    states = {skill: [rng.normal(0.0, 1.0, (20, 3)) for _ in range(2)] for skill in range(2)}
+    turned = {
+        skill: [own + np.array([0.0, 20 * np.pi * skill, 0.0]) for own in episodes]
+        for skill, episodes in states.items()
+    }
+    for distances, expected in zip(state_distances(turned, [1]), state_distances(states, [1]), strict=True):
+        assert distances == pytest.approx(expected)
+
+
+def test_an_angle_is_one_dimension() -> None:
+    """Opposite points of a circle, where each has a distance of 1 from the mean; and 0 and 1 on a line."""
+    states = {0: [np.array([[0.0, 0.0]])] * 2, 1: [np.array([[1.0, np.pi]])] * 2}
+    within, between = state_distances(states, [1])
+    assert within == pytest.approx({0: 0.0, 1: 0.0})
+    assert between == pytest.approx({0: 2.0, 1: 2.0})  # 2 standard deviations in both
 
 
 def test_distances_from_one_start() -> None:
@@ -252,12 +271,12 @@ def test_traces_of_real_episodes(renderer: RendererInfo) -> None:
         state, center, position = env.measure()
         assert trace.predicted[step] == predicted
         np.testing.assert_array_equal(trace.states[step], state)
-        np.testing.assert_array_equal(trace.centres[step], center)
+        np.testing.assert_array_equal(trace.centers[step], center)
         np.testing.assert_array_equal(trace.positions[step], position)
         if step in trace.picture_steps:
             np.testing.assert_array_equal(trace.pictures[trace.picture_steps.index(step)], obs[-3:])
         obs, *_ = env.step(agent.assess(obs[None], np.array([1])).action[0])
-    assert abs(trace.centres[-1][2] - trace.centres[0][2]) > 0.1, "an untrained walker falls"
+    assert abs(trace.centers[-1][2] - trace.centers[0][2]) > 0.1, "an untrained walker falls"
     assert len({start.trace.predicted[0] for start in starts}) == 1, "all skills start alike"
     for start, result in zip(starts, episodes, strict=True):
         assert len(start.trace.intrinsic) == 20

@@ -18,7 +18,7 @@ from hypothesis.strategies import DrawFn
 import evaluate
 from config import Config
 from evaluation import panels
-from running.checkpoint import FOLDER, MANIFEST
+from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from running.stored_config import CONFIG_FILE
 from tests.support.command_lines import TRAIN_FLAGS, Flags, command_lines, parsed
 from tests.support.disk import snapshot
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("programs")
 SMALL = 64  # of sizes, so that a line that works takes little time
 
 DAMAGED = {
-    "cut": f"{FOLDER}/state_*.pt",
-    "no_manifest": f"{FOLDER}/{MANIFEST}",
+    "cut": f"{CHECKPOINT_FOLDER}/state_*.pt",
+    "no_manifest": f"{CHECKPOINT_FOLDER}/{MANIFEST_FILE}",
     "no_config": CONFIG_FILE,
     "no_table": "eval.csv",
 }

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from running.checkpoint import FOLDER, MANIFEST
+from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from tests.support.damage import damaged_bytes, damaged_json, damaged_state, damaged_table
 from tests.support.disk import copy_of, load_piece, put_file, put_manifest, read_json, saved, snapshot
 from tests.support.fuzz import check_all, fast_and_slow
@@ -51,14 +51,14 @@ def changes_of(draw: DrawFn, folder: Path) -> dict[str, Any]:
 
 def damage(folder: Path, changes: dict[str, Any], *, sealed: bool) -> None:
     """Change a run's files; if `sealed`, with checksums that fit."""
-    for name, content in sorted(changes.items(), key=lambda change: change[0].endswith(MANIFEST)):
+    for name, content in sorted(changes.items(), key=lambda change: change[0].endswith(MANIFEST_FILE)):
         path = folder / name
         data = saved(content) if isinstance(content, dict) else content
         if data is None:
             path.unlink()
         elif sealed and path.suffix == ".pt":
             put_file(folder, path.name, data)
-        elif sealed and path.name == MANIFEST:
+        elif sealed and path.name == MANIFEST_FILE:
             path.write_bytes(data)
             with suppress(ValueError, RecursionError, AttributeError):
                 put_manifest(folder, read_json(path))
@@ -68,7 +68,7 @@ def damage(folder: Path, changes: dict[str, Any], *, sealed: bool) -> None:
 
 def check_damaged(program: str, run: Path, examples: int, lines: Sequence[str]) -> None:
     """Give damaged copies of the run to a program. If one is refused, nothing is changed or made."""
-    (state,) = (path.name for path in (run / FOLDER).glob("state_*"))
+    (state,) = (path.name for path in (run / CHECKPOINT_FOLDER).glob("state_*"))
 
     def check(line: str, sealed: bool, changes: dict[str, Any]) -> None:
         with copy_of(run) as folder, tempfile.TemporaryDirectory() as place:

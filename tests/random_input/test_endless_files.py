@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sweep
-from running.checkpoint import FOLDER, MANIFEST
+from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from running.stored_config import CONFIG_FILE
 from sweeping.record import SWEEP_FILE
 from tests.support.disk import copy_of
@@ -22,14 +22,18 @@ READ = {  # how a program is called, and the files of the run that it reads then
     "train --resume {run}": (
         CONFIG_FILE,
         "train.csv",
-        f"{FOLDER}/{MANIFEST}",
-        f"{FOLDER}/state_*",
-        f"{FOLDER}/replay_*",
+        f"{CHECKPOINT_FOLDER}/{MANIFEST_FILE}",
+        f"{CHECKPOINT_FOLDER}/state_*",
+        f"{CHECKPOINT_FOLDER}/replay_*",
     ),
-    "train --finetune_from {run} --work_dir {out}": (CONFIG_FILE, f"{FOLDER}/{MANIFEST}", f"{FOLDER}/state_*"),
+    "train --finetune_from {run} --work_dir {out}": (
+        CONFIG_FILE,
+        f"{CHECKPOINT_FOLDER}/{MANIFEST_FILE}",
+        f"{CHECKPOINT_FOLDER}/state_*",
+    ),
     "train --config {run}/config.json --work_dir {out}": (CONFIG_FILE,),
-    f"evaluate {{run}} {PLAY}": (f"{FOLDER}/{MANIFEST}", f"{FOLDER}/state_*"),
-    f"evaluate {{run}}/checkpoint/{{file}} {PLAY}": (f"{FOLDER}/state_*",),
+    f"evaluate {{run}} {PLAY}": (f"{CHECKPOINT_FOLDER}/{MANIFEST_FILE}", f"{CHECKPOINT_FOLDER}/state_*"),
+    f"evaluate {{run}}/checkpoint/{{file}} {PLAY}": (f"{CHECKPOINT_FOLDER}/state_*",),
     "plot {run} --out {out}": (CONFIG_FILE, "eval.csv", "skills.csv"),
     "plot {run} --out {out} --reference {run}/{file}": ("train.csv",),
     "report {run} --out {out}.html": (CONFIG_FILE, "train.csv", "eval.csv", "episodes.csv", "skills.csv"),

@@ -28,7 +28,8 @@ from hypothesis.strategies import DrawFn
 from errors import CheckpointError
 from running import checkpoint
 from running.atomic_files import UNFINISHED
-from running.checkpoint import FOLDER, MANIFEST, Checkpoints, State, read_newest
+from running.checkpoint import Checkpoints, State, read_newest
+from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 from tests.support.disk import (
     Crash,
     checkpoint_files,
@@ -89,9 +90,9 @@ def test_round_trip(state: State, step: int) -> None:
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     """Without its folder, with an empty one, and with what a kill left of the first file."""
     assert Checkpoints(tmp_path).read() is None
-    (tmp_path / FOLDER).mkdir()
+    (tmp_path / CHECKPOINT_FOLDER).mkdir()
     assert Checkpoints(tmp_path).read() is None
-    (tmp_path / FOLDER / f"state_1.pt{UNFINISHED}").write_bytes(b"half")
+    (tmp_path / CHECKPOINT_FOLDER / f"state_1.pt{UNFINISHED}").write_bytes(b"half")
     reader = Checkpoints(tmp_path)
     assert reader.read() is None
     assert reader.step == -1
@@ -101,16 +102,16 @@ def test_a_new_checkpoint_replaces_the_old_one(tmp_path: Path) -> None:
     """The old files are removed; files of other origin stay, even if their names are similar."""
     writer = Checkpoints(tmp_path)
     writer.write(1, {"x": 1}, {"y": 1}, end=4)
-    assert checkpoint_files(tmp_path) == {MANIFEST, "state_1.pt", "replay_1.pt"}
+    assert checkpoint_files(tmp_path) == {MANIFEST_FILE, "state_1.pt", "replay_1.pt"}
     others = {"notes.txt", "state_1.pt.bak", "state_x.pt", "my_state_1.pt", "replay_1.ptt", "manifest.json.old", "mine"}
     for name in others - {"mine"}:
-        (tmp_path / FOLDER / name).write_text("mine")
-    (tmp_path / FOLDER / "mine").mkdir()
-    (tmp_path / FOLDER / "mine" / "state_1.pt").write_text("mine")
+        (tmp_path / CHECKPOINT_FOLDER / name).write_text("mine")
+    (tmp_path / CHECKPOINT_FOLDER / "mine").mkdir()
+    (tmp_path / CHECKPOINT_FOLDER / "mine" / "state_1.pt").write_text("mine")
     writer.write(2, {"x": 2}, None)
     assert writer.step == 2
-    assert checkpoint_files(tmp_path) == others | {MANIFEST, "state_2.pt"}
-    assert (tmp_path / FOLDER / "mine" / "state_1.pt").read_text() == "mine"
+    assert checkpoint_files(tmp_path) == others | {MANIFEST_FILE, "state_2.pt"}
+    assert (tmp_path / CHECKPOINT_FOLDER / "mine" / "state_1.pt").read_text() == "mine"
     reader = Checkpoints(tmp_path)
     assert reader.read() == {"x": 2}
     assert reader.step == 2
@@ -133,7 +134,7 @@ def test_replay_pieces(tmp_path: Path, reopened: bool) -> None:
             writer.read()
         writer.write(step, {"step": step}, {"end": frames}, oldest_frame=oldest, end=frames)
         assert writer.saved_frames == frames
-        files = {path.name: path for path in (tmp_path / FOLDER).glob("replay_*")}
+        files = {path.name: path for path in (tmp_path / CHECKPOINT_FOLDER).glob("replay_*")}
         assert len(files) == len(ends)
         for name, path in files.items():
             status = path.stat()
@@ -152,9 +153,9 @@ def test_saving_the_replay_buffer_again(tmp_path: Path) -> None:
     writer.write(1, {}, {"first": 0}, end=5)
     writer.write(2, {}, None, oldest_frame=0, end=7)
     assert writer.saved_frames == 0
-    assert checkpoint_files(tmp_path) == {MANIFEST, "state_2.pt"}
+    assert checkpoint_files(tmp_path) == {MANIFEST_FILE, "state_2.pt"}
     writer.write(3, {}, {"first": 0}, end=8)
-    assert checkpoint_files(tmp_path) == {MANIFEST, "state_3.pt", "replay_3.pt"}
+    assert checkpoint_files(tmp_path) == {MANIFEST_FILE, "state_3.pt", "replay_3.pt"}
     assert writer.saved_frames == 8
 
 
@@ -254,8 +255,8 @@ def test_a_full_disk_leaves_the_checkpoint_before() -> None:
     count = 0
     for moment, old, error in refused_writes(0, decision() + 1):
         count += 1
-        assert Path(str(error.filename)).parent == old.folder / FOLDER
-        assert checkpoint_files(old.folder) == {MANIFEST, "state_1.pt", "replay_1.pt"}, moment
+        assert Path(str(error.filename)).parent == old.folder / CHECKPOINT_FOLDER
+        assert checkpoint_files(old.folder) == {MANIFEST_FILE, "state_1.pt", "replay_1.pt"}, moment
         assert complete_step(old.folder) == old.writer.step == 1
         write_new(old.writer)
         assert complete_step(old.folder) == old.writer.step == 2
@@ -280,7 +281,7 @@ def kills(
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(folder, work)
         clone = copy.deepcopy(writer)
-        clone.folder = work / FOLDER
+        clone.folder = work / CHECKPOINT_FOLDER
         try:
             with failing(moment, Crash(), deleting=True):
                 write(clone)
@@ -303,9 +304,9 @@ def test_kill_at_any_moment(tmp_path: Path) -> None:
             heir.read()
             write_newer(heir)
             assert complete_step(work) == 3
-            listed = read_json(work / FOLDER / MANIFEST)
+            listed = read_json(work / CHECKPOINT_FOLDER / MANIFEST_FILE)
             expected = {piece["name"] for piece in (listed["state"], *listed["replay"])}
-            assert checkpoint_files(work) == expected | {MANIFEST}
+            assert checkpoint_files(work) == expected | {MANIFEST_FILE}
     assert set(seen) == {1, 2}
 
 
@@ -399,9 +400,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 def test_damaged_checkpoint(finished: Path, name: str, damage: str) -> None:
     """One line names the file, and nothing is changed."""
     with copy_of(finished) as folder:
-        DAMAGES[damage](folder / FOLDER / name)
+        DAMAGES[damage](folder / CHECKPOINT_FOLDER / name)
         before = snapshot(folder)
-        assert_refused(resume(folder), "--resume", f"{FOLDER}/{name}")
+        assert_refused(resume(folder), "--resume", f"{CHECKPOINT_FOLDER}/{name}")
         assert snapshot(folder) == before
 
 
@@ -418,16 +419,16 @@ def test_undamaged_checkpoint(finished: Path) -> None:
 
 def test_every_byte_of_the_manifest_counts(finished: Path) -> None:
     with copy_of(finished) as folder:
-        path = folder / FOLDER / MANIFEST
+        path = folder / CHECKPOINT_FOLDER / MANIFEST_FILE
         data = path.read_bytes()
         for number in range(len(data)):
             for bit in (0x01, 0x80):
                 path.write_bytes(data[:number] + bytes([data[number] ^ bit]) + data[number + 1 :])
-                with pytest.raises(CheckpointError, match=MANIFEST):
+                with pytest.raises(CheckpointError, match=MANIFEST_FILE):
                     Checkpoints(folder).read()
 
 
-@pytest.mark.parametrize("name", [FOLDER, f"{FOLDER}/state_4.pt"])
+@pytest.mark.parametrize("name", [CHECKPOINT_FOLDER, f"{CHECKPOINT_FOLDER}/state_4.pt"])
 @pytest.mark.parametrize("what", ["a file", "a loop of links"])
 def test_something_else_in_its_place(finished: Path, name: str, what: str) -> None:
     with copy_of(finished) as folder:
@@ -450,9 +451,11 @@ def test_another_format(finished: Path, monkeypatch: pytest.MonkeyPatch, other: 
     with copy_of(finished) as folder:
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "FORMAT", other)
-            put_manifest(folder, read_json(folder / FOLDER / MANIFEST))
+            put_manifest(folder, read_json(folder / CHECKPOINT_FOLDER / MANIFEST_FILE))
         before = snapshot(folder)
-        assert_refused(resume(folder), f"{FOLDER}/{MANIFEST}", f"format {other}", f"reads {checkpoint.FORMAT}")
+        assert_refused(
+            resume(folder), f"{CHECKPOINT_FOLDER}/{MANIFEST_FILE}", f"format {other}", f"reads {checkpoint.FORMAT}"
+        )
         assert snapshot(folder) == before
 
 
@@ -489,7 +492,7 @@ def crafted_manifests(draw: DrawFn) -> Callable[[dict[str, Any]], dict[str, Any]
 def test_crafted_manifest(finished: Path, craft: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Its checksum fits. If it is not refused, the next checkpoint can be written after it."""
     with copy_of(finished) as folder:
-        put_manifest(folder, craft(read_json(folder / FOLDER / MANIFEST)))
+        put_manifest(folder, craft(read_json(folder / CHECKPOINT_FOLDER / MANIFEST_FILE)))
         reader = Checkpoints(folder)
         try:
             reader.read()
@@ -501,7 +504,7 @@ def test_crafted_manifest(finished: Path, craft: Callable[[dict[str, Any]], dict
             reader.write(30, {"x": 1}, {"y": 1}, end=max(28, reader.saved_frames) + 1)
             assert Checkpoints(folder).read() == {"x": 1}
             return
-        assert str(folder / FOLDER) in message
+        assert str(folder / CHECKPOINT_FOLDER) in message
         before = snapshot(folder)
         assert_refused(resume(folder))
         assert snapshot(folder) == before
@@ -511,22 +514,22 @@ def test_crafted_manifest(finished: Path, craft: Callable[[dict[str, Any]], dict
 @given(content=ANY_JSON, sealed=st.booleans())
 def test_any_json_as_manifest(content: Any, sealed: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / FOLDER / MANIFEST
+        path = Path(folder) / CHECKPOINT_FOLDER / MANIFEST_FILE
         path.parent.mkdir()
         if sealed and isinstance(content, dict):
             put_manifest(Path(folder), content)
         else:
             path.write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=MANIFEST):
+        with pytest.raises(CheckpointError, match=MANIFEST_FILE):
             Checkpoints(Path(folder)).read()
 
 
 def test_deeply_nested_manifest(tmp_path: Path) -> None:
     """Reading it, or only checking it, takes more stack than there is."""
-    (tmp_path / FOLDER).mkdir()
+    (tmp_path / CHECKPOINT_FOLDER).mkdir()
     for depth in (10, *range(200, 1000, 50), 10**5):
-        (tmp_path / FOLDER / MANIFEST).write_text('{"a":' + "[" * depth + "]" * depth + "}")
-        with pytest.raises(CheckpointError, match=MANIFEST):
+        (tmp_path / CHECKPOINT_FOLDER / MANIFEST_FILE).write_text('{"a":' + "[" * depth + "]" * depth + "}")
+        with pytest.raises(CheckpointError, match=MANIFEST_FILE):
             Checkpoints(tmp_path).read()
 
 
@@ -557,7 +560,7 @@ def test_nothing_is_unpickled(finished: Path, tmp_path: Path, name: str, form: s
     pickle.loads(pickle.dumps(Trap(sprung))).close()
     assert sprung.exists()  # the trap works
     with copy_of(finished) as folder:
-        good = load_piece(folder / FOLDER / name)
+        good = load_piece(folder / CHECKPOINT_FOLDER / name)
         inside = {**good, next(iter(good)): Trap(trap)}
         old = io.BytesIO()
         torch.save(inside, old, _use_new_zipfile_serialization=False)
@@ -585,6 +588,6 @@ def is_plain_data(content: Any) -> bool:
 @pytest.mark.parametrize("name", FINISHED_FILES[1:])
 def test_tensors_and_plain_data(finished: Path, name: str) -> None:
     """Every file of a checkpoint can be loaded on its own with `weights_only`."""
-    content = torch.load(finished / FOLDER / name, weights_only=True)
+    content = torch.load(finished / CHECKPOINT_FOLDER / name, weights_only=True)
     assert isinstance(content, dict)
     assert is_plain_data(content)

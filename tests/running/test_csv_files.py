@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from errors import LogError, UserError
-from running.checkpoint import FOLDER, Checkpoints
+from running.checkpoint import Checkpoints
 from running.columns import csv_columns, former_columns
 from running.csv_files import CsvFile, continue_file, csv_lines, header, read_beginning
+from running.names import CHECKPOINT_FOLDER
 from tests.support.labs import Start, tables
 from tests.support.runs import CLOCK, played, rows, stop_at
 
@@ -122,14 +123,14 @@ def test_a_run_of_the_version_before_is_resumed(start: Start, tmp_path: Path) ->
     played(run).close()
     make_older(run.folder)
     old = tables(run)
-    shutil.copytree(run.folder / FOLDER, tmp_path / FOLDER)
+    shutil.copytree(run.folder / CHECKPOINT_FOLDER, tmp_path / CHECKPOINT_FOLDER)
 
     killed = start(resume=run.folder)
     stop_at(killed, 85)
     played(killed).close()
     assert len(tables(killed)["skills"]) > len(old["skills"])
-    shutil.rmtree(run.folder / FOLDER)
-    shutil.copytree(tmp_path / FOLDER, run.folder / FOLDER)
+    shutil.rmtree(run.folder / CHECKPOINT_FOLDER)
+    shutil.copytree(tmp_path / CHECKPOINT_FOLDER, run.folder / CHECKPOINT_FOLDER)
 
     again = played(start(resume=run.folder))
     new, expected = tables(again), tables(undisturbed)

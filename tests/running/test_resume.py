@@ -196,7 +196,7 @@ def test_a_budget_that_is_used_up_is_refused(start: Start) -> None:
     run = played(start("--num_train_steps 20"))
     run.close()
     before = (run.folder / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"^--num_train_steps 12 is less than the 20 agent steps that .* has made"):
+    with pytest.raises(UserError, match=r"^the budget of 12 agent steps is less than the 20 that .* has made"):
         start("--num_train_steps 12", resume=run.folder)
     assert (run.folder / "config.json").read_bytes() == before
 

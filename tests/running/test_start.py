@@ -54,6 +54,8 @@ def test_a_budget_without_updates_is_a_warning(
         ("30", 30),
         ("21 --agent_steps_per_update 29", None),
         ("21 --agent_steps_per_update 20", 40),
+        ("0 --agent_steps_per_update 29", None),
+        ("0 --agent_steps_per_update 30", 30),
     ):
         start_run(f"{TINY} --num_seed_steps {line} --work_dir {tmp_path}").close()
         warning = f"warning: there will be no updates: the first comes after {first} agent steps, the budget is 30"

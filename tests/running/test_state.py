@@ -17,7 +17,8 @@ import replay_buffer
 import train
 from errors import RunError
 from replay_buffer import Batch, ReplayBuffer
-from running.checkpoint import FOLDER, Checkpoints
+from running.checkpoint import Checkpoints
+from running.names import CHECKPOINT_FOLDER
 from running.state import likely_cause, save_checkpoint
 from tests.support.damage import REMOVED, changed
 from tests.support.disk import copy_of, load_piece, put_file, saved, snapshot
@@ -39,7 +40,7 @@ NETWORKS = {  # the layers that have parameters
 
 def test_the_names_in_a_state_stay(finished: Path) -> None:
     """Other names would need a new number of the format: checkpoints of earlier versions could not be resumed."""
-    state = load_piece(finished / FOLDER / "state_4.pt")
+    state = load_piece(finished / CHECKPOINT_FOLDER / "state_4.pt")
     parts = {"flags", "counters", "agent", "replay_buffer", "random", "action_space", "skills", "environment"}
     assert state.keys() == parts | {"underway", "logs", "stopwatch", "render_seconds"}
     assert state["counters"] == {
@@ -67,7 +68,7 @@ def test_the_names_in_a_state_stay(finished: Path) -> None:
 
 def test_state_without_a_part(finished: Path) -> None:
     """Every part is needed, and nothing else is taken for it."""
-    state = load_piece(finished / FOLDER / "state_4.pt")
+    state = load_piece(finished / CHECKPOINT_FOLDER / "state_4.pt")
     for name in state:
         for value in (REMOVED, 3, [3]):
             if (name, value) == ("render_seconds", 3):
@@ -83,7 +84,7 @@ def test_state_without_a_part(finished: Path) -> None:
 @pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq", "step"])
 def test_optimizer_of_other_parameters(finished: Path, name: str, moment: str) -> None:
     """The fused kernel does not check shapes: it would read and write outside of the tensors."""
-    state = load_piece(finished / FOLDER / "state_4.pt")
+    state = load_piece(finished / CHECKPOINT_FOLDER / "state_4.pt")
     for value in (torch.zeros(2, 2, 2), torch.zeros(0), torch.tensor(1, dtype=torch.uint8), 3, REMOVED):
         with copy_of(finished) as folder:
             put_file(folder, "state_4.pt", saved(changed(state, ("agent", "optimizers", name, 0, moment), value)))
@@ -204,7 +205,7 @@ def test_the_ring_wraps_several_times(tmp_path: Path) -> None:
         for _ in range(6):
             player.play([buffer], lambda: next(lengths))
         save(buffer, checkpoints, step)
-        assert len(list((tmp_path / FOLDER).glob("replay_*"))) <= 5
+        assert len(list((tmp_path / CHECKPOINT_FOLDER).glob("replay_*"))) <= 5
     assert buffer.frames_written == 240 > 5 * buffer.frame_capacity
     restored = ReplayBuffer(20, SHAPE, 3, 2, seed=2)
     restored_from(tmp_path, restored)

@@ -18,7 +18,7 @@ from hypothesis import given
 import train
 from config import TYPES, Config
 from errors import UserError
-from running.checkpoint import MANIFEST
+from running.names import MANIFEST_FILE
 from running.stored_config import CONFIG_FILE, RESUMABLE, checked_config
 from tests.support.command_lines import command_lines, parsed
 from tests.support.disk import checkpoint_files, copy_of, read_json, snapshot
@@ -111,7 +111,7 @@ def test_continues_with_the_changes(finished: Path) -> None:
         assert flags["num_train_steps"] == 40
         assert flags["resume"] is None
         states = {name for name in checkpoint_files(folder) if name.startswith("state")}
-        assert checkpoint_files(folder) == {MANIFEST, *states}
+        assert checkpoint_files(folder) == {MANIFEST_FILE, *states}
         assert "0,100" not in (folder / "eval.csv").read_text()
         answer = resume(folder, "--num_train_steps", "45")
         assert answer.code == 0

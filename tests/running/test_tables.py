@@ -13,7 +13,7 @@ from running.tables import read_table
 
 DAMAGE = {
     "empty": (b"", "lacks the columns step, bound, env"),
-    "another column": (b"steps,bound,env\n1,2,a\n", "lacks the columns step"),
+    "another column": (b"steps,bound,env\n1,2,a\n", "lacks the column step"),
     "a word": (b"step,bound,env\n1,2,a\nmany,2,a\n", "line 3: step is 'many', not a number"),
     "no number": (b"step,bound,env\n,2,a\n", "line 2: step is '', not a number"),
     "NaN": (b"step,bound,env\nnan,2,a\n", "line 2: step is nan"),

@@ -19,7 +19,8 @@ import torch
 
 from running import checkpoint
 from running.atomic_files import LOCK_FILE
-from running.checkpoint import FOLDER, MANIFEST, State
+from running.checkpoint import State
+from running.names import CHECKPOINT_FOLDER, MANIFEST_FILE
 
 
 class Crash(BaseException):
@@ -104,22 +105,22 @@ def read_json(path: Path) -> Any:
 
 def checkpoint_files(folder: Path) -> set[str]:
     """Return the names of the files in a run's checkpoint."""
-    return {path.name for path in (folder / FOLDER).iterdir()}
+    return {path.name for path in (folder / CHECKPOINT_FOLDER).iterdir()}
 
 
 def put_file(folder: Path, name: str, data: bytes) -> None:
     """Replace a file of a run's checkpoint, and its length and checksum in the manifest."""
-    manifest = read_json(folder / FOLDER / MANIFEST)
+    manifest = read_json(folder / CHECKPOINT_FOLDER / MANIFEST_FILE)
     for piece in (manifest["state"], *manifest["replay"]):
         if piece["name"] == name:
             piece |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / FOLDER / name).write_bytes(data)
+    (folder / CHECKPOINT_FOLDER / name).write_bytes(data)
     put_manifest(folder, manifest)
 
 
 def put_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Write a manifest with a valid checksum."""
-    (folder / FOLDER / MANIFEST).write_bytes(checkpoint._sealed(content))
+    (folder / CHECKPOINT_FOLDER / MANIFEST_FILE).write_bytes(checkpoint._sealed(content))
 
 
 def load_piece(path: Path) -> State:
