@@ -186,7 +186,7 @@ def _flags_in(path: Path, place: str) -> dict[str, Any]:
     """Return the flags in a config.json as they are. Raises FileNotFoundError, UserError."""
     flags = read_record(path, place).get("flags")
     if not isinstance(flags, dict):
-        raise UserError(f"{place} has no flags; restore its text, or start a new run")
+        raise UserError(f"{place} has no flags; restore it, or start a new run")
     return flags
 
 
@@ -212,7 +212,7 @@ def read_record(path: Path, place: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{place} cannot be read: {error.strerror}; name a run's folder") from error
     except (ValueError, RecursionError):
-        raise UserError(f"{place} is damaged, or not a run's; restore its text, or start a new run") from None
+        raise UserError(f"{place} is damaged, or not a run's; restore it, or start a new run") from None
     return record if isinstance(record, dict) else {}
 
 
@@ -288,7 +288,7 @@ def _stored_value(place: str, name: str, value: Any) -> Any:
     numbers = {int: type(value) is int, float: _is_number(value), tuple[float, float]: is_pair}
     fits = numbers[kind] if kind in numbers else isinstance(value, kind)
     if not fits:
-        raise UserError(f"{place} is damaged: {name} is {reprlib.repr(value)}; restore its text, or start a new run")
+        raise UserError(f"{place} is damaged: {name} is {reprlib.repr(value)}; restore it, or start a new run")
     if is_pair:
         return tuple(map(float, value))
     return float(value) if kind is float else value

@@ -132,7 +132,7 @@ class Sweep:
             reason = f"{path} cannot be read: {error.strerror}"
             raise UserError(f"--resume {folder}: {reason}; name a sweep's folder") from error
         except (ValueError, RecursionError) as error:
-            remedy = "restore its text, or start a new sweep"
+            remedy = "restore it, or start a new sweep"
             raise UserError(f"--resume {folder}: {path} is damaged ({error}); {remedy}") from None
         sweep = cls(Path(os.path.realpath(folder)), trials, **options)
         for trial in sweep.trials:

@@ -22,6 +22,7 @@ import report
 import sweep
 import train
 from console.arguments import Parser, add_flags, boolean, integer
+from errors import one_line
 from tests.support.flags import (
     ABOVE_RANGE,
     BELOW_RANGE,
@@ -319,6 +320,12 @@ def test_a_long_value_is_shortened(flag: str, value: str, capsys: pytest.Capture
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert len(error) < (3500 if " " in value else 700)
+
+
+def test_punctuation_behind_a_shortened_word_stays() -> None:
+    assert one_line(f"no task '{'a' * 500}'; name one") == f"no task '{'a' * 149}[...]'; name one"
+    assert one_line(f"{'/a' * 400}: File name too long") == f"{'/a' * 75}[...]: File name too long"
+    assert one_line("x" * 299) == "x" * 299
 
 
 PROGRAMS = ("train.py", "evaluate.py", "plot.py", "report.py", "sweep.py", "benchmark.py", "dmc.py")

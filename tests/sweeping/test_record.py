@@ -122,7 +122,7 @@ def test_a_damaged_record_says_where(change: Change, expected: str, tmp_path: Pa
     record = json.loads((tmp_path / "sweep.json").read_text())
     change(record)
     (tmp_path / "sweep.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=f"sweep.json is damaged .*{expected}.*restore its text, or start a new sweep"):
+    with pytest.raises(UserError, match=f"sweep.json is damaged .*{expected}.*restore it, or start a new sweep"):
         Sweep.read(tmp_path)
 
 
