@@ -37,7 +37,7 @@ SYNONYMS = {
     **dict.fromkeys(("frame_skip", "frameskip"), "action_repeat"),
     **{"gamma": "discount", "tau": "critic_tau", "capture_video": "save_video", "output_dir": "work_dir"},
     **dict.fromkeys(("logdir", "log_dir", "save_dir", "save_path"), "work_dir"),
-    **{"exp_name": "run_name", "cuda": "device", "gpu": "device", "use_tb": "log_save_tb"},
+    **{"exp_name": "run_name", "run_name": "sweep_name", "cuda": "device", "gpu": "device", "use_tb": "log_save_tb"},
 }
 
 

@@ -185,7 +185,7 @@ def _reason(error: BaseException) -> str:
     """Return the error's first line, and what to do about a missing package or an old interface."""
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
     if isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled)):
-        return f"{reason}; pip install what it needs"
+        return reason if "pip install" in reason else f"{reason}; pip install what it needs"
     if "max_episode_steps" in reason:
         return f"{reason}; give --time_limit"
     if "to unpack" in reason:

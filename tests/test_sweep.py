@@ -77,7 +77,7 @@ def python(code: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[s
         (f"--resume {ROOT / 'sweep.py'}", "cannot be read: Not a directory; name a sweep's folder"),
         (f"--resume {'x' * 300}", "cannot be read: File name too long; name a sweep's folder"),
         ("--sweep_name a/b", "--sweep_name must be letters"),
-        ("--run_name x", "unrecognized arguments: --run_name"),
+        ("--run_name x", "unrecognized arguments: --run_name x; did you mean --sweep_name?"),
         ("--env walker_walk dmc_walker_walk", "--env names walker_walk twice"),
         ("--device cuda:1", "--device cuda:1: give cpu or cuda"),
         ("--device gpu", "--device must be cuda, cuda:N or cpu; got gpu"),
