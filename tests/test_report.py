@@ -532,6 +532,7 @@ def test_a_full_disk(tmp_path: Path, mount: Mount) -> None:
     assert list(disk.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_from_any_folder(tmp_path: Path) -> None:
     """As a program of its own, with the default path."""
     write_run(tmp_path / "runs" / "first", 0)

@@ -63,6 +63,7 @@ def test_all_checks_together_stay_under_nine_minutes() -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_checks_run_and_each_failure_is_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

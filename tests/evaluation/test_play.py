@@ -191,7 +191,7 @@ class TroubledEnv(UnevenEnv):
         return super().render(height, width)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_failed_picture_costs_only_its_own_video(
     workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

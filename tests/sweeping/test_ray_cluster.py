@@ -171,6 +171,7 @@ def test_a_checkpoint_without_a_config_is_not_removed(tmp_path: Path) -> None:
     assert checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_a_run_dies_with_its_worker(tmp_path: Path) -> None:
     """When the process that started it is killed, its folder is free."""
     trial = a_trial(steps=100_000)
