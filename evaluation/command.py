@@ -47,9 +47,8 @@ WRITTEN = re.compile(  # by an evaluation, beside evaluation.json and trajectori
     r"(skills|deciles|summary|choice|refit|imitation)\.csv|(confusion_matrix|contact_sheet|trajectories|measures)\.png|"
     r"(skill\d+|skills|policy|schedule|imitation|given)\.mp4"
 )
-WITH_SKILLS_ONLY = frozenset(EVAL_SKILL_COLUMNS) - {
-    "cells_visited"
-}  # measures that episodes without skills do not have
+# Measures that episodes without skills do not have.
+WITH_SKILLS_ONLY = frozenset(EVAL_SKILL_COLUMNS) - {"cells_visited"}
 
 
 def run_evaluation(args: argparse.Namespace, renderer: RendererInfo) -> None:
