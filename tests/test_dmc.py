@@ -459,7 +459,7 @@ def test_check_from_the_command_line(renderer: RendererInfo) -> None:
 def test_failing_check_from_the_command_line() -> None:
     child = check({**os.environ, "MUJOCO_GL": "nonsense"})
     assert child.returncode == 2
-    assert child.stderr.startswith("dmc.py: error: MUJOCO_GL")
+    assert child.stderr.startswith("dmc.py: error: no picture can be drawn with MUJOCO_GL=nonsense")
     assert len(child.stderr.splitlines()) == 1
 
 
