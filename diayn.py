@@ -12,7 +12,8 @@ is high in new states and vanishes as they are learned.
   entropy of that mean minus the mean of their entropies; the skill's own reward is clipped at 0 from below.
 - Choices here: a member is a whole discriminator, with convolutions of its own unless those of the critic are shared
   (behind common convolutions that they train together, members hardly disagree); one critic learns the sum of both
-  rewards, for which their code has a Q function each; metrics and evaluations report the unclipped reward.
+  rewards, for which their code has a Q function each; every step is rewarded, in their code the last of a trajectory;
+  metrics and evaluations report the unclipped reward.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ from running.columns import NO_SKILL
 from tests.support.fake_env import IMAGE_SIZE, UnevenEnv
 from video import VideoRecorder, read_video
 
+# What `evaluate_skills` is told of the task.
+OF_TASK: dict[str, Any] = {"fps": 10.0, "max_episode_steps": 9, "cell_grid": None, "angles": ()}
 SMALL: dict[str, Any] = {"device": "cpu", "seed": 0, "encoder_feature_dim": 8, "hidden_dim": 16}
 
 
@@ -204,15 +206,8 @@ def test_a_failed_picture_costs_only_its_own_video(
         assert [start.video and start.video.name for start in starts] == ["0.mp4", None]
         assert capsys.readouterr().err.count("1.mp4 was not written: no picture (a test)") == 1
         if workers:
-            settings: dict[str, Any] = {
-                "fps": 10.0,
-                "max_episode_steps": 9,
-                "cell_grid": None,
-                "angles": (),
-                "video_folder": tmp_path,
-            }
             with pytest.raises(WorkerError, match="an evaluation process died"):
-                evaluate_skills(agent, eval_envs, {0: "a", 1: "b"}, [6], **settings)
+                evaluate_skills(agent, eval_envs, {0: "a", 1: "b"}, [6], video_folder=tmp_path, **OF_TASK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4"]
     assert [vars(episode) for episode in episodes] == play_on(agent, UnevenEnv, [Start(0, 4), Start(1, 5)], count=2)
 
@@ -271,15 +266,8 @@ def test_a_video_shows_skill_step_and_rewards(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(VideoRecorder, "start", spy_on_start)
     monkeypatch.setattr(VideoRecorder, "record", spy_on_record)
     agent = make_diayn(IMAGE_SIZE, 2)
-    settings: dict[str, Any] = {
-        "fps": 10.0,
-        "max_episode_steps": 9,
-        "cell_grid": None,
-        "angles": (),
-        "video_folder": tmp_path,
-    }
     with open_eval_envs(UnevenEnv, 2) as eval_envs:
-        evaluation = evaluate_skills(agent, eval_envs, {0: "zero", 2: "two"}, [5], **settings)
+        evaluation = evaluate_skills(agent, eval_envs, {0: "zero", 2: "two"}, [5], video_folder=tmp_path, **OF_TASK)
     env = UnevenEnv()
     for name, episode, result in zip(("zero", "two"), evaluation.starts, evaluation.episodes, strict=True):
         env.reset(seed=5)
